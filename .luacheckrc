@@ -1,0 +1,6 @@
+std = "lua54"
+max_line_length = 120
+cache = false
+exclude_files = { "build*", ".luarocks" }
+files["tests/spec"] = { std = "lua54+busted" }
+files["scripts/cairn"] = { std = "lua54" }
