@@ -1,0 +1,35 @@
+/* Filling a caller-owned struct cairn_error. All take err == NULL and return
+ * -1, so that `return cairn__fail(...)` is the idiom. errno is read by
+ * cairn__fail_errno first thing and kept in system_errno. */
+#ifndef CAIRN_ERROR_H
+#define CAIRN_ERROR_H
+
+#include "cairn.h"
+
+void cairn__error_clear(struct cairn_error *err);
+int cairn__fail(struct cairn_error *err, int id, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+/* The message ends in ": " and the errno's text. The id is taken from the
+ * errno (ENOSPC, EDQUOT, EFBIG: DISK_FULL; EACCES, EPERM, EROFS:
+ * PERMISSION_DENIED; ENOMEM: NO_MEMORY; ENOENT: NOT_FOUND; EEXIST: EXISTS;
+ * ENAMETOOLONG, ENOTDIR, EISDIR, ELOOP: BAD_PATH; else IO_ERROR). `path` goes
+ * into err->path, `offset` into err->offset (-1 none); both may be absent. */
+int cairn__fail_errno(struct cairn_error *err, int errnum, const char *path,
+                      int64_t offset, const char *fmt, ...)
+    __attribute__((format(printf, 5, 6)));
+int cairn__fail_memory(struct cairn_error *err);
+/* Names the machine and the disk an error belongs to, in its fields and, if
+ * they are not there yet, at the head of its message:
+ * "machine M, disk D: ..." */
+void cairn__error_locate(struct cairn_error *err, const char *machine,
+                         const char *disk);
+void cairn__error_set_path(struct cairn_error *err, const char *path,
+                           int64_t offset);
+/* A path or name made printable (control bytes as \xHH), for messages; the
+ * buffer is returned. */
+const char *cairn__printable(const char *s, char *buffer, size_t size);
+/* The candidate most like `word` (edit distance, case ignored). */
+const char *cairn__nearest(const char *word, const char *const *candidates,
+                           size_t count);
+
+#endif

@@ -1,0 +1,524 @@
+/* cairn.h: the C interface of Cairn, a job engine that exports collections of
+ * virtual machines as of a reference point.
+ *
+ * THE MODEL. An engine owns jobs. A job is an instance of the published class
+ * Msvm_CollectionReferencePointExportJob (a CIM_ConcreteJob): properties read
+ * and written by name, a state machine driven by RequestStateChange, errors as
+ * CIM_Error instances. A few additions of Cairn's own (phase, queue, ...) are
+ * read the same way and come after the class's fifty properties.
+ *
+ * THREADS. One thread at a time, the owner, may call into an engine; nothing
+ * here is locked. Copying, reading and syncing happen on the engine's own
+ * threads, which never touch a job: they report through a queue that
+ * cairn_engine_step() empties. Different engines share nothing.
+ *
+ * DRIVING IT. The engine never calls back. cairn_engine_pollfd() becomes
+ * readable when there is something to do; cairn_engine_step() does it,
+ * without blocking; cairn_engine_next_events() then hands out what happened.
+ * cairn_engine_wait() is poll() + step() for programs without a loop.
+ *
+ * ERRORS. Functions that can fail return 0 or a negative value and fill a
+ * caller-owned struct cairn_error when given one (it may be NULL). Nothing is
+ * half done after a failure.
+ *
+ * OWNERSHIP. Strings and arrays passed in are copied. What is handed out is
+ * borrowed and stays valid until the next call on the same engine, unless the
+ * function says that the caller frees it with cairn_free().
+ *
+ * TEXT is UTF-8. TIMES are int64_t microseconds: "unix" since 1970 UTC,
+ * durations relative. JSON follows RFC 8259, one value.
+ */
+#ifndef CAIRN_H
+#define CAIRN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define CAIRN_API __attribute__((visibility("default")))
+#define CAIRN_VERSION "0.1.0"
+
+CAIRN_API const char *cairn_version(void);
+
+/* ---- memory ---------------------------------------------------------- */
+
+/* Frees what a function said the caller frees. NULL is allowed. */
+CAIRN_API void cairn_free(void *p);
+
+/* Replaces the allocator, before anything else is called; for tests that make
+ * allocations fail. realloc_fn(NULL, n) allocates. NULL, NULL restores. */
+CAIRN_API void cairn_set_allocator(void *(*realloc_fn)(void *, size_t),
+                                   void (*free_fn)(void *));
+
+/* ---- errors ----------------------------------------------------------- */
+
+enum cairn_error_id {
+  CAIRN_OK = 0,
+#define CAIRN_ERROR(ID, code, errorcode, type, cause, status, exit, text, act) \
+  CAIRN_E_##ID = (errorcode),
+#include "cairn/errors.def"
+#undef CAIRN_ERROR
+};
+
+#define CAIRN_MESSAGE_MAX 2048
+
+/* What went wrong. `id` is a CAIRN_E_ value; the message says what, where and
+ * what would be valid. machine, disk, path and offset are filled where the
+ * error belongs to one ("" and -1 otherwise). */
+struct cairn_error {
+  int id;
+  int system_errno; /* 0 when no system call failed */
+  int64_t offset;   /* bytes into `path`, or -1 */
+  char message[CAIRN_MESSAGE_MAX];
+  char machine[40];
+  char disk[72];
+  char path[512]; /* shortened in the middle when longer */
+};
+
+/* One row of the error table; NULL for an unknown id. */
+struct cairn_error_info {
+  int id; /* = CIM_Job.ErrorCode */
+  const char *code, *message_id, *summary, *recommended_action;
+  uint16_t error_type, probable_cause;
+  uint32_t cim_status_code;
+  int exit_code;
+};
+CAIRN_API const struct cairn_error_info *cairn_error_info(int id);
+/* The rows in order, for documentation; NULL past the end. */
+CAIRN_API const struct cairn_error_info *cairn_error_info_at(size_t index);
+
+/* ---- CIM datetime (docs/job-model.md, DSP0004 5.2.4) ------------------ */
+
+enum cairn_datetime_kind {
+  CAIRN_TIMESTAMP = 1, /* microseconds: Unix, UTC */
+  CAIRN_INTERVAL = 2,  /* microseconds: length, >= 0 */
+  CAIRN_NEVER = 3,     /* all nines: no end */
+  CAIRN_ZERO = 4       /* the all-zero timestamp "00000000000000.000000+000" */
+};
+
+struct cairn_datetime {
+  int64_t microseconds;
+  int16_t utc_offset; /* minutes east of Greenwich, -999..999; timestamps */
+  uint8_t kind;       /* enum cairn_datetime_kind */
+  uint8_t precision;  /* significant digits, counted from the left of the 20;
+                         20 (or 0) = exact; fewer = trailing asterisks, the
+                         microseconds then being the lower bound */
+};
+
+#define CAIRN_DATETIME_SIZE 26 /* 25 characters and the NUL */
+
+CAIRN_API int cairn_datetime_parse(const char *text, size_t length,
+                                   struct cairn_datetime *out,
+                                   struct cairn_error *err);
+/* Writes 25 characters and a NUL. */
+CAIRN_API void cairn_datetime_format(const struct cairn_datetime *t,
+                                     char out[CAIRN_DATETIME_SIZE]);
+/* op '+' or '-': timestamp-timestamp = interval, timestamp+-interval =
+ * timestamp, interval+-interval = interval; anything else, and a result below
+ * zero or out of the format's range, is CAIRN_E_INVALID_ARGUMENT or
+ * CAIRN_E_OUT_OF_RANGE. */
+CAIRN_API int cairn_datetime_add(const struct cairn_datetime *a, char op,
+                                 const struct cairn_datetime *b,
+                                 struct cairn_datetime *out,
+                                 struct cairn_error *err);
+/* interval * factor, interval / divisor (integers; divisor > 0) */
+CAIRN_API int cairn_datetime_scale(const struct cairn_datetime *a, char op,
+                                   int64_t n, struct cairn_datetime *out,
+                                   struct cairn_error *err);
+/* interval / interval, whole part */
+CAIRN_API int cairn_datetime_ratio(const struct cairn_datetime *a,
+                                   const struct cairn_datetime *b,
+                                   int64_t *out, struct cairn_error *err);
+/* *out = -1, 0, 1. Only the same kind compares; NEVER is after everything of
+ * either kind; with asterisks only the digits significant in both count. */
+CAIRN_API int cairn_datetime_compare(const struct cairn_datetime *a,
+                                     const struct cairn_datetime *b, int *out,
+                                     struct cairn_error *err);
+
+/* ---- the class: properties and value maps ------------------------------ */
+
+enum cairn_type {
+  CAIRN_TYPE_STRING = 1,
+  CAIRN_TYPE_DATETIME,
+  CAIRN_TYPE_BOOLEAN,
+  CAIRN_TYPE_UINT8,
+  CAIRN_TYPE_SINT8,
+  CAIRN_TYPE_UINT16,
+  CAIRN_TYPE_UINT32,
+  CAIRN_TYPE_UINT64,
+  CAIRN_TYPE_REAL64
+};
+
+struct cairn_value_label {
+  int64_t value;
+  const char *label;
+};
+
+struct cairn_property_info {
+  int id;           /* 1..50 the class's, in declaration order; 51.. ours */
+  const char *name; /* "RunMonth" */
+  uint8_t type;     /* enum cairn_type */
+  uint8_t is_array, is_writable, is_key, is_required, is_deprecated;
+  uint8_t is_addition;      /* not of the class: Cairn's own */
+  uint8_t is_interval;      /* a datetime that must be an interval */
+  const char *default_text; /* as the class page has it, or NULL */
+  int has_range;
+  int64_t min, max;
+  uint32_t max_length;                    /* characters; 0 = no limit */
+  const struct cairn_value_label *values; /* value map, or NULL */
+  size_t value_count;
+  const char *origin;      /* "CIM_Job", or "Cairn" */
+  const char *description; /* one line */
+};
+
+/* cairn_property_info.id of each: CAIRN_PROPERTY_RunMonth, ... */
+enum cairn_property_id {
+  CAIRN_PROPERTY_NONE = 0,
+#define CAIRN_PROPERTY(name, ...) CAIRN_PROPERTY_##name,
+#include "cairn/properties.def"
+#undef CAIRN_PROPERTY
+  CAIRN_PROPERTY_END, /* one past the last */
+  CAIRN_PROPERTY_CLASS_COUNT = CAIRN_PROPERTY_ExportedGuestStateFilePaths
+};
+
+/* By position, 0 up; NULL past the last. */
+CAIRN_API const struct cairn_property_info *cairn_property_at(size_t index);
+/* Exact name; NULL when there is none. */
+CAIRN_API const struct cairn_property_info *cairn_property_find(
+    const char *name);
+/* The valid name most like `name` (never NULL). */
+CAIRN_API const char *cairn_property_nearest(const char *name);
+/* Label of a number, or NULL. "Completed With Warnings" for 32768. */
+CAIRN_API const char *cairn_value_label(const struct cairn_property_info *p,
+                                        int64_t value);
+/* Number of a label, ignoring case, spaces and '-' (but not the leading sign
+ * of a weekday); 0 when found, else -1. */
+CAIRN_API int cairn_value_number(const struct cairn_property_info *p,
+                                 const char *label, int64_t *out);
+
+/* Value maps that belong to methods and CIM_Error, by name: "RequestedState",
+ * "RequestStateChange", "KillJob", "GetError", "ErrorType",
+ * "PerceivedSeverity", "ProbableCause", "ErrorSourceFormat",
+ * "CIMStatusCode", "VendorReturnCode". NULL when there is none. */
+CAIRN_API const struct cairn_value_label *cairn_value_map(const char *name,
+                                                          size_t *count);
+
+enum cairn_value_kind {
+  CAIRN_VALUE_NULL = 0,
+  CAIRN_VALUE_BOOLEAN,
+  CAIRN_VALUE_INTEGER,
+  CAIRN_VALUE_REAL,
+  CAIRN_VALUE_STRING,
+  CAIRN_VALUE_DATETIME,
+  CAIRN_VALUE_INTEGER_ARRAY,
+  CAIRN_VALUE_STRING_ARRAY
+};
+
+struct cairn_value {
+  uint8_t kind;
+  size_t count; /* of an array; bytes of a string */
+  union {
+    int boolean;
+    int64_t integer;
+    double real;
+    const char *string;
+    struct cairn_datetime datetime;
+    const uint16_t *integers;
+    const char *const *strings;
+  } as;
+};
+
+/* ---- job states and requests ------------------------------------------- */
+
+enum cairn_job_state {
+  CAIRN_NEW = 2,
+  CAIRN_STARTING = 3,
+  CAIRN_RUNNING = 4,
+  CAIRN_SUSPENDED = 5,
+  CAIRN_SHUTTING_DOWN = 6,
+  CAIRN_COMPLETED = 7,
+  CAIRN_TERMINATED = 8,
+  CAIRN_KILLED = 9,
+  CAIRN_EXCEPTION = 10,
+  CAIRN_SERVICE = 11,
+  CAIRN_QUERY_PENDING = 12,
+  CAIRN_COMPLETED_WITH_WARNINGS = 32768
+};
+
+enum cairn_requested_state {
+  CAIRN_REQUEST_START = 2,
+  CAIRN_REQUEST_SUSPEND = 3,
+  CAIRN_REQUEST_TERMINATE = 4,
+  CAIRN_REQUEST_KILL = 5,
+  CAIRN_REQUEST_SERVICE = 6
+};
+
+/* RequestStateChange's return codes (DMTF). */
+enum cairn_return_code {
+  CAIRN_RC_COMPLETED = 0,
+  CAIRN_RC_NOT_SUPPORTED = 1,
+  CAIRN_RC_UNKNOWN = 2,
+  CAIRN_RC_TIMEOUT = 3,
+  CAIRN_RC_FAILED = 4,
+  CAIRN_RC_INVALID_PARAMETER = 5,
+  CAIRN_RC_IN_USE = 6,
+  CAIRN_RC_STARTED = 4096,
+  CAIRN_RC_INVALID_TRANSITION = 4097,
+  CAIRN_RC_TIMEOUT_NOT_SUPPORTED = 4098,
+  CAIRN_RC_BUSY = 4099
+};
+
+/* 1 when JobState may change from `from` to `to` (state x state matrix). */
+CAIRN_API int cairn_state_can_change(int from, int to);
+/* Code that the state x request matrix gives, before job-type capability. */
+CAIRN_API uint32_t cairn_state_request_code(int state, int request);
+CAIRN_API int cairn_state_is_final(int state);
+/* The vendor's number for a DMTF return code (docs/job-model.md 3.2). */
+CAIRN_API uint32_t cairn_vendor_code(uint32_t dmtf_code);
+
+/* ---- engine ------------------------------------------------------------ */
+
+typedef struct cairn_engine cairn_engine;
+
+/* Identifies a job for the life of the engine; never reused; 0 is none. */
+typedef uint64_t cairn_job;
+
+struct cairn_io;    /* engine/io.h: for tests that inject faults */
+struct cairn_clock; /* engine/clock.h */
+
+struct cairn_engine_options {
+  uint32_t size;          /* sizeof(struct cairn_engine_options) */
+  const char *store;      /* ":memory:" or NULL */
+  int is_vendor_codes;    /* return codes of the vendor, not of the DMTF */
+  int is_virtual_clock;   /* time stands still: cairn_engine_advance() */
+  int64_t virtual_start;  /* Unix microseconds; 0 = 2025-01-01T00:00:00Z */
+  const char *queues_json; /* {"default":{"concurrency":2}, ...} or NULL */
+  const char *owner;      /* CIM_Job.Owner of its jobs; NULL = the user */
+  const struct cairn_io *io; /* NULL = the system's */
+};
+
+CAIRN_API int cairn_engine_open(const struct cairn_engine_options *options,
+                                cairn_engine **out, struct cairn_error *err);
+
+enum cairn_close_mode {
+  CAIRN_CLOSE_SUSPEND,
+  CAIRN_CLOSE_TERMINATE,
+  CAIRN_CLOSE_KILL
+};
+/* Asks every job to end that way and accepts no new one. Drive the engine
+ * until cairn_engine_is_idle(), then free it. May be called again to
+ * escalate. */
+CAIRN_API void cairn_engine_close(cairn_engine *engine,
+                                  enum cairn_close_mode mode);
+/* 1 when nothing of the engine's runs any more. */
+CAIRN_API int cairn_engine_is_idle(const cairn_engine *engine);
+/* Frees it, killing what still runs without waiting for it. NULL allowed. */
+CAIRN_API void cairn_engine_free(cairn_engine *engine);
+
+/* One descriptor, readable when cairn_engine_step() has work: completions,
+ * due times, clock jumps, ended processes. Owned by the engine. */
+CAIRN_API int cairn_engine_pollfd(const cairn_engine *engine);
+/* Microseconds until the next due time, 0 = now, -1 = none. */
+CAIRN_API int64_t cairn_engine_timeout(const cairn_engine *engine);
+/* Does what is due, a bounded amount, without blocking. Returns 1 when there
+ * may be more to do at once (or events are queued), 0 when not. */
+CAIRN_API int cairn_engine_step(cairn_engine *engine);
+/* Waits at most timeout_us (-1 = for ever) for work and steps. With a virtual
+ * clock nothing but outside work (threads, processes) is waited for. */
+CAIRN_API int cairn_engine_wait(cairn_engine *engine, int64_t timeout_us);
+/* Moves a virtual clock; an error with the real one. */
+CAIRN_API int cairn_engine_advance(cairn_engine *engine, int64_t microseconds,
+                                   struct cairn_error *err);
+/* The engine's clock. */
+CAIRN_API int64_t cairn_engine_now(const cairn_engine *engine);       /* Unix */
+CAIRN_API int64_t cairn_engine_monotonic(const cairn_engine *engine);
+
+/* ---- events ------------------------------------------------------------ */
+
+enum cairn_event_type {
+  CAIRN_EVENT_SUBMITTED = 1, /* a job exists */
+  CAIRN_EVENT_STATE,         /* JobState: old_state -> new_state */
+  CAIRN_EVENT_PERCENT,       /* PercentComplete: percent */
+  CAIRN_EVENT_CHANGED,       /* properties were set */
+  CAIRN_EVENT_REMOVED,       /* the job is gone; its id answers no more */
+  CAIRN_EVENT_WARNING,       /* a warning was added to the running job */
+  CAIRN_EVENT_TIMER,         /* a timer of cairn_timer_start(): cookie */
+  CAIRN_EVENT_PROCESS,       /* a process of cairn_process_start(): cookie,
+                                status as wait(2) gives it */
+  CAIRN_EVENT_REQUEST_TIMEOUT, /* a request did not finish in its
+                                  TimeoutPeriod; it stands. code = 3 */
+  /* To whoever runs the bodies of "run" jobs (tasks): */
+  CAIRN_EVENT_TASK_START,
+  CAIRN_EVENT_TASK_SUSPEND, /* stop at a safe point: cairn_task_parked() */
+  CAIRN_EVENT_TASK_RESUME,
+  CAIRN_EVENT_TASK_TERMINATE, /* end in order: cairn_task_finish() */
+  CAIRN_EVENT_TASK_KILL,      /* end at once; the job is Killed already */
+  CAIRN_EVENT_TASK_ANSWER     /* the answer: cairn_task_answer_text() */
+};
+
+struct cairn_event {
+  uint64_t sequence; /* gap-free within the engine, from 1 */
+  cairn_job job;
+  int64_t time; /* Unix microseconds */
+  uint64_t cookie;
+  uint32_t type; /* enum cairn_event_type */
+  int32_t status;
+  uint16_t old_state, new_state, percent, code;
+  uint32_t run;           /* the job's run_number at that time */
+  char instance_id[48];   /* the job's InstanceID (also of a removed one) */
+};
+
+/* Copies up to `max` events, oldest first, and returns how many. */
+CAIRN_API size_t cairn_engine_next_events(cairn_engine *engine,
+                                          struct cairn_event *out, size_t max);
+/* "JobState", "PercentComplete", "Submitted", ... or NULL. */
+CAIRN_API const char *cairn_event_name(uint32_t type);
+
+/* ---- jobs --------------------------------------------------------------- */
+
+/* Creates a job from a specification (docs/job-model.md "Submitting"): a JSON
+ * object of writable properties, Name, RecoveryAction, OtherRecoveryAction,
+ * Description, ElementName, Caption, queue, and exactly one kind: "export",
+ * "verify", "restore" or "run". "once": true ignores the calendar: one run,
+ * now. Paths must be absolute. Checked whole before anything happens. */
+CAIRN_API int cairn_submit(cairn_engine *engine, const char *json,
+                           size_t length, cairn_job *out,
+                           struct cairn_error *err);
+/* An array of specifications, all or none; out has room for `count`, which
+ * must be the array's length. The error's message names the index. */
+CAIRN_API int cairn_submit_all(cairn_engine *engine, const char *json,
+                               size_t length, cairn_job *out, size_t count,
+                               struct cairn_error *err);
+/* Checks a specification as cairn_submit() does and plans it without running
+ * (--dry-run): *plan is a JSON object the caller frees. Blocks on I/O. */
+CAIRN_API int cairn_plan(cairn_engine *engine, const char *json, size_t length,
+                         char **plan, struct cairn_error *err);
+
+/* By InstanceID, bare GUID or a unique prefix of 4 or more of the GUID. */
+CAIRN_API int cairn_job_find(cairn_engine *engine, const char *id,
+                             cairn_job *out, struct cairn_error *err);
+/* The next job in order of submission after `after` (0 = first); 0 = end. */
+CAIRN_API cairn_job cairn_job_next(cairn_engine *engine, cairn_job after);
+
+/* Reads property `id` (cairn_property_info.id). A job that is gone:
+ * CAIRN_E_NOT_FOUND. */
+CAIRN_API int cairn_job_get(cairn_engine *engine, cairn_job job, int id,
+                            struct cairn_value *out, struct cairn_error *err);
+
+struct cairn_change {
+  const char *name;
+  struct cairn_value value; /* labels and datetimes may come as strings */
+};
+/* Sets all or none. Nothing moves when one is refused. */
+CAIRN_API int cairn_job_set(cairn_engine *engine, cairn_job job,
+                            const struct cairn_change *changes, size_t count,
+                            struct cairn_error *err);
+
+/* The whole job as a JSON object keyed by property name; the caller frees. */
+CAIRN_API int cairn_job_json(cairn_engine *engine, cairn_job job,
+                             int is_numbers, char **out,
+                             struct cairn_error *err);
+/* What a verify, restore or export job reports (per machine, per disk), a
+ * JSON value the caller frees; "null" before its run has ended. */
+CAIRN_API int cairn_job_report(cairn_engine *engine, cairn_job job, char **out,
+                               struct cairn_error *err);
+
+/* The class's methods. They return the DMTF code (or the vendor's when the
+ * engine was opened so). A job that is gone: err filled, code 2. */
+CAIRN_API uint32_t cairn_job_request_state_change(
+    cairn_engine *engine, cairn_job job, int64_t requested_state,
+    const struct cairn_datetime *timeout_period, struct cairn_error *err);
+/* delete_on_kill: 1, 0, or -1 = null */
+CAIRN_API uint32_t cairn_job_kill(cairn_engine *engine, cairn_job job,
+                                  int delete_on_kill, struct cairn_error *err);
+/* GetErrorEx: *errors is "null" or a JSON array of CIM_Error objects of 15
+ * properties, root cause first; GetError is its first element (see
+ * docs/job-model.md for warnings). The caller frees. */
+CAIRN_API uint32_t cairn_job_get_errors(cairn_engine *engine, cairn_job job,
+                                        int is_ex, char **errors,
+                                        struct cairn_error *err);
+/* Only in a final state, else CAIRN_E_INVALID_STATE. */
+CAIRN_API int cairn_job_delete(cairn_engine *engine, cairn_job job,
+                               struct cairn_error *err);
+/* Continues a suspended run, or only releases a hold. */
+CAIRN_API uint32_t cairn_job_resume(cairn_engine *engine, cairn_job job,
+                                    struct cairn_error *err);
+/* Answers a Query Pending; refused when the text is none of the choices. */
+CAIRN_API uint32_t cairn_job_resume_with_input(cairn_engine *engine,
+                                               cairn_job job, const char *text,
+                                               struct cairn_error *err);
+/* The open question as JSON {"question":, "choices":[...]|null}, or "null"; the
+ * caller frees. */
+CAIRN_API int cairn_job_query(cairn_engine *engine, cairn_job job, char **out,
+                              struct cairn_error *err);
+
+/* ---- tasks: the bodies of "run" jobs, run by the embedding program ------ */
+
+/* 0..100 (clamped; never moves back; 100 is shown only when completed). */
+CAIRN_API int cairn_task_progress(cairn_engine *engine, cairn_job job,
+                                  double percent, struct cairn_error *err);
+/* The job goes to Query Pending until cairn_job_resume_with_input(). choices:
+ * JSON array of strings, or NULL for free text. */
+CAIRN_API int cairn_task_ask(cairn_engine *engine, cairn_job job,
+                             const char *question, const char *choices_json,
+                             struct cairn_error *err);
+/* Borrowed; NULL when there is none. */
+CAIRN_API const char *cairn_task_answer_text(cairn_engine *engine,
+                                             cairn_job job);
+/* The body stands still after TASK_SUSPEND. */
+CAIRN_API int cairn_task_parked(cairn_engine *engine, cairn_job job,
+                                struct cairn_error *err);
+CAIRN_API int cairn_task_warn(cairn_engine *engine, cairn_job job,
+                              const char *message, struct cairn_error *err);
+/* The body has ended: failure NULL = well; otherwise its error (a CAIRN_E_ id
+ * and message; CAIRN_E_TERMINATED after TASK_TERMINATE). */
+CAIRN_API int cairn_task_finish(cairn_engine *engine, cairn_job job,
+                                const struct cairn_error *failure,
+                                struct cairn_error *err);
+
+/* ---- timers and processes ------------------------------------------------ */
+
+/* One TIMER event with this cookie after delay_us on the monotonic clock. */
+CAIRN_API int cairn_timer_start(cairn_engine *engine, int64_t delay_us,
+                                uint64_t cookie, struct cairn_error *err);
+CAIRN_API void cairn_timer_stop(cairn_engine *engine, uint64_t cookie);
+
+struct cairn_process_options {
+  uint32_t size;
+  const char *const *argv; /* NULL-terminated; argv[0] is looked up in PATH */
+  const char *const *env;  /* NULL-terminated "K=V"; NULL = inherited */
+  const char *cwd;         /* NULL = inherited */
+  const char *input;       /* standard input; NULL = /dev/null */
+  size_t input_length;
+};
+/* Starts a program in its own process group, with its output captured. It
+ * gets SIGKILL when the engine's process dies. One PROCESS event follows. */
+CAIRN_API int cairn_process_start(cairn_engine *engine, cairn_job job,
+                                  const struct cairn_process_options *options,
+                                  uint64_t cookie, struct cairn_error *err);
+/* Signals the whole group. */
+CAIRN_API int cairn_process_signal(cairn_engine *engine, uint64_t cookie,
+                                   int signal, struct cairn_error *err);
+/* What it has written so far (which: 1 stdout, 2 stderr; the last 1 MiB at
+ * most); the caller frees. */
+CAIRN_API int cairn_process_output(cairn_engine *engine, uint64_t cookie,
+                                   int which, char **text, size_t *length,
+                                   struct cairn_error *err);
+/* Forgets an ended process. */
+CAIRN_API void cairn_process_release(cairn_engine *engine, uint64_t cookie);
+
+/* ---- exports on disk, without a job --------------------------------------- */
+
+/* The reference points in an export directory as a JSON array, by sequence;
+ * damaged ones have "error". The caller frees. Blocks on I/O. */
+CAIRN_API int cairn_points(const char *directory, char **json,
+                           struct cairn_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,6 @@
+#include "cairn.h"
+
+const char *cairn_version(void)
+{
+  return CAIRN_VERSION;
+}
