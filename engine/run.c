@@ -1,0 +1,441 @@
+/* run.c: engine threads, their safe points, and the mailbox they report to.
+ *
+ * Two locks, taken in this order and never held across foreign code:
+ *
+ *   run->lock   entered, parked, warnings, writes of request
+ *   box->lock   the list and, of every run, notices, next_notice, is_queued
+ *
+ * The list's nodes are members of the runs and a queued run is referenced by
+ * the list, so a report needs no memory and its run cannot vanish. The eventfd
+ * is written when the list becomes non-empty and read when it becomes empty,
+ * both under box->lock: it is readable exactly while there is something to
+ * take, however many runs the owner takes at a time.
+ *
+ * Invariant of parking: 0 <= parked <= entered. PARKED is posted whenever the
+ * two meet above zero while SUSPEND is the request; any other request takes a
+ * PARKED that was not yet read back, so the owner never sees one that belongs
+ * to an earlier suspension. */
+#include "run.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "error.h"
+#include "memory.h"
+
+struct cairn__mailbox {
+  pthread_mutex_t lock;
+  struct cairn__run *head, *tail;
+  int fd;
+  int is_closed;
+  int references; /* the owner and every run that may post; under lock */
+  struct cairn_virtual_clock clock;
+};
+
+/* ---- text ---- */
+
+/* Bytes of the valid UTF-8 sequence at s (RFC 3629), 0 when there is none. */
+static size_t utf8_length(const unsigned char *s)
+{
+  size_t n;
+  unsigned low = 0x80, high = 0xbf;
+
+  if (s[0] < 0x80)
+    return 1;
+  if (s[0] >= 0xc2 && s[0] <= 0xdf) {
+    n = 2;
+  } else if (s[0] >= 0xe0 && s[0] <= 0xef) {
+    n = 3;
+    if (s[0] == 0xe0)
+      low = 0xa0; /* overlong */
+    if (s[0] == 0xed)
+      high = 0x9f; /* surrogates */
+  } else if (s[0] >= 0xf0 && s[0] <= 0xf4) {
+    n = 4;
+    if (s[0] == 0xf0)
+      low = 0x90;
+    if (s[0] == 0xf4)
+      high = 0x8f; /* beyond U+10FFFF */
+  } else {
+    return 0;
+  }
+  if (s[1] < low || s[1] > high)
+    return 0;
+  for (size_t i = 2; i < n; i++) {
+    if (s[i] < 0x80 || s[i] > 0xbf)
+      return 0;
+  }
+  return n;
+}
+
+void cairn__utf8_clean(char *text)
+{
+  unsigned char *s = (unsigned char *)text;
+
+  while (*s) {
+    size_t n = utf8_length(s);
+
+    if (n == 0)
+      *s++ = '?';
+    else
+      s += n;
+  }
+}
+
+int cairn__utf8_is_valid(const char *text, size_t length)
+{
+  for (size_t i = 0; i < length;) {
+    unsigned char s[5] = {0};
+    size_t left = length - i, n;
+
+    memcpy(s, text + i, left < 4 ? left : 4);
+    n = s[0] ? utf8_length(s) : 0;
+    if (n == 0)
+      return 0;
+    i += n;
+  }
+  return 1;
+}
+
+/* ---- the mailbox ---- */
+
+struct cairn__mailbox *cairn__mailbox_new(struct cairn_error *err)
+{
+  struct cairn__mailbox *box = cairn__calloc(1, sizeof *box);
+  int code;
+
+  if (!box) {
+    cairn__fail_memory(err);
+    return NULL;
+  }
+  box->references = 1;
+  box->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (box->fd < 0) {
+    cairn__fail_errno(err, errno, NULL, -1, "cannot create an eventfd");
+    cairn__free(box);
+    return NULL;
+  }
+  code = pthread_mutex_init(&box->lock, NULL);
+  if (code != 0) {
+    cairn__fail_errno(err, code, NULL, -1, "cannot create a mutex");
+    close(box->fd);
+    cairn__free(box);
+    return NULL;
+  }
+  return box;
+}
+
+static void mailbox_ref(struct cairn__mailbox *box)
+{
+  pthread_mutex_lock(&box->lock);
+  box->references++;
+  pthread_mutex_unlock(&box->lock);
+}
+
+static void mailbox_unref(struct cairn__mailbox *box)
+{
+  int is_last;
+
+  pthread_mutex_lock(&box->lock);
+  is_last = --box->references == 0;
+  pthread_mutex_unlock(&box->lock);
+  if (is_last) {
+    close(box->fd);
+    pthread_mutex_destroy(&box->lock);
+    cairn__free(box);
+  }
+}
+
+static void wake_locked(struct cairn__mailbox *box)
+{
+  uint64_t one = 1;
+
+  /* The counter is 0 here, so the write cannot block; EINTR cannot happen to
+   * a write that does not block. */
+  if (write(box->fd, &one, sizeof one) != (ssize_t)sizeof one)
+    return;
+}
+
+static void sleep_locked(struct cairn__mailbox *box)
+{
+  uint64_t counter;
+
+  if (read(box->fd, &counter, sizeof counter) != (ssize_t)sizeof counter)
+    return;
+}
+
+static void post(struct cairn__run *run, unsigned notice)
+{
+  struct cairn__mailbox *box = run->mailbox;
+
+  if (!box)
+    return;
+  pthread_mutex_lock(&box->lock);
+  if (!box->is_closed) {
+    run->notices |= notice;
+    if (!run->is_queued) {
+      run->is_queued = 1;
+      run->next_notice = NULL;
+      atomic_fetch_add(&run->references, 1);
+      if (box->tail)
+        box->tail->next_notice = run;
+      else
+        box->head = run;
+      box->tail = run;
+      if (box->head == run)
+        wake_locked(box);
+    }
+  }
+  pthread_mutex_unlock(&box->lock);
+}
+
+/* A run whose last notice is withdrawn stays in the list: taking it yields no
+ * notices, which the owner ignores. */
+static void withdraw(struct cairn__run *run, unsigned notice)
+{
+  if (!run->mailbox)
+    return;
+  pthread_mutex_lock(&run->mailbox->lock);
+  run->notices &= ~notice;
+  pthread_mutex_unlock(&run->mailbox->lock);
+}
+
+static struct cairn__run *pop_locked(struct cairn__mailbox *box,
+                                     unsigned *notices)
+{
+  struct cairn__run *run = box->head;
+
+  if (!run)
+    return NULL;
+  box->head = run->next_notice;
+  if (!box->head) {
+    box->tail = NULL;
+    sleep_locked(box);
+  }
+  run->next_notice = NULL;
+  run->is_queued = 0;
+  *notices = run->notices;
+  run->notices = 0;
+  return run;
+}
+
+struct cairn__run *cairn__mailbox_take(struct cairn__mailbox *box,
+                                       unsigned *notices)
+{
+  struct cairn__run *run;
+
+  pthread_mutex_lock(&box->lock);
+  run = pop_locked(box, notices);
+  pthread_mutex_unlock(&box->lock);
+  return run;
+}
+
+void cairn__mailbox_release(struct cairn__mailbox *box)
+{
+  struct cairn__run *run;
+  unsigned notices;
+
+  if (!box)
+    return;
+  pthread_mutex_lock(&box->lock);
+  box->is_closed = 1;
+  pthread_mutex_unlock(&box->lock);
+  while ((run = cairn__mailbox_take(box, &notices)) != NULL)
+    cairn__run_release(run);
+  mailbox_unref(box);
+}
+
+struct cairn_virtual_clock *cairn__mailbox_clock(struct cairn__mailbox *box)
+{
+  return &box->clock;
+}
+
+int cairn__mailbox_fd(const struct cairn__mailbox *box)
+{
+  return box->fd;
+}
+
+/* ---- life ---- */
+
+struct cairn__run *cairn__run_new(struct cairn__mailbox *mailbox)
+{
+  struct cairn__run *run = cairn__calloc(1, sizeof *run);
+
+  if (!run)
+    return NULL;
+  if (pthread_mutex_init(&run->lock, NULL) != 0) {
+    cairn__free(run);
+    return NULL;
+  }
+  if (pthread_cond_init(&run->changed, NULL) != 0) {
+    pthread_mutex_destroy(&run->lock);
+    cairn__free(run);
+    return NULL;
+  }
+  run->io = &cairn__system_io;
+  run->clock = &cairn__system_clock;
+  run->number = 1;
+  run->error.offset = -1;
+  atomic_init(&run->references, 1);
+  atomic_init(&run->request, CAIRN__RUN_GO);
+  atomic_init(&run->bytes_total, 0);
+  atomic_init(&run->bytes_done, 0);
+  run->mailbox = mailbox;
+  if (mailbox)
+    mailbox_ref(mailbox);
+  return run;
+}
+
+void cairn__run_release(struct cairn__run *run)
+{
+  if (!run || atomic_fetch_sub(&run->references, 1) != 1)
+    return;
+  json_decref(run->spec);
+  json_decref(run->warnings);
+  json_decref(run->report);
+  if (run->mailbox)
+    mailbox_unref(run->mailbox);
+  pthread_cond_destroy(&run->changed);
+  pthread_mutex_destroy(&run->lock);
+  cairn__free(run);
+}
+
+static void *thread_main(void *argument)
+{
+  struct cairn__run *run = argument;
+
+  run->main(run);
+  post(run, CAIRN__NOTICE_DONE);
+  cairn__run_release(run);
+  return NULL;
+}
+
+int cairn__run_start(struct cairn__run *run, struct cairn_error *err)
+{
+  pthread_attr_t attributes;
+  pthread_t thread;
+  sigset_t all, old;
+  int code;
+
+  code = pthread_attr_init(&attributes);
+  if (code != 0)
+    return cairn__fail_errno(err, code, NULL, -1, "cannot start a thread");
+  pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+  /* Signals belong to the embedding program's threads. */
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &old);
+  atomic_fetch_add(&run->references, 1);
+  code = pthread_create(&thread, &attributes, thread_main, run);
+  pthread_sigmask(SIG_SETMASK, &old, NULL);
+  pthread_attr_destroy(&attributes);
+  if (code != 0) {
+    cairn__run_release(run);
+    return cairn__fail_errno(err, code, NULL, -1, "cannot start a thread");
+  }
+  return 0;
+}
+
+void cairn__run_here(struct cairn__run *run)
+{
+  run->main(run);
+}
+
+/* ---- safe points ---- */
+
+static void report_parked_locked(struct cairn__run *run)
+{
+  if (run->parked > 0 && run->parked == run->entered &&
+      atomic_load(&run->request) == CAIRN__RUN_SUSPEND)
+    post(run, CAIRN__NOTICE_PARKED);
+}
+
+static void park_locked(struct cairn__run *run)
+{
+  if (atomic_load(&run->request) != CAIRN__RUN_SUSPEND)
+    return;
+  run->parked++;
+  report_parked_locked(run);
+  while (atomic_load(&run->request) == CAIRN__RUN_SUSPEND)
+    pthread_cond_wait(&run->changed, &run->lock);
+  run->parked--;
+}
+
+void cairn__run_enter(struct cairn__run *run)
+{
+  pthread_mutex_lock(&run->lock);
+  run->entered++;
+  park_locked(run);
+  pthread_mutex_unlock(&run->lock);
+}
+
+void cairn__run_leave(struct cairn__run *run)
+{
+  pthread_mutex_lock(&run->lock);
+  run->entered--;
+  report_parked_locked(run);
+  pthread_mutex_unlock(&run->lock);
+}
+
+int cairn__run_gate(struct cairn__run *run, struct cairn_error *err)
+{
+  if (atomic_load(&run->request) == CAIRN__RUN_SUSPEND) {
+    pthread_mutex_lock(&run->lock);
+    park_locked(run);
+    pthread_mutex_unlock(&run->lock);
+  }
+  switch (atomic_load(&run->request)) {
+  case CAIRN__RUN_TERMINATE:
+    return cairn__fail(err, CAIRN_E_TERMINATED,
+                       "terminated at a client's request");
+  case CAIRN__RUN_KILL:
+    return cairn__fail(err, CAIRN_E_KILLED, "killed at a client's request");
+  default:
+    /* SUSPEND, when it came after the check above, waits for the next gate. */
+    return 0;
+  }
+}
+
+int cairn__run_is_ending(struct cairn__run *run)
+{
+  return atomic_load(&run->request) >= CAIRN__RUN_TERMINATE;
+}
+
+void cairn__run_request(struct cairn__run *run, int request)
+{
+  pthread_mutex_lock(&run->lock);
+  if (atomic_load(&run->request) != CAIRN__RUN_KILL) {
+    atomic_store(&run->request, request);
+    if (request == CAIRN__RUN_SUSPEND)
+      report_parked_locked(run);
+    else
+      withdraw(run, CAIRN__NOTICE_PARKED);
+    pthread_cond_broadcast(&run->changed);
+  }
+  pthread_mutex_unlock(&run->lock);
+}
+
+void cairn__run_warn(struct cairn__run *run, const char *fmt, ...)
+{
+  char text[CAIRN_MESSAGE_MAX];
+  va_list args;
+
+  va_start(args, fmt);
+  vsnprintf(text, sizeof text, fmt, args);
+  va_end(args);
+  cairn__utf8_clean(text);
+
+  pthread_mutex_lock(&run->lock);
+  if (!run->warnings)
+    run->warnings = json_array();
+  if (!run->warnings ||
+      json_array_append_new(run->warnings, json_string(text)) != 0)
+    run->lost_warnings++;
+  pthread_mutex_unlock(&run->lock);
+  post(run, CAIRN__NOTICE_WARNING);
+}
