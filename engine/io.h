@@ -66,8 +66,9 @@ extern const struct cairn_io cairn__system_io;
 enum cairn__fault_kind {
   CAIRN__FAULT_NONE,
   CAIRN__FAULT_ERRNO,     /* the call fails with errnum and does nothing */
-  CAIRN__FAULT_SHORT,     /* a read or write moves one byte less, >= 1 (of a
-                             single byte: EINTR once) */
+  CAIRN__FAULT_SHORT,     /* a read or write moves one byte less (on a direct
+                             descriptor 4096, of several pieces the last one
+                             less; where nothing is left: EINTR once) */
   CAIRN__FAULT_ENOSPC_ON, /* this and every later write-like call: ENOSPC */
   CAIRN__FAULT_KILL       /* _exit(137) before the call */
 };
