@@ -1,0 +1,42 @@
+/* The kinds of work an engine thread can do, and the checks of their
+ * specifications. Each kind has: a check (pure, no I/O: called at submit; the
+ * specification object is completed with defaults in place), a main (the body
+ * of a run, see run.h), and a plan (a dry run: reads, writes nothing).
+ *
+ * Specification objects (docs/job-model.md, "Submitting"):
+ *
+ * export:  { collection: { CollectionId, ElementName?, source_directories?: [],
+ *                          machines: [ { VirtualMachineId, ElementName?,
+ *                            disks: [ { id, path, format: "raw"|"qcow2",
+ *                                       assume_quiescent?: bool } ],
+ *                            config?: [path], runtime?: [path],
+ *                            guest_state?: [path] } ] },
+ *            directory, base?: "none"|"latest"|id, format?: "qcow2"|"raw",
+ *            digest?: "xxh3-128"|"sha-256"|"blake2b-256",
+ *            on_disk_error?: "fail" }
+ * verify:  { directory, point?: id (all points when absent),
+ *            depth?: "set"|"chain"|"content" (default), source?: collection }
+ * restore: { directory, point, to, machine?: id, disk?: id,
+ *            format?: "raw"|"qcow2" (default: raw), overwrite?: bool }
+ */
+#ifndef CAIRN_EXPORT_KINDS_H
+#define CAIRN_EXPORT_KINDS_H
+
+#include <jansson.h>
+
+#include "run.h"
+
+struct cairn__kind {
+  const char *name; /* "export" */
+  int (*check)(json_t *spec, struct cairn_error *err);
+  void (*main)(struct cairn__run *run);
+  /* *plan: new reference */
+  int (*plan)(const struct cairn_io *io, const json_t *spec, json_t **plan,
+              struct cairn_error *err);
+};
+
+extern const struct cairn__kind cairn__kind_export;
+extern const struct cairn__kind cairn__kind_verify;
+extern const struct cairn__kind cairn__kind_restore;
+
+#endif

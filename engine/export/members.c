@@ -1,0 +1,269 @@
+/* members.c: see members.h. */
+#include "members.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "chain.h"
+#include "error.h"
+#include "memory.h"
+#include "target.h"
+
+#define READERS 4 /* of one source */
+
+int cairn__member_fail(struct cairn__member *m, struct cairn__member_disk *d,
+                       struct cairn_error *err)
+{
+  m->result = CAIRN__MEMBER_FAILED;
+  if (d)
+    d->result = CAIRN__MEMBER_FAILED;
+  /* To end at a client's request is about no disk. */
+  if (err && err->id != CAIRN_E_TERMINATED && err->id != CAIRN_E_KILLED)
+    cairn__error_locate(err, m->id, d ? d->id : NULL);
+  return -1;
+}
+
+/* ---- opening
+ * ------------------------------------------------------------------- */
+
+static const char *text_of(const json_t *object, const char *name)
+{
+  return json_string_value(json_object_get(object, name));
+}
+
+static int prepare_member(struct cairn__member *m, const json_t *spec,
+                          struct cairn_error *err)
+{
+  const json_t *disks = json_object_get(spec, "disks");
+  size_t count = json_array_size(disks);
+
+  m->spec = spec;
+  m->id = text_of(spec, "VirtualMachineId");
+  if (count == 0)
+    return 0;
+  m->disks = cairn__calloc(count, sizeof *m->disks);
+  if (!m->disks)
+    return cairn__fail_memory(err);
+  m->disk_count = count;
+  for (size_t i = 0; i < count; i++) {
+    struct cairn__member_disk *d = &m->disks[i];
+
+    d->spec = json_array_get(disks, i);
+    d->id = text_of(d->spec, "id");
+    d->path = text_of(d->spec, "path");
+    d->format = text_of(d->spec, "format");
+  }
+  return 0;
+}
+
+/* The block device is held exclusively by an earlier disk: so is this one. */
+static int is_held_already(const struct cairn__members *all,
+                           const struct stat *st)
+{
+  for (size_t i = 0; i < all->count; i++) {
+    for (size_t j = 0; j < all->list[i].disk_count; j++) {
+      const struct cairn__source *s = all->list[i].disks[j].source;
+      const struct cairn__held *h = s ? cairn__source_raw_held(s) : NULL;
+
+      if (h && h->is_block && h->st.st_rdev == st->st_rdev)
+        return 1;
+    }
+  }
+  return 0;
+}
+
+/* One file that the source reads: the target must not lie in it, nor it in
+ * what this export writes. */
+static int check_file(const struct cairn__members_options *o,
+                      const struct cairn__held *h, struct cairn_error *err)
+{
+  char real[PATH_MAX], work[PATH_MAX], shown[512];
+
+  if (o->target_fd >= 0 && cairn__target_check(o->target_fd, o->target_path,
+                                               &h->st, h->path, err) != 0)
+    return -1;
+  if (!o->work_directory || !realpath(o->work_directory, work) ||
+      cairn__held_real_path(h, real, sizeof real) != 0 ||
+      !cairn__is_inside(real, work))
+    return 0;
+  cairn__fail(err, CAIRN_E_TARGET_IN_SOURCE,
+              "\"%s\" lies in the work directory of this very export",
+              cairn__printable(h->path, shown, sizeof shown));
+  cairn__error_set_path(err, h->path, -1);
+  return -1;
+}
+
+static int check_source(const struct cairn__members_options *o,
+                        const struct cairn__source *s, struct cairn_error *err)
+{
+  const struct cairn__chain *chain = cairn__source_chain(s);
+  const struct cairn__held *held = cairn__source_raw_held(s);
+
+  if (held && check_file(o, held, err) != 0)
+    return -1;
+  for (size_t i = 0; chain && i < chain->count; i++) {
+    if (check_file(o, &chain->layers[i].held, err) != 0)
+      return -1;
+  }
+  return 0;
+}
+
+static int open_disk(const struct cairn__members_options *o,
+                     const struct cairn__members *all,
+                     struct cairn__member_disk *d,
+                     const char *const *directories, size_t directory_count,
+                     struct cairn_error *err)
+{
+  struct cairn__source_options options = {
+      .io = o->io,
+      .path = d->path,
+      .format = d->format,
+      .directories = directories,
+      .directory_count = directory_count,
+      .assume_quiescent =
+          json_is_true(json_object_get(d->spec, "assume_quiescent")),
+      .readers = READERS,
+      .work_directory = o->work_directory,
+  };
+  int is_raw = strcmp(d->format, "raw") == 0;
+  struct stat st;
+
+  /* Before it is opened: a device that carries the target is mounted, and
+   * "in use" would be the lesser truth. */
+  if (o->io->fstatat(o->io, AT_FDCWD, d->path, &st, 0) == 0) {
+    if (o->target_fd >= 0 && (S_ISBLK(st.st_mode) || S_ISREG(st.st_mode)) &&
+        cairn__target_check(o->target_fd, o->target_path, &st, d->path, err) !=
+            0)
+      return -1;
+    if (S_ISBLK(st.st_mode) && is_raw && is_held_already(all, &st))
+      options.assume_quiescent = 1;
+  }
+  if ((is_raw
+           ? cairn__source_open_raw(&options, &d->source, err)
+           : cairn__source_open_qcow2(&options, o->run, &d->source, err)) != 0)
+    return -1;
+  return check_source(o, d->source, err);
+}
+
+static int open_member(const struct cairn__members_options *o,
+                       const struct cairn__members *all,
+                       struct cairn__member *m, const char *const *directories,
+                       size_t directory_count, struct cairn_error *err)
+{
+  for (size_t i = 0; i < m->disk_count; i++) {
+    if ((o->run && cairn__run_gate(o->run, err) != 0) ||
+        open_disk(o, all, &m->disks[i], directories, directory_count, err) != 0)
+      return cairn__member_fail(m, &m->disks[i], err);
+  }
+  if (cairn__machine_files_find(o->io, m->spec, &m->files, err) != 0)
+    return cairn__member_fail(m, NULL, err);
+  return 0;
+}
+
+int cairn__members_open(const struct cairn__members_options *o,
+                        struct cairn__members *out, struct cairn_error *err)
+{
+  const json_t *machines = json_object_get(o->collection, "machines");
+  const json_t *list = json_object_get(o->collection, "source_directories");
+  size_t count = json_array_size(machines);
+  size_t directory_count = json_array_size(list);
+  const char **directories;
+  int result = 0;
+
+  memset(out, 0, sizeof *out);
+  directories = cairn__calloc(directory_count + 1, sizeof *directories);
+  out->list = cairn__calloc(count, sizeof *out->list);
+  if (!directories || !out->list) {
+    cairn__free(directories);
+    return cairn__fail_memory(err);
+  }
+  out->count = count;
+  for (size_t i = 0; i < directory_count; i++)
+    directories[i] = json_string_value(json_array_get(list, i));
+  for (size_t i = 0; i < count && result == 0; i++)
+    result = prepare_member(&out->list[i], json_array_get(machines, i), err);
+  for (size_t i = 0; i < count && result == 0; i++)
+    result =
+        open_member(o, out, &out->list[i], directories, directory_count, err);
+  cairn__free(directories);
+  return result;
+}
+
+/* ---- looking
+ * ----------------------------------------------------------------------- */
+
+int cairn__members_measure(struct cairn__members *all, struct cairn__run *run,
+                           struct cairn_error *err)
+{
+  all->bytes = 0;
+  for (size_t i = 0; i < all->count; i++) {
+    struct cairn__member *m = &all->list[i];
+
+    for (size_t j = 0; j < m->disk_count; j++) {
+      struct cairn__member_disk *d = &m->disks[j];
+
+      if ((run && cairn__run_gate(run, err) != 0) ||
+          cairn__source_data_bytes(d->source, run, &d->data_bytes, err) != 0)
+        return cairn__member_fail(m, d, err);
+      all->bytes += d->data_bytes;
+    }
+    for (size_t j = 0; j < m->files.count; j++)
+      all->bytes += (uint64_t)m->files.list[j].st.st_size;
+  }
+  return 0;
+}
+
+int cairn__members_check_still(struct cairn__members *all,
+                               struct cairn_error *err)
+{
+  for (size_t i = 0; i < all->count; i++) {
+    struct cairn__member *m = &all->list[i];
+
+    for (size_t j = 0; j < m->disk_count; j++) {
+      struct cairn__source *s = m->disks[j].source;
+
+      if (s->ops->check_still(s, err) != 0)
+        return cairn__member_fail(m, &m->disks[j], err);
+    }
+  }
+  return 0;
+}
+
+uint32_t cairn__member_snapshots(const struct cairn__member_disk *d)
+{
+  const struct cairn__chain *chain = cairn__source_chain(d->source);
+
+  return chain ? chain->snapshots : 0;
+}
+
+/* ---- the end
+ * -------------------------------------------------------------------------- */
+
+void cairn__members_close_sources(struct cairn__members *all)
+{
+  for (size_t i = 0; i < all->count; i++) {
+    for (size_t j = 0; j < all->list[i].disk_count; j++) {
+      cairn__source_close(all->list[i].disks[j].source);
+      all->list[i].disks[j].source = NULL;
+    }
+  }
+}
+
+void cairn__members_free(struct cairn__members *all)
+{
+  cairn__members_close_sources(all);
+  for (size_t i = 0; i < all->count; i++) {
+    struct cairn__member *m = &all->list[i];
+
+    for (size_t j = 0; j < m->disk_count; j++)
+      json_decref(m->disks[j].entry);
+    cairn__free(m->disks);
+    cairn__machine_files_free(&m->files);
+  }
+  cairn__free(all->list);
+  memset(all, 0, sizeof *all);
+}

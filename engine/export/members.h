@@ -1,0 +1,73 @@
+/* The machines of a collection, opened: every disk's source held and locked,
+ * every other file looked at. The moment at which all of them are is the point
+ * in time of an export. */
+#ifndef CAIRN_EXPORT_MEMBERS_H
+#define CAIRN_EXPORT_MEMBERS_H
+
+#include <jansson.h>
+
+#include "files.h"
+#include "image.h"
+#include "run.h"
+
+enum cairn__member_result {
+  CAIRN__MEMBER_NOT_DONE = 0,
+  CAIRN__MEMBER_OK,
+  CAIRN__MEMBER_FAILED
+};
+
+struct cairn__member_disk {
+  const json_t *spec;
+  const char *id, *path, *format;
+  struct cairn__source *source;
+  uint64_t data_bytes; /* after cairn__members_measure */
+  int result;          /* enum cairn__member_result */
+  json_t *entry;       /* of the manifest, or NULL */
+};
+
+struct cairn__member {
+  const json_t *spec;
+  const char *id; /* VirtualMachineId */
+  struct cairn__member_disk *disks;
+  size_t disk_count;
+  struct cairn__machine_files files;
+  int result;
+};
+
+struct cairn__members {
+  struct cairn__member *list;
+  size_t count;
+  uint64_t bytes; /* to be read: data and files */
+};
+
+struct cairn__members_options {
+  const struct cairn_io *io;
+  struct cairn__run *run;     /* or NULL */
+  const json_t *collection;   /* checked */
+  const char *work_directory; /* or NULL */
+  int target_fd;              /* the export directory, or what it will be made
+                                 in; -1: no check */
+  const char *target_path;
+};
+
+/* Opens all, in order; errors name the machine and the disk. TARGET_IN_SOURCE
+ * when the export would be written into what it reads. On failure the member
+ * and disk concerned have FAILED, and everything is still to be closed. */
+int cairn__members_open(const struct cairn__members_options *o,
+                        struct cairn__members *out, struct cairn_error *err);
+/* Fills data_bytes and bytes. */
+int cairn__members_measure(struct cairn__members *m, struct cairn__run *run,
+                           struct cairn_error *err);
+/* SOURCE_CHANGED unless all disks stood still. */
+int cairn__members_check_still(struct cairn__members *m,
+                               struct cairn_error *err);
+/* Internal snapshots of a disk's source, which are not exported. */
+uint32_t cairn__member_snapshots(const struct cairn__member_disk *d);
+void cairn__members_close_sources(struct cairn__members *m);
+void cairn__members_free(struct cairn__members *m); /* idempotent */
+
+/* Marks a failure and names where it happened; returns -1. */
+int cairn__member_fail(struct cairn__member *m, struct cairn__member_disk *d,
+                       struct cairn_error *err);
+
+#endif

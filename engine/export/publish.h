@@ -1,0 +1,60 @@
+/* The export directory, the work directory in it, and the one rename that
+ * publishes.
+ *
+ *   <ExportDirectory>/.cairn.lock                  one export at a time
+ *   <ExportDirectory>/.partial-<job>-<run>-<epoch>/
+ *       owner.lock       locked as long as its owner lives
+ *       nbd-N.sock, nbd-N.pid
+ *       point/           what becomes <ExportDirectory>/<point's id>
+ *
+ * Both locks are of open file descriptions, so the kernel drops them with their
+ * owner, however it ends. What is published is the directory point/, complete
+ * and synced, by one rename that never replaces anything: there is no moment
+ * at which a half point, or a whole one with a lock file in it, can be seen. */
+#ifndef CAIRN_EXPORT_PUBLISH_H
+#define CAIRN_EXPORT_PUBLISH_H
+
+#include "cairn.h"
+#include "io.h"
+#include "run.h"
+
+struct cairn__publication {
+  const struct cairn_io *io;
+  char *path; /* the export directory, absolute, no slash at the end */
+  int dirfd, lock_fd;
+  char *work_name, *work_path;
+  int workfd, owner_fd;
+  int pointfd; /* what is written goes here */
+  char *point_path;
+  int is_published;
+};
+
+void cairn__publication_init(struct cairn__publication *p,
+                             const struct cairn_io *io);
+/* Opens the export directory (a symbolic link to it is followed), creating it
+ * with mode 0700 when only it is missing, and locks it: DIRECTORY_LOCKED names
+ * the process that has it. */
+int cairn__publication_open(struct cairn__publication *p, const char *directory,
+                            struct cairn_error *err);
+/* Removes work directories of ours whose owner is gone, ending servers that
+ * such an owner left. What cannot be removed becomes a warning. */
+int cairn__publication_clean(struct cairn__publication *p,
+                             struct cairn__run *run, struct cairn_error *err);
+/* Makes the work directory of this run. */
+int cairn__publication_begin(struct cairn__publication *p,
+                             const struct cairn__run *run,
+                             struct cairn_error *err);
+/* EXISTS when the directory already holds something of this name. */
+int cairn__publication_check_free(struct cairn__publication *p,
+                                  const char *name, struct cairn_error *err);
+/* The rename. After it has succeeded this returns 0; what goes wrong then
+ * becomes a warning. */
+int cairn__publication_publish(struct cairn__publication *p,
+                               struct cairn__run *run, const char *name,
+                               struct cairn_error *err);
+/* Ends: removes the work directory, or what is left of it, unless is_kept, and
+ * lets the locks go. Idempotent. */
+void cairn__publication_close(struct cairn__publication *p,
+                              struct cairn__run *run, int is_kept);
+
+#endif
