@@ -1,0 +1,111 @@
+/* The engine, for the files of its owner thread. */
+#ifndef CAIRN_ENGINE_H
+#define CAIRN_ENGINE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "cairn.h"
+#include "clock.h"
+#include "io.h"
+#include "job.h"
+#include "queue.h"
+#include "run.h"
+#include "table.h"
+#include "timer.h"
+
+enum cairn__timer_kind {
+  CAIRN__TIMER_SCHEDULE,
+  CAIRN__TIMER_UNTIL,
+  CAIRN__TIMER_CONTROL,
+  CAIRN__TIMER_ESCALATE,
+  CAIRN__TIMER_SAMPLE,
+  CAIRN__TIMER_USER
+};
+
+/* A ring. Room is reserved before an action, so that no event is ever lost:
+ * pushing cannot fail. */
+struct cairn__events {
+  struct cairn_event *items;
+  size_t head, count, capacity; /* capacity is a power of two */
+  uint64_t sequence;
+};
+
+struct cairn_engine {
+  const struct cairn_clock *clock;
+  const struct cairn_io *io;
+  struct cairn__mailbox *mailbox;
+  int is_virtual, is_vendor_codes;
+  char *owner;
+
+  /* what pollfd watches */
+  int epoll_fd, wake_fd, wall_fd, monotonic_fd;
+  int is_awake;                    /* wake_fd is readable */
+  int64_t wall_set, monotonic_set; /* what the timerfds wait for */
+
+  struct cairn__events events;
+  struct cairn__timers wall, monotonic;
+  struct cairn__timer sample;
+  struct cairn__table user_timers;
+
+  struct cairn__job *first, *last;
+  struct cairn__table by_serial, by_uuid;
+  size_t job_count;
+  uint64_t next_serial;
+  struct cairn__queue *queues;
+  struct cairn__table directories;
+  struct cairn__work *works;
+  size_t work_count, user_timer_count;
+  size_t busy, querying; /* jobs in 3, 4, 6, 12; of them in 12 */
+  size_t orphans;        /* works without a job */
+
+  int closing; /* -1, or enum cairn_close_mode */
+  struct cairn__job *close_next;
+
+  struct cairn__processes *processes;
+
+  /* borrowed values live here until the next call */
+  char text[640];
+  const char **strings;
+  size_t string_capacity;
+  uint16_t integers[4];
+  const char *descriptions[4];
+
+  unsigned char pool[4096]; /* of random bytes, for ids */
+  size_t pool_left;
+};
+
+/* ---- engine.c ---- */
+
+int64_t cairn__wall(const struct cairn_engine *e);
+int64_t cairn__monotonic(const struct cairn_engine *e);
+/* Called at the end of every public function that could have left work. */
+void cairn__engine_settle(struct cairn_engine *e);
+/* Room for all timers that could be armed at once, with so many more jobs and
+ * other timers; 0, or -1 when out of memory. */
+int cairn__engine_reserve_timers(struct cairn_engine *e, size_t more_jobs,
+                                 size_t more_timers);
+/* A fresh random id (RFC 9562 version 4); 0, or -1 without any change. */
+int cairn__engine_id(struct cairn_engine *e, unsigned char id[16],
+                     struct cairn_error *err);
+struct cairn__job *cairn__engine_job(struct cairn_engine *e, cairn_job serial,
+                                     struct cairn_error *err);
+
+/* ---- event.c ---- */
+
+int cairn__events_reserve(struct cairn_engine *e, size_t more);
+/* The event, its common fields filled; j may be NULL. */
+struct cairn_event *cairn__event_push(struct cairn_engine *e, int type,
+                                      const struct cairn__job *j);
+
+/* ---- process.c ---- */
+
+int cairn__processes_open(struct cairn_engine *e, struct cairn_error *err);
+void cairn__processes_free(struct cairn_engine *e); /* kills them all */
+/* epoll said that something of a process is ready. Returns 0 when it could
+ * not be handled for want of memory and must be tried again. */
+int cairn__process_ready(struct cairn_engine *e, void *source);
+void cairn__processes_kill(struct cairn_engine *e, cairn_job serial);
+size_t cairn__processes_running(const struct cairn_engine *e);
+
+#endif

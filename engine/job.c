@@ -1,0 +1,1106 @@
+/* The state machine of jobs: what requests, runs, timers and queues do to
+ * JobState. The tables it obeys are in state.c; the words in which a job waits
+ * (queued, waiting, held) are settled by cairn__job_reconsider alone. */
+#include "job.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <uuid/uuid.h>
+
+#include "cim.h"
+#include "engine.h"
+#include "error.h"
+#include "memory.h"
+#include "state.h"
+
+/* ---- kinds ---- */
+
+static const struct cairn__kind *extra_kinds[16];
+static size_t extra_kind_count;
+
+void cairn__kind_register(const struct cairn__kind *kind)
+{
+  if (extra_kind_count == sizeof extra_kinds / sizeof extra_kinds[0])
+    abort();
+  extra_kinds[extra_kind_count++] = kind;
+}
+
+const struct cairn__kind *cairn__kind_find(const char *name)
+{
+  const struct cairn__kind *const own[] = {
+      &cairn__kind_export, &cairn__kind_verify, &cairn__kind_restore};
+
+  for (size_t i = 0; i < extra_kind_count; i++) {
+    if (strcmp(extra_kinds[i]->name, name) == 0)
+      return extra_kinds[i];
+  }
+  for (size_t i = 0; i < sizeof own / sizeof own[0]; i++) {
+    if (own[i] && strcmp(own[i]->name, name) == 0)
+      return own[i];
+  }
+  return NULL;
+}
+
+/* ---- the one writer ---- */
+
+static int is_busy(int state)
+{
+  return state == CAIRN_STARTING || state == CAIRN_RUNNING ||
+         state == CAIRN_SHUTTING_DOWN || state == CAIRN_QUERY_PENDING;
+}
+
+void cairn__job_set_state(struct cairn_engine *e, struct cairn__job *j,
+                          int state)
+{
+  struct cairn_event *event;
+
+  if (!cairn_state_can_change(j->state, state)) {
+    fprintf(stderr, "cairn: bug: job %s must not change from state %u to %d\n",
+            j->instance_id, j->state, state);
+    abort();
+  }
+  event = cairn__event_push(e, CAIRN_EVENT_STATE, j);
+  event->old_state = j->state;
+  event->new_state = (uint16_t)state;
+  e->busy += (size_t)is_busy(state) - (size_t)is_busy(j->state);
+  e->querying += (size_t)(state == CAIRN_QUERY_PENDING) -
+                 (size_t)(j->state == CAIRN_QUERY_PENDING);
+  j->state = (uint16_t)state;
+  j->changed_us = event->time;
+  j->has_changed = 1;
+  if (j->control.heap &&
+      (state == j->deadline_state || cairn_state_is_final(state)))
+    cairn__timer_disarm(&j->control);
+}
+
+/* ---- what a job knows about its last run ---- */
+
+static void clear_error(struct cairn__job *j)
+{
+  cairn__free(j->failure);
+  j->failure = NULL;
+  j->error_id = 0;
+}
+
+/* Without memory for the text the number stays, which has a text of its own
+ * in the table of errors. */
+static void set_error(struct cairn__job *j, const struct cairn_error *error)
+{
+  const char *const parts[] = {error->message, error->machine, error->disk,
+                               error->path};
+  struct cairn__failure *f;
+  const char **fields[4];
+  size_t size = sizeof *f;
+  char *p;
+
+  clear_error(j);
+  j->error_id = (uint16_t)error->id;
+  for (size_t i = 0; i < 4; i++)
+    size += strlen(parts[i]) + 1;
+  f = cairn__malloc(size);
+  if (!f)
+    return;
+  f->system_errno = error->system_errno;
+  f->offset = error->offset;
+  fields[0] = &f->message;
+  fields[1] = &f->machine;
+  fields[2] = &f->disk;
+  fields[3] = &f->path;
+  p = f->text;
+  for (size_t i = 0; i < 4; i++) {
+    size_t n = strlen(parts[i]) + 1;
+
+    memcpy(p, parts[i], n);
+    cairn__utf8_clean(p);
+    *fields[i] = p;
+    p += n;
+  }
+  j->failure = f;
+}
+
+static void set_error_text(struct cairn__job *j, int id, const char *message)
+{
+  struct cairn_error error;
+
+  cairn__fail(&error, id, "%s", message);
+  set_error(j, &error);
+}
+
+void cairn__job_warn(struct cairn_engine *e, struct cairn__job *j,
+                     const char *message)
+{
+  char text[CAIRN_MESSAGE_MAX];
+
+  snprintf(text, sizeof text, "%s", message);
+  cairn__utf8_clean(text);
+  if (!j->warnings)
+    j->warnings = json_array();
+  if (!j->warnings ||
+      json_array_append_new(j->warnings, json_string(text)) != 0)
+    j->lost_warnings++;
+  cairn__event_push(e, CAIRN_EVENT_WARNING, j);
+}
+
+/* Moves the results of a run that is done into its job: nothing of jansson's
+ * is ever shared between threads. */
+static void take_results(struct cairn__job *j, struct cairn__run *run)
+{
+  json_t *warnings = run->warnings;
+
+  json_decref(j->report);
+  j->report = run->report;
+  j->lost_warnings += run->lost_warnings;
+  run->report = run->warnings = NULL;
+  if (!j->warnings) {
+    j->warnings = warnings;
+    return;
+  }
+  if (json_array_extend(j->warnings, warnings) != 0)
+    j->lost_warnings += (uint32_t)json_array_size(warnings);
+  json_decref(warnings);
+}
+
+static int has_warnings(const struct cairn__job *j)
+{
+  return json_array_size(j->warnings) > 0 || j->lost_warnings > 0;
+}
+
+void cairn__job_set_percent(struct cairn_engine *e, struct cairn__job *j,
+                            unsigned percent)
+{
+  if (percent == j->percent)
+    return;
+  j->percent = (uint16_t)percent;
+  cairn__event_push(e, CAIRN_EVENT_PERCENT, j)->percent = j->percent;
+}
+
+/* ---- slots, time, and the end of a run ---- */
+
+static void take_slot(struct cairn__job *j)
+{
+  j->queue->running++;
+  j->has_slot = 1;
+}
+
+static void give_slot(struct cairn__job *j)
+{
+  if (!j->has_slot)
+    return;
+  j->has_slot = 0;
+  j->queue->running--;
+}
+
+static void clock_on(struct cairn_engine *e, struct cairn__job *j)
+{
+  j->is_executing = 1;
+  j->executing_since_us = cairn__monotonic(e);
+}
+
+static void clock_off(struct cairn_engine *e, struct cairn__job *j)
+{
+  if (!j->is_executing)
+    return;
+  j->is_executing = 0;
+  j->elapsed_us += cairn__monotonic(e) - j->executing_since_us;
+}
+
+static void take_progress(struct cairn__job *j)
+{
+  if (!j->work)
+    return;
+  j->bytes_total = j->work->run->bytes_total;
+  j->bytes_done = j->work->run->bytes_done;
+}
+
+static void work_free(struct cairn_engine *e, struct cairn__work *work)
+{
+  cairn__timer_disarm(&work->escalate);
+  if (work->prev)
+    work->prev->next = work->next;
+  else
+    e->works = work->next;
+  if (work->next)
+    work->next->prev = work->prev;
+  e->work_count--;
+  if (work->directory)
+    cairn__directory_release(e, work->directory);
+  cairn__run_release(work->run);
+  cairn__free(work);
+}
+
+/* The job has no run any more. A thread that still works is on its own: it
+ * keeps its export directory until it has ended. */
+static void leave_run(struct cairn_engine *e, struct cairn__job *j)
+{
+  clock_off(e, j);
+  take_progress(j);
+  j->rate = j->eta = -1;
+  give_slot(j);
+  j->is_live = 0;
+  j->asked = CAIRN__ASKED_NOTHING;
+  if (j->work) {
+    j->work->job = NULL;
+    cairn__timer_disarm(&j->work->escalate);
+    e->orphans++;
+    j->work = NULL;
+  }
+}
+
+static void arm_removal(struct cairn_engine *e, struct cairn__job *j)
+{
+  if (!j->is_removable || j->settings.removal_us == CAIRN__NEVER_US)
+    cairn__timer_disarm(&j->control);
+  else
+    cairn__timer_arm(&e->monotonic, &j->control,
+                     j->finished_us + j->settings.removal_us);
+}
+
+/* The last change of state, and what comes with it. */
+static void finish(struct cairn_engine *e, struct cairn__job *j, int state)
+{
+  cairn__queue_leave(j);
+  cairn__timer_disarm(&j->schedule);
+  cairn__timer_disarm(&j->until);
+  j->is_held = 0;
+  j->is_start_asked = 0;
+  cairn__job_set_state(e, j, state);
+  if (state == CAIRN_COMPLETED || state == CAIRN_COMPLETED_WITH_WARNINGS)
+    cairn__job_set_percent(e, j, 100);
+  j->finished_us = cairn__monotonic(e);
+  j->is_removable =
+      (j->settings.set & CAIRN__SET_DELETE) != 0 && j->settings.is_delete;
+  arm_removal(e, j);
+}
+
+static void complete(struct cairn_engine *e, struct cairn__job *j)
+{
+  if (j->state != CAIRN_SHUTTING_DOWN)
+    cairn__job_set_state(e, j, CAIRN_SHUTTING_DOWN);
+  finish(e, j,
+         has_warnings(j) ? CAIRN_COMPLETED_WITH_WARNINGS : CAIRN_COMPLETED);
+}
+
+static int has_calendar(const struct cairn__job *j)
+{
+  return (j->settings.set & CAIRN__SET_CALENDAR) != 0;
+}
+
+int cairn__job_has_runs_left(const struct cairn__job *j)
+{
+  if (j->is_once || !has_calendar(j))
+    return j->run_number == 0;
+  return j->settings.run_times == 0 || j->run_number < j->settings.run_times;
+}
+
+/* After an error: recovery 2 (Do Not Continue) ends the job whatever is due. */
+static int goes_on_after_error(const struct cairn__job *j)
+{
+  return cairn__job_has_runs_left(j) &&
+         !(j->has_recovery_action && j->recovery_action == 2);
+}
+
+static void wait_for_next(struct cairn_engine *e, struct cairn__job *j,
+                          int was_suspending)
+{
+  if (j->state == CAIRN_QUERY_PENDING || j->state == CAIRN_STARTING)
+    cairn__job_set_state(e, j, CAIRN_RUNNING);
+  if (j->state == CAIRN_RUNNING)
+    cairn__job_set_state(e, j, CAIRN_SUSPENDED);
+  /* The Suspend came too late for the run but not for the job. */
+  j->is_held = was_suspending != 0;
+  cairn__job_reconsider(e, j);
+}
+
+void cairn__job_run_ended(struct cairn_engine *e, struct cairn__job *j,
+                          const struct cairn_error *error)
+{
+  int asked = j->asked;
+
+  j->has_ended = 1;
+  j->is_last_well = error->id == CAIRN_OK;
+  leave_run(e, j);
+  cairn__queue_leave(j); /* a parked run that waited to go on */
+  j->is_start_asked = 0;
+
+  if (asked == CAIRN__ASKED_KILL) {
+    j->is_last_well = 0;
+    set_error_text(j, CAIRN_E_KILLED, "killed at a client's request");
+    finish(e, j, CAIRN_KILLED);
+  } else if (error->id == CAIRN_OK) {
+    j->runs_succeeded++;
+    if (asked != CAIRN__ASKED_TERMINATE && cairn__job_has_runs_left(j))
+      wait_for_next(e, j, asked == CAIRN__ASKED_SUSPEND);
+    else
+      complete(e, j); /* also when a Terminate came too late */
+  } else if (asked == CAIRN__ASKED_TERMINATE &&
+             error->id == CAIRN_E_TERMINATED) {
+    if (j->is_until_passed)
+      set_error_text(j, CAIRN_E_TERMINATED,
+                     "terminated because UntilTime has passed");
+    else
+      set_error(j, error);
+    finish(e, j, CAIRN_TERMINATED);
+  } else {
+    set_error(j, error);
+    if (asked != CAIRN__ASKED_TERMINATE && goes_on_after_error(j))
+      wait_for_next(e, j, asked == CAIRN__ASKED_SUSPEND);
+    else
+      finish(e, j, CAIRN_EXCEPTION);
+  }
+}
+
+/* ---- starting ---- */
+
+static int start_thread(struct cairn_engine *e, struct cairn__job *j,
+                        struct cairn_error *error)
+{
+  struct cairn__work *work = cairn__calloc(1, sizeof *work);
+  struct cairn__run *run;
+
+  if (!work)
+    return cairn__fail_memory(error);
+  if (cairn__engine_reserve_timers(e, 0, 1) != 0) {
+    cairn__free(work);
+    return cairn__fail_memory(error);
+  }
+  run = cairn__run_new(e->mailbox);
+  if (!run) {
+    cairn__free(work);
+    return cairn__fail_memory(error);
+  }
+  run->main = j->kind->main;
+  run->io = e->io;
+  run->clock = e->clock;
+  run->spec = json_deep_copy(j->spec);
+  if (!run->spec) {
+    cairn__run_release(run);
+    cairn__free(work);
+    return cairn__fail_memory(error);
+  }
+  memcpy(run->instance_id, j->instance_id, sizeof run->instance_id);
+  snprintf(run->job_uuid, sizeof run->job_uuid, "%s",
+           strchr(j->instance_id, ':') + 1);
+  if (j->directory)
+    uuid_unparse_upper(j->point, run->point_uuid);
+  run->number = j->run_number;
+  run->epoch = 1;
+  run->cookie = (uint64_t)(uintptr_t)work;
+  if (cairn__run_start(run, error) != 0) {
+    cairn__run_release(run);
+    cairn__free(work);
+    return -1;
+  }
+  work->run = run;
+  work->job = j;
+  work->escalate.kind = CAIRN__TIMER_ESCALATE;
+  work->escalate.owner = work;
+  work->directory = j->directory;
+  if (work->directory)
+    cairn__directory_take(work->directory);
+  work->next = e->works;
+  if (e->works)
+    e->works->prev = work;
+  e->works = work;
+  e->work_count++;
+  j->work = work;
+  if (!e->sample.heap)
+    cairn__timer_arm(&e->monotonic, &e->sample,
+                     cairn__monotonic(e) + CAIRN__SAMPLE_US);
+  return 0;
+}
+
+static void start_first_time(struct cairn_engine *e, struct cairn__job *j)
+{
+  struct cairn_error error;
+
+  j->run_number++;
+  clear_error(j);
+  json_decref(j->warnings);
+  json_decref(j->report);
+  j->warnings = j->report = NULL;
+  j->lost_warnings = 0;
+  j->has_ended = j->is_last_well = 0;
+  j->elapsed_us = 0;
+  j->bytes_total = j->bytes_done = 0;
+  j->rate = j->eta = -1;
+  j->started_us = cairn__wall(e);
+  j->is_live = 1;
+  clock_on(e, j);
+  cairn__error_clear(&error);
+  if (j->directory && cairn__engine_id(e, j->point, &error) != 0)
+    memset(j->point, 0, sizeof j->point);
+
+  cairn__job_set_state(e, j, CAIRN_STARTING);
+  cairn__job_set_percent(e, j, 0);
+  if (error.id != CAIRN_OK || (j->kind && start_thread(e, j, &error) != 0)) {
+    cairn__job_run_ended(e, j, &error);
+    /* Its directory may have been offered to it alone. */
+    if (j->directory) {
+      cairn__directory_take(j->directory);
+      cairn__directory_release(e, j->directory);
+    }
+    return;
+  }
+  cairn__job_set_state(e, j, CAIRN_RUNNING);
+  if (!j->is_once && !has_calendar(j) && j->settings.run_times != 1) {
+    char text[160];
+
+    snprintf(text, sizeof text,
+             "JobRunTimes is %u, but without RunMonth, RunDay, RunDayOfWeek "
+             "or RunStartInterval no further run is ever due: run once",
+             j->settings.run_times);
+    cairn__job_warn(e, j, text);
+  }
+  if (!j->kind)
+    cairn__event_push(e, CAIRN_EVENT_TASK_START, j);
+}
+
+static void start_again(struct cairn_engine *e, struct cairn__job *j)
+{
+  cairn__job_set_state(e, j, CAIRN_STARTING);
+  cairn__job_set_state(e, j, CAIRN_RUNNING);
+  clock_on(e, j);
+  if (j->work) {
+    cairn__run_request(j->work->run, CAIRN__RUN_GO);
+    if (!e->sample.heap)
+      cairn__timer_arm(&e->monotonic, &e->sample,
+                       cairn__monotonic(e) + CAIRN__SAMPLE_US);
+  } else {
+    cairn__event_push(e, CAIRN_EVENT_TASK_RESUME, j);
+  }
+}
+
+void cairn__job_start(struct cairn_engine *e, struct cairn__job *j)
+{
+  cairn__timer_disarm(&j->schedule);
+  j->is_held = 0;
+  j->is_start_asked = 0;
+  j->settings.is_start_now = 0;
+  take_slot(j);
+  if (j->is_live)
+    start_again(e, j);
+  else
+    start_first_time(e, j);
+}
+
+/* ---- where an idle job belongs ---- */
+
+/* Microseconds until ScheduledStartTime; 0 and below: now, or not set. */
+static int64_t schedule_delay(struct cairn_engine *e,
+                              const struct cairn__job *j)
+{
+  const struct cairn_datetime *t = &j->settings.scheduled;
+
+  if (!(j->settings.set & CAIRN__SET_SCHEDULED))
+    return 0;
+  if (t->kind == CAIRN_INTERVAL)
+    return t->microseconds - cairn__monotonic(e);
+  return t->microseconds - cairn__wall(e);
+}
+
+static int is_exhausted(const struct cairn__job *j)
+{
+  return j->run_number > 0 && !j->is_live && !cairn__job_has_runs_left(j);
+}
+
+void cairn__job_reconsider(struct cairn_engine *e, struct cairn__job *j)
+{
+  int is_wanted = 0;
+
+  if (j->state != CAIRN_NEW && j->state != CAIRN_SUSPENDED)
+    return;
+  cairn__timer_disarm(&j->schedule);
+  if (j->is_start_asked) {
+    is_wanted = 1;
+  } else if (is_exhausted(j)) {
+    /* JobRunTimes was lowered, or the calendar taken away. */
+    if (j->error_id != CAIRN_OK)
+      finish(e, j, CAIRN_EXCEPTION);
+    else
+      complete(e, j);
+    return;
+  } else if (!j->is_held && !j->is_live) {
+    if (j->is_once || j->settings.is_start_now) {
+      is_wanted = 1;
+    } else if (!has_calendar(j)) {
+      is_wanted = schedule_delay(e, j) <= 0;
+      if (!is_wanted)
+        cairn__timer_arm(j->settings.scheduled.kind == CAIRN_INTERVAL
+                             ? &e->monotonic
+                             : &e->wall,
+                         &j->schedule, j->settings.scheduled.microseconds);
+    }
+  }
+  if (!is_wanted) {
+    cairn__queue_leave(j);
+  } else if (!j->heap) {
+    j->eligible_us = cairn__monotonic(e);
+    cairn__queue_push(j);
+  }
+}
+
+void cairn__job_settings_changed(struct cairn_engine *e, struct cairn__job *j)
+{
+  const struct cairn__settings *s = &j->settings;
+
+  if (cairn_state_is_final(j->state)) {
+    /* Only what was to be removed when it finished can still be. */
+    if (!(s->set & CAIRN__SET_DELETE) || !s->is_delete)
+      j->is_removable = 0;
+    arm_removal(e, j);
+    return;
+  }
+  if (!(s->set & CAIRN__SET_UNTIL) || s->until.kind == CAIRN_NEVER ||
+      j->is_once)
+    cairn__timer_disarm(&j->until);
+  else
+    /* The moment itself is still allowed. */
+    cairn__timer_arm(s->until.kind == CAIRN_INTERVAL ? &e->monotonic : &e->wall,
+                     &j->until, s->until.microseconds + 1);
+  if (j->is_live)
+    j->settings.is_start_now = 0;
+  cairn__queue_move(j);
+  cairn__job_reconsider(e, j);
+}
+
+int cairn__job_phase(const struct cairn__job *j)
+{
+  if (cairn_state_is_final(j->state))
+    return CAIRN__PHASE_DONE;
+  if (is_busy(j->state))
+    return CAIRN__PHASE_RUNNING;
+  if (j->heap)
+    return CAIRN__PHASE_QUEUED;
+  return j->is_held ? CAIRN__PHASE_HELD : CAIRN__PHASE_WAITING;
+}
+
+/* ---- ending ---- */
+
+static void terminate(struct cairn_engine *e, struct cairn__job *j)
+{
+  cairn__queue_leave(j);
+  cairn__timer_disarm(&j->schedule);
+  j->is_start_asked = 0;
+  if (!j->is_live) {
+    cairn__job_set_state(e, j, CAIRN_SHUTTING_DOWN);
+    j->is_last_well = 0;
+    set_error_text(j, CAIRN_E_TERMINATED, "terminated at a client's request");
+    finish(e, j, CAIRN_TERMINATED);
+    return;
+  }
+  j->asked = CAIRN__ASKED_TERMINATE;
+  cairn__job_set_state(e, j, CAIRN_SHUTTING_DOWN);
+  if (j->work)
+    cairn__run_request(j->work->run, CAIRN__RUN_TERMINATE);
+  else
+    cairn__event_push(e, CAIRN_EVENT_TASK_TERMINATE, j);
+}
+
+static void kill_now(struct cairn_engine *e, struct cairn__job *j)
+{
+  int is_task = j->is_live && !j->work;
+
+  cairn__queue_leave(j);
+  if (j->work)
+    cairn__run_request(j->work->run, CAIRN__RUN_KILL);
+  if (j->is_live) {
+    j->has_ended = 1;
+    leave_run(e, j);
+  }
+  j->is_last_well = 0;
+  cairn__processes_kill(e, j->by_serial.key);
+  set_error_text(j, CAIRN_E_KILLED, "killed at a client's request");
+  finish(e, j, CAIRN_KILLED);
+  if (is_task)
+    cairn__event_push(e, CAIRN_EVENT_TASK_KILL, j);
+}
+
+/* A working thread is given a moment to end; in every other case the job is
+ * Killed at once. Returns the DMTF code. */
+static uint32_t kill_job(struct cairn_engine *e, struct cairn__job *j)
+{
+  if (!j->work || (j->state != CAIRN_RUNNING && j->state != CAIRN_STARTING)) {
+    kill_now(e, j);
+    return CAIRN_RC_COMPLETED;
+  }
+  j->asked = CAIRN__ASKED_KILL;
+  cairn__run_request(j->work->run, CAIRN__RUN_KILL);
+  cairn__processes_kill(e, j->by_serial.key);
+  cairn__job_set_state(e, j, CAIRN_SHUTTING_DOWN);
+  cairn__timer_arm(&e->monotonic, &j->work->escalate,
+                   cairn__monotonic(e) + CAIRN__KILL_GRACE_US);
+  return CAIRN_RC_STARTED;
+}
+
+static void suspend_run(struct cairn_engine *e, struct cairn__job *j)
+{
+  j->asked = CAIRN__ASKED_SUSPEND;
+  if (j->work)
+    cairn__run_request(j->work->run, CAIRN__RUN_SUSPEND);
+  else
+    cairn__event_push(e, CAIRN_EVENT_TASK_SUSPEND, j);
+}
+
+void cairn__job_parked(struct cairn_engine *e, struct cairn__job *j)
+{
+  if (j->asked != CAIRN__ASKED_SUSPEND || j->state != CAIRN_RUNNING)
+    return;
+  j->asked = CAIRN__ASKED_NOTHING;
+  clock_off(e, j);
+  take_progress(j);
+  j->rate = j->eta = -1;
+  give_slot(j);
+  j->is_held = 1;
+  cairn__job_set_state(e, j, CAIRN_SUSPENDED);
+}
+
+void cairn__job_close(struct cairn_engine *e, struct cairn__job *j)
+{
+  if (cairn_state_is_final(j->state))
+    return;
+  switch (e->closing) {
+  case CAIRN_CLOSE_SUSPEND:
+    if (j->state == CAIRN_RUNNING && j->asked == CAIRN__ASKED_NOTHING)
+      suspend_run(e, j);
+    break;
+  case CAIRN_CLOSE_TERMINATE:
+    if (j->state != CAIRN_SHUTTING_DOWN)
+      terminate(e, j);
+    break;
+  default:
+    if (j->asked != CAIRN__ASKED_KILL)
+      kill_job(e, j);
+    break;
+  }
+}
+
+static void until_passed(struct cairn_engine *e, struct cairn__job *j)
+{
+  if (j->state == CAIRN_SHUTTING_DOWN)
+    return;
+  if (j->is_live) {
+    j->is_until_passed = 1;
+    terminate(e, j);
+  } else if (j->runs_succeeded > 0) {
+    complete(e, j);
+  } else {
+    if (j->error_id == CAIRN_OK)
+      set_error_text(j, CAIRN_E_TIMEOUT,
+                     "UntilTime passed before a run of the job had started");
+    finish(e, j, CAIRN_EXCEPTION);
+  }
+}
+
+/* ---- notices of threads, timers ---- */
+
+void cairn__job_notice(struct cairn_engine *e, struct cairn__run *run,
+                       unsigned notices)
+{
+  struct cairn__work *work = (struct cairn__work *)(uintptr_t)run->cookie;
+  struct cairn__job *j;
+
+  if (notices == 0) { /* withdrawn; the work may be gone */
+    cairn__run_release(run);
+    return;
+  }
+  j = work->job;
+  if (j && (notices & CAIRN__NOTICE_WARNING))
+    cairn__event_push(e, CAIRN_EVENT_WARNING, j);
+  if (notices & CAIRN__NOTICE_DONE) {
+    if (j) {
+      take_results(j, run);
+      cairn__job_run_ended(e, j, &run->error);
+    }
+    e->orphans--; /* leave_run took the thread for one that still works */
+    work_free(e, work);
+  } else if (j && (notices & CAIRN__NOTICE_PARKED)) {
+    cairn__job_parked(e, j);
+  }
+  cairn__run_release(run);
+}
+
+void cairn__job_timer(struct cairn_engine *e, struct cairn__timer *timer)
+{
+  struct cairn__job *j = timer->owner;
+
+  switch (timer->kind) {
+  case CAIRN__TIMER_SCHEDULE:
+    cairn__job_reconsider(e, j);
+    break;
+  case CAIRN__TIMER_UNTIL:
+    until_passed(e, j);
+    break;
+  case CAIRN__TIMER_CONTROL:
+    if (cairn_state_is_final(j->state))
+      cairn__job_remove(e, j);
+    else
+      cairn__event_push(e, CAIRN_EVENT_REQUEST_TIMEOUT, j)->code =
+          (uint16_t)(e->is_vendor_codes ? cairn_vendor_code(CAIRN_RC_TIMEOUT)
+                                        : CAIRN_RC_TIMEOUT);
+    break;
+  case CAIRN__TIMER_ESCALATE:
+    kill_now(e, ((struct cairn__work *)timer->owner)->job);
+    break;
+  }
+}
+
+/* ---- progress ---- */
+
+/* A moving window of about three seconds: long enough to be calm, short
+ * enough to be true. */
+static void sample_rate(struct cairn__work *work, int64_t now)
+{
+  struct cairn__job *j = work->job;
+  unsigned n = work->sample_count, next = work->sample_next, oldest;
+  int64_t span;
+
+  work->samples[next].time = now;
+  work->samples[next].bytes = j->bytes_done;
+  work->sample_next = (next + 1) % CAIRN__SAMPLES;
+  if (n < CAIRN__SAMPLES)
+    work->sample_count = ++n;
+  oldest = (next + CAIRN__SAMPLES + 1 - n) % CAIRN__SAMPLES;
+  span = now - work->samples[oldest].time;
+  if (span <= 0)
+    return;
+  j->rate = (double)(j->bytes_done - work->samples[oldest].bytes) * 1e6 /
+            (double)span;
+  j->eta = j->rate > 0 && j->bytes_total >= j->bytes_done && j->bytes_total > 0
+               ? (double)(j->bytes_total - j->bytes_done) / j->rate
+               : -1;
+}
+
+void cairn__work_sample(struct cairn_engine *e)
+{
+  int64_t now = cairn__monotonic(e);
+  int is_any = 0;
+
+  for (struct cairn__work *work = e->works; work; work = work->next) {
+    struct cairn__job *j = work->job;
+    unsigned percent = 0;
+
+    if (!j || !j->is_executing) {
+      work->sample_count = 0; /* standing still is no rate */
+      continue;
+    }
+    if (cairn__events_reserve(e, CAIRN__EVENTS_PER_ACTION) != 0)
+      break; /* the next sample tells */
+    is_any = 1;
+    take_progress(j);
+    if (j->bytes_total > 0)
+      percent =
+          (unsigned)((double)j->bytes_done * 100 / (double)j->bytes_total);
+    if (percent > 99)
+      percent = 99;
+    if (percent > j->percent)
+      cairn__job_set_percent(e, j, percent);
+    sample_rate(work, now);
+  }
+  if (is_any)
+    cairn__timer_arm(&e->monotonic, &e->sample, now + CAIRN__SAMPLE_US);
+}
+
+/* ---- the class's methods ---- */
+
+static uint32_t answer(const struct cairn_engine *e, uint32_t code)
+{
+  return e->is_vendor_codes ? cairn_vendor_code(code) : code;
+}
+
+static const char *state_label(int state)
+{
+  const char *label =
+      cairn_value_label(cairn_property_at(CAIRN_PROPERTY_JobState - 1), state);
+
+  return label ? label : "?";
+}
+
+static uint32_t refuse_state(const struct cairn__job *j, const char *verb,
+                             struct cairn_error *err)
+{
+  cairn__fail(err, CAIRN_E_INVALID_STATE, "%s: %s is refused while %s",
+              j->instance_id, verb, state_label(j->state));
+  return CAIRN_RC_INVALID_TRANSITION;
+}
+
+static const char *request_label(int64_t request)
+{
+  size_t count;
+  const struct cairn_value_label *map =
+      cairn_value_map("RequestedState", &count);
+
+  for (size_t i = 0; i < count; i++) {
+    if (map[i].value == request)
+      return map[i].label;
+  }
+  return "?";
+}
+
+static uint32_t refuse_busy(const struct cairn__job *j, int64_t request,
+                            struct cairn_error *err)
+{
+  cairn__fail(err, CAIRN_E_BUSY,
+              "%s: %s is refused while another request is being carried out "
+              "(%s); Kill is always accepted",
+              j->instance_id, request_label(request),
+              j->asked == CAIRN__ASKED_SUSPEND ? "Suspend"
+              : j->asked == CAIRN__ASKED_KILL  ? "Kill"
+                                               : "Terminate");
+  return CAIRN_RC_BUSY;
+}
+
+static uint32_t request_start(struct cairn_engine *e, struct cairn__job *j,
+                              struct cairn_error *err)
+{
+  if (e->closing >= 0) {
+    cairn__fail(err, CAIRN_E_CLOSED,
+                "%s: Start is refused, the engine is closing", j->instance_id);
+    return CAIRN_RC_FAILED;
+  }
+  j->is_start_asked = 1;
+  j->is_held = 0;
+  cairn__job_reconsider(e, j);
+  return CAIRN_RC_STARTED;
+}
+
+static uint32_t request_suspend(struct cairn_engine *e, struct cairn__job *j)
+{
+  if (j->state == CAIRN_RUNNING || j->state == CAIRN_STARTING) {
+    suspend_run(e, j);
+    return CAIRN_RC_STARTED;
+  }
+  j->is_held = 1;
+  j->is_start_asked = 0;
+  j->settings.is_start_now = 0;
+  cairn__job_reconsider(e, j);
+  if (j->state == CAIRN_NEW)
+    cairn__job_set_state(e, j, CAIRN_SUSPENDED);
+  return CAIRN_RC_COMPLETED;
+}
+
+/* The checks in their order (docs/job-model.md 3.3), then the deed. */
+static uint32_t request(struct cairn_engine *e, struct cairn__job *j,
+                        int64_t requested, struct cairn_error *err)
+{
+  uint32_t code = cairn_state_request_code(j->state, (int)requested);
+
+  /* A job that only waits is Suspended already, yet can be held. */
+  if (requested == CAIRN_REQUEST_SUSPEND && j->state == CAIRN_SUSPENDED &&
+      cairn__job_phase(j) != CAIRN__PHASE_HELD)
+    code = CAIRN_RC_COMPLETED;
+  if (code == CAIRN_RC_INVALID_TRANSITION)
+    return refuse_state(j, request_label(requested), err);
+  if (requested == CAIRN_REQUEST_SERVICE) {
+    cairn__fail(err, CAIRN_E_NOT_SUPPORTED,
+                "%s: jobs of this kind have no Service state", j->instance_id);
+    return CAIRN_RC_NOT_SUPPORTED;
+  }
+  switch (requested) {
+  case CAIRN_REQUEST_START:
+    return request_start(e, j, err);
+  case CAIRN_REQUEST_SUSPEND:
+    if (j->asked == CAIRN__ASKED_SUSPEND)
+      return CAIRN_RC_STARTED;
+    return request_suspend(e, j);
+  case CAIRN_REQUEST_TERMINATE:
+    if (j->asked == CAIRN__ASKED_TERMINATE)
+      return CAIRN_RC_STARTED;
+    if (j->asked != CAIRN__ASKED_NOTHING)
+      return refuse_busy(j, requested, err);
+    terminate(e, j);
+    return code;
+  default:
+    return kill_job(e, j);
+  }
+}
+
+static const uint16_t aims[] = {
+    [CAIRN_REQUEST_START] = CAIRN_RUNNING,
+    [CAIRN_REQUEST_SUSPEND] = CAIRN_SUSPENDED,
+    [CAIRN_REQUEST_TERMINATE] = CAIRN_TERMINATED,
+    [CAIRN_REQUEST_KILL] = CAIRN_KILLED,
+};
+
+uint32_t cairn_job_request_state_change(
+    cairn_engine *e, cairn_job job, int64_t requested,
+    const struct cairn_datetime *timeout_period, struct cairn_error *err)
+{
+  struct cairn__job *j;
+  uint32_t code;
+
+  cairn__error_clear(err);
+  j = cairn__engine_job(e, job, err);
+  if (!j)
+    return answer(e, CAIRN_RC_UNKNOWN);
+  if (requested < CAIRN_REQUEST_START || requested > CAIRN_REQUEST_SERVICE) {
+    cairn__fail(err, CAIRN_E_OUT_OF_RANGE,
+                "%s: RequestedState must be 2 (Start), 3 (Suspend), 4 "
+                "(Terminate), 5 (Kill) or 6 (Service)",
+                j->instance_id);
+    return answer(e, CAIRN_RC_INVALID_PARAMETER);
+  }
+  if (timeout_period && timeout_period->kind != CAIRN_INTERVAL) {
+    cairn__fail(err, CAIRN_E_WRONG_TYPE,
+                "%s: TimeoutPeriod must be an interval, such as "
+                "00000000000005.000000:000",
+                j->instance_id);
+    return answer(e, CAIRN_RC_INVALID_PARAMETER);
+  }
+  if (cairn__events_reserve(e, CAIRN__EVENTS_PER_ACTION) != 0) {
+    cairn__fail_memory(err);
+    return answer(e, CAIRN_RC_FAILED);
+  }
+  code = request(e, j, requested, err);
+  if (code == CAIRN_RC_STARTED && timeout_period &&
+      timeout_period->microseconds > 0 && !cairn_state_is_final(j->state)) {
+    int64_t when, now = cairn__monotonic(e);
+
+    if (__builtin_add_overflow(now, timeout_period->microseconds, &when))
+      when = INT64_MAX;
+    j->deadline_state = aims[requested];
+    cairn__timer_arm(&e->monotonic, &j->control, when);
+  }
+  cairn__engine_settle(e);
+  return answer(e, code);
+}
+
+uint32_t cairn_job_kill(cairn_engine *e, cairn_job job, int delete_on_kill,
+                        struct cairn_error *err)
+{
+  struct cairn__job *j;
+
+  cairn__error_clear(err);
+  j = cairn__engine_job(e, job, err);
+  if (!j)
+    return answer(e, CAIRN__KILL_NOT_FOUND);
+  if (cairn_state_is_final(j->state)) {
+    refuse_state(j, "KillJob", err);
+    return answer(e, CAIRN__KILL_FAILED);
+  }
+  if (cairn__events_reserve(e, CAIRN__EVENTS_PER_ACTION) != 0) {
+    cairn__fail_memory(err);
+    return answer(e, CAIRN__KILL_FAILED);
+  }
+  if (delete_on_kill >= 0) {
+    j->settings.set |= CAIRN__SET_DELETE;
+    j->settings.is_delete = delete_on_kill != 0;
+  }
+  kill_job(e, j);
+  cairn__engine_settle(e);
+  /* The method has no code for "started": what it promises is under way. */
+  return answer(e, CAIRN__KILL_SUCCESS);
+}
+
+uint32_t cairn_job_resume(cairn_engine *e, cairn_job job,
+                          struct cairn_error *err)
+{
+  struct cairn__job *j;
+  uint32_t code = CAIRN_RC_COMPLETED;
+
+  cairn__error_clear(err);
+  j = cairn__engine_job(e, job, err);
+  if (!j)
+    return answer(e, CAIRN_RC_UNKNOWN);
+  if (cairn__events_reserve(e, CAIRN__EVENTS_PER_ACTION) != 0) {
+    cairn__fail_memory(err);
+    return answer(e, CAIRN_RC_FAILED);
+  }
+  if (j->state == CAIRN_RUNNING && j->asked == CAIRN__ASKED_SUSPEND) {
+    /* Not parked yet: take the Suspend back. */
+    j->asked = CAIRN__ASKED_NOTHING;
+    cairn__timer_disarm(&j->control);
+    if (j->work)
+      cairn__run_request(j->work->run, CAIRN__RUN_GO);
+    else
+      cairn__event_push(e, CAIRN_EVENT_TASK_RESUME, j);
+  } else if (j->state == CAIRN_SUSPENDED && j->is_live) {
+    code = request_start(e, j, err);
+  } else if (j->state == CAIRN_SUSPENDED && j->is_held) {
+    j->is_held = 0;
+    cairn__job_reconsider(e, j);
+  } else {
+    code = refuse_state(j, "resume", err);
+  }
+  cairn__engine_settle(e);
+  return answer(e, code);
+}
+
+int cairn_job_delete(cairn_engine *e, cairn_job job, struct cairn_error *err)
+{
+  struct cairn__job *j = cairn__engine_job(e, job, err);
+
+  if (!j)
+    return -1;
+  if (!cairn_state_is_final(j->state))
+    return cairn__fail(err, CAIRN_E_INVALID_STATE,
+                       "%s: cannot be deleted while %s; only in a final state",
+                       j->instance_id, state_label(j->state));
+  if (cairn__events_reserve(e, CAIRN__EVENTS_PER_ACTION) != 0)
+    return cairn__fail_memory(err);
+  cairn__job_remove(e, j);
+  cairn__engine_settle(e);
+  return 0;
+}
+
+/* ---- the end ---- */
+
+static void details_free(struct cairn__details *d)
+{
+  if (!d)
+    return;
+  cairn__free(d->caption);
+  cairn__free(d->description);
+  cairn__free(d->element_name);
+  cairn__free(d->other_recovery);
+  cairn__free(d->recovery_job);
+  cairn__free(d->zone);
+  cairn__free(d->policy);
+  cairn__free(d->policy_key);
+  cairn__free(d->question);
+  cairn__free(d->answer);
+  json_decref(d->choices);
+  cairn__free(d);
+}
+
+void cairn__job_free(struct cairn_engine *e, struct cairn__job *j)
+{
+  if (!j)
+    return;
+  if (j->directory)
+    cairn__directory_remove_job(e, j->directory);
+  if (j->queue)
+    cairn__queue_remove_job(j->queue);
+  details_free(j->details);
+  json_decref(j->spec);
+  json_decref(j->warnings);
+  json_decref(j->report);
+  cairn__free(j->failure);
+  cairn__free(j->settings.notify);
+  cairn__free(j->name);
+  cairn__free(j);
+}
+
+void cairn__job_remove(struct cairn_engine *e, struct cairn__job *j)
+{
+  cairn__event_push(e, CAIRN_EVENT_REMOVED, j);
+  cairn__queue_leave(j);
+  cairn__timer_disarm(&j->schedule);
+  cairn__timer_disarm(&j->until);
+  cairn__timer_disarm(&j->control);
+  if (e->close_next == j)
+    e->close_next = j->next;
+  if (j->prev)
+    j->prev->next = j->next;
+  else
+    e->first = j->next;
+  if (j->next)
+    j->next->prev = j->prev;
+  else
+    e->last = j->prev;
+  e->job_count--;
+  cairn__table_remove(&e->by_serial, &j->by_serial);
+  cairn__table_remove(&e->by_uuid, &j->by_uuid);
+  cairn__job_free(e, j);
+}

@@ -1,0 +1,233 @@
+/* Jobs as the owner thread keeps them, and what its files do with them.
+ *
+ * A job is in one of these situations:
+ *
+ *   JobState 2, 5      idle: no run, or a run that stands still (is_live); in
+ *                      its queue's heap, in its directory's, or in neither
+ *   JobState 3, 4, 12  live: a run is on, the job holds a slot of its queue
+ *   JobState 6         live: the run was asked to end
+ *   final              no run, no slot, in no heap; perhaps a removal timer
+ *
+ * Everything that can fail for want of memory is reserved before an action
+ * changes anything: room in the heaps when the job is made, room for an
+ * action's events (CAIRN__EVENTS_PER_ACTION) right before the action. Where
+ * memory is missing only for a text, the job keeps the error's number and the
+ * text comes from the table of errors.
+ *
+ * SLOTS. A queue runs `concurrency` jobs at once. A suspended run gives its
+ * slot back, since a client suspends to make room, and queues for one when it
+ * is resumed; it keeps its thread, its locks and its export directory. */
+#ifndef CAIRN_JOB_H
+#define CAIRN_JOB_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <jansson.h>
+
+#include "cairn.h"
+#include "export/kinds.h"
+#include "queue.h"
+#include "run.h"
+#include "table.h"
+#include "timer.h"
+
+#define CAIRN__EVENTS_PER_ACTION 12
+#define CAIRN__NEVER_US          INT64_MAX /* a TimeBeforeRemoval of nines */
+#define CAIRN__KILL_GRACE_US     1000000
+#define CAIRN__SAMPLE_US         100000
+#define CAIRN__SAMPLES           32
+
+/* The writable properties. A bit of `set` is 1 when the property is not null;
+ * it is that of the property's place in enum cairn__setting. */
+enum cairn__setting {
+  CAIRN__SET_SCHEDULED = 1 << 0,
+  CAIRN__SET_MONTH = 1 << 1,
+  CAIRN__SET_DAY = 1 << 2,
+  CAIRN__SET_DAY_OF_WEEK = 1 << 3,
+  CAIRN__SET_START_INTERVAL = 1 << 4,
+  CAIRN__SET_LOCAL_OR_UTC = 1 << 5,
+  CAIRN__SET_UNTIL = 1 << 6,
+  CAIRN__SET_PRIORITY = 1 << 7,
+  CAIRN__SET_DELETE = 1 << 8
+};
+#define CAIRN__SET_CALENDAR                                                    \
+  (CAIRN__SET_MONTH | CAIRN__SET_DAY | CAIRN__SET_DAY_OF_WEEK |                \
+   CAIRN__SET_START_INTERVAL)
+
+struct cairn__settings {
+  /* An interval is kept as the moment on the monotonic clock that it meant
+   * when it was written; a timestamp in Unix microseconds. */
+  struct cairn_datetime scheduled, until;
+  struct cairn_datetime start_interval;
+  int64_t removal_us; /* TimeBeforeRemoval, or CAIRN__NEVER_US */
+  char *notify;       /* NULL = null */
+  uint32_t run_times, priority;
+  uint16_t set;
+  uint8_t month, local_or_utc;
+  int8_t day, day_of_week;
+  uint8_t is_delete;
+  uint8_t is_start_now; /* zeros were written to ScheduledStartTime */
+};
+
+/* What few jobs have; made when one of them is given. */
+struct cairn__details {
+  char *caption, *description, *element_name, *other_recovery, *recovery_job;
+  char *zone, *policy, *policy_key;
+  char *question, *answer;
+  json_t *choices; /* NULL = free text */
+};
+
+struct cairn__failure {
+  int system_errno;
+  int64_t offset;
+  const char *message, *machine, *disk, *path; /* into text */
+  char text[];
+};
+
+/* A run on a thread of the engine's. It outlives its job's interest in it when
+ * the job was killed and the thread has not ended yet: job is NULL then. */
+struct cairn__work {
+  struct cairn__work *prev, *next;
+  struct cairn__job *job;
+  struct cairn__run *run;
+  struct cairn__directory *directory; /* held until the thread has ended */
+  struct cairn__timer escalate;
+  struct {
+    int64_t time;
+    uint64_t bytes;
+  } samples[CAIRN__SAMPLES];
+  unsigned sample_next, sample_count;
+};
+
+enum cairn__asked { /* what the live run was asked and has not done yet */
+                    CAIRN__ASKED_NOTHING,
+                    CAIRN__ASKED_SUSPEND,
+                    CAIRN__ASKED_TERMINATE,
+                    CAIRN__ASKED_KILL
+};
+
+struct cairn__job {
+  struct cairn__job *prev, *next; /* in order of submission */
+  struct cairn__link by_serial;   /* key: the serial */
+  struct cairn__link by_uuid;     /* key: its first 8 bytes */
+  char instance_id[48];
+  char *name;
+  struct cairn__details *details;
+  const struct cairn__kind *kind; /* NULL: a task ("run") */
+  json_t *spec;
+  struct cairn__settings settings;
+
+  struct cairn__queue *queue;
+  struct cairn__directory *directory; /* export: where to; else NULL */
+  struct cairn__job_heap *heap;       /* the queue's, the directory's, NULL */
+  uint32_t heap_index;
+  int64_t eligible_us; /* monotonic: since when it could start */
+
+  struct cairn__timer schedule; /* ScheduledStartTime */
+  struct cairn__timer until;    /* UntilTime */
+  struct cairn__timer control;  /* TimeoutPeriod; when final: removal */
+
+  int64_t submitted_us, changed_us, started_us; /* Unix */
+  int64_t executing_since_us; /* monotonic; of the part not yet in elapsed */
+  int64_t elapsed_us, finished_us; /* monotonic */
+
+  struct cairn__work *work; /* live and not a task */
+  uint64_t bytes_total, bytes_done;
+  double rate, eta; /* negative: unknown */
+  json_t *warnings; /* of the last run, or NULL */
+  json_t *report;
+  struct cairn__failure *failure;
+  unsigned char point[16]; /* ReferencePointGroupId of the last run */
+
+  uint32_t run_number, runs_succeeded;
+  uint32_t lost_warnings;
+  uint16_t state; /* assigned by cairn__job_set_state alone */
+  uint16_t error_id, percent;
+  uint16_t deadline_state; /* what a TimeoutPeriod waits for */
+  uint8_t recovery_action, has_recovery_action;
+  uint8_t gap, overlap, catch_up; /* 1 + position in the value map; 0 null */
+  uint8_t asked;                  /* enum cairn__asked */
+  uint8_t has_changed, is_once, is_volatile, is_held, is_start_asked, is_live;
+  uint8_t has_slot, is_executing, is_until_passed, is_removable;
+  uint8_t has_ended;    /* a run has ended since the last Starting */
+  uint8_t is_last_well; /* and it ended well */
+};
+
+/* ---- kinds ---- */
+
+/* The kind of this name, or NULL. */
+const struct cairn__kind *cairn__kind_find(const char *name);
+/* Adds one, for tests; before an engine is open. */
+void cairn__kind_register(const struct cairn__kind *kind);
+
+/* ---- submit.c ---- */
+
+/* A job from its specification, not yet known to the engine. NULL: err. */
+struct cairn__job *cairn__job_make(struct cairn_engine *e, json_t *spec,
+                                   struct cairn_error *err);
+
+/* ---- job.c: the state machine ---- */
+
+/* The one writer of JobState. There must be room for an event. */
+void cairn__job_set_state(struct cairn_engine *e, struct cairn__job *j,
+                          int state);
+/* Frees a job that no list, table, heap or timer knows any more. */
+void cairn__job_free(struct cairn_engine *e, struct cairn__job *j);
+void cairn__job_remove(struct cairn_engine *e, struct cairn__job *j);
+/* Settles where an idle job belongs: queued, waiting, held, or done. Called
+ * after whatever could change the answer; does nothing to a live job. */
+void cairn__job_reconsider(struct cairn_engine *e, struct cairn__job *j);
+/* Brings timers and place in line with settings that have just changed. */
+void cairn__job_settings_changed(struct cairn_engine *e, struct cairn__job *j);
+/* The job has come to the head of its queue: Starting, Running. */
+void cairn__job_start(struct cairn_engine *e, struct cairn__job *j);
+/* A notice of a run came in; takes over the reference to the run. */
+void cairn__job_notice(struct cairn_engine *e, struct cairn__run *run,
+                       unsigned notices);
+void cairn__job_timer(struct cairn_engine *e, struct cairn__timer *timer);
+/* The run is over. `error` with id CAIRN_OK: well. */
+void cairn__job_run_ended(struct cairn_engine *e, struct cairn__job *j,
+                          const struct cairn_error *error);
+void cairn__job_parked(struct cairn_engine *e, struct cairn__job *j);
+/* Adds a warning to the run that is on. */
+void cairn__job_warn(struct cairn_engine *e, struct cairn__job *j,
+                     const char *message);
+/* Takes new values of progress from the threads. */
+void cairn__work_sample(struct cairn_engine *e);
+void cairn__job_set_percent(struct cairn_engine *e, struct cairn__job *j,
+                            unsigned percent);
+/* Asks the job to end as cairn_engine_close() was told. */
+void cairn__job_close(struct cairn_engine *e, struct cairn__job *j);
+/* One of the words of the value map "phase", as a number of that map. */
+int cairn__job_phase(const struct cairn__job *j);
+int cairn__job_has_runs_left(const struct cairn__job *j);
+
+/* ---- property.c ---- */
+
+void cairn__settings_init(struct cairn__settings *s);
+/* Puts one value in, checked; notify is fresh memory then, the old one is left
+ * alone. */
+int cairn__settings_apply(struct cairn_engine *e, struct cairn__settings *s,
+                          const struct cairn_property_info *p,
+                          const struct cairn_value *value,
+                          struct cairn_error *err);
+/* What no single value shows. */
+int cairn__settings_check(const struct cairn__settings *s,
+                          struct cairn_error *err);
+/* A string for a property: valid UTF-8, no NUL, not too long. */
+int cairn__text_check(const struct cairn_property_info *p, const char *text,
+                      size_t length, struct cairn_error *err);
+/* A label or number of a property with a value map. */
+int cairn__number_from(const struct cairn_property_info *p,
+                       const struct cairn_value *value, int64_t *out,
+                       struct cairn_error *err);
+/* An object or array; duplicates are refused. `what` begins the message. */
+json_t *cairn__json_parse(const char *what, const char *text, size_t length,
+                          struct cairn_error *err);
+/* Prints a value and drops it; NULL: out of memory. The caller frees *out. */
+int cairn__json_give(json_t *json, char **out, struct cairn_error *err);
+int cairn__value_from_json(const json_t *json, const char *name,
+                           struct cairn_value *out, struct cairn_error *err);
+
+#endif

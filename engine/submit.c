@@ -1,0 +1,644 @@
+/* From a specification (docs/job-model.md, "Submitting") to a job.
+ *
+ * A job is made whole before the engine hears of it: every key checked, every
+ * byte of memory that its life needs reserved. cairn_submit_all makes all its
+ * jobs first and only then lets the engine know them, which cannot fail. */
+#include "job.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include <uuid/uuid.h>
+
+#include "engine.h"
+#include "error.h"
+#include "memory.h"
+
+#define ZONES "/usr/share/zoneinfo/"
+
+enum what {
+  SETTING,
+  TEXT,
+  LABEL,
+  FLAG,
+  NAME,
+  RECOVERY,
+  RECOVERY_JOB,
+  ZONE,
+  QUEUE,
+  KIND,
+  LATER
+};
+
+/* Every key of a specification. */
+static const struct key {
+  const char *name;
+  enum what what;
+  size_t offset; /* TEXT: in details; LABEL, FLAG: in the job */
+} keys[] = {
+#define DETAIL(member) offsetof(struct cairn__details, member)
+#define MEMBER(member) offsetof(struct cairn__job, member)
+    {"ScheduledStartTime", SETTING, 0},
+    {"JobRunTimes", SETTING, 0},
+    {"RunMonth", SETTING, 0},
+    {"RunDay", SETTING, 0},
+    {"RunDayOfWeek", SETTING, 0},
+    {"RunStartInterval", SETTING, 0},
+    {"LocalOrUtcTime", SETTING, 0},
+    {"UntilTime", SETTING, 0},
+    {"Notify", SETTING, 0},
+    {"Priority", SETTING, 0},
+    {"DeleteOnCompletion", SETTING, 0},
+    {"TimeBeforeRemoval", SETTING, 0},
+    {"Name", NAME, 0},
+    {"Caption", TEXT, DETAIL(caption)},
+    {"Description", TEXT, DETAIL(description)},
+    {"ElementName", TEXT, DETAIL(element_name)},
+    {"RecoveryAction", RECOVERY, 0},
+    {"OtherRecoveryAction", TEXT, DETAIL(other_recovery)},
+    {"RecoveryJob", RECOVERY_JOB, 0},
+    {"queue", QUEUE, 0},
+    {"zone", ZONE, 0},
+    {"gap", LABEL, MEMBER(gap)},
+    {"overlap", LABEL, MEMBER(overlap)},
+    {"catch_up", LABEL, MEMBER(catch_up)},
+    {"policy", TEXT, DETAIL(policy)},
+    {"policy_key", TEXT, DETAIL(policy_key)},
+    {"once", FLAG, MEMBER(is_once)},
+    {"volatile", FLAG, MEMBER(is_volatile)},
+    {"export", KIND, 0},
+    {"verify", KIND, 0},
+    {"restore", KIND, 0},
+    {"run", KIND, 0},
+    {"merge", LATER, 0},
+    {"prune", LATER, 0},
+#undef DETAIL
+#undef MEMBER
+};
+
+#define KEY_COUNT (sizeof keys / sizeof keys[0])
+
+/* ---- single keys ---- */
+
+static int expect_string(const char *key, const json_t *value,
+                         struct cairn_error *err)
+{
+  if (json_is_string(value))
+    return 0;
+  return cairn__fail(err, CAIRN_E_WRONG_TYPE, "%s must be a string", key);
+}
+
+static struct cairn__details *details_of(struct cairn__job *j,
+                                         struct cairn_error *err)
+{
+  if (!j->details)
+    j->details = cairn__calloc(1, sizeof *j->details);
+  if (!j->details)
+    cairn__fail_memory(err);
+  return j->details;
+}
+
+static int copy_text(const char *key, const json_t *value, char **out,
+                     struct cairn_error *err)
+{
+  const struct cairn_property_info *p = cairn_property_find(key);
+
+  if (expect_string(key, value, err) != 0)
+    return -1;
+  if (p && cairn__text_check(p, json_string_value(value),
+                             json_string_length(value), err) != 0)
+    return -1;
+  *out = cairn__strdup(json_string_value(value));
+  return *out ? 0 : cairn__fail_memory(err);
+}
+
+static int read_text(struct cairn__job *j, const char *key, const json_t *value,
+                     size_t offset, struct cairn_error *err)
+{
+  struct cairn__details *d = details_of(j, err);
+
+  return d ? copy_text(key, value, (char **)(void *)((char *)d + offset), err)
+           : -1;
+}
+
+static int read_name(struct cairn__job *j, const json_t *value,
+                     struct cairn_error *err)
+{
+  if (copy_text("Name", value, &j->name, err) != 0)
+    return -1;
+  if (j->name[0] == '\0')
+    return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT, "Name must not be empty");
+  return 0;
+}
+
+static int read_setting(struct cairn_engine *e, struct cairn__job *j,
+                        const char *key, const json_t *value,
+                        struct cairn_error *err)
+{
+  struct cairn_value v;
+
+  if (cairn__value_from_json(value, key, &v, err) != 0)
+    return -1;
+  return cairn__settings_apply(e, &j->settings, cairn_property_find(key), &v,
+                               err);
+}
+
+static int read_label(struct cairn__job *j, const char *key,
+                      const json_t *value, size_t offset,
+                      struct cairn_error *err)
+{
+  struct cairn_value v;
+  int64_t n;
+
+  if (expect_string(key, value, err) != 0 ||
+      cairn__value_from_json(value, key, &v, err) != 0 ||
+      cairn__number_from(cairn_property_find(key), &v, &n, err) != 0)
+    return -1;
+  *((uint8_t *)j + offset) = (uint8_t)(n + 1);
+  return 0;
+}
+
+static int read_flag(struct cairn__job *j, const char *key, const json_t *value,
+                     size_t offset, struct cairn_error *err)
+{
+  if (!json_is_boolean(value))
+    return cairn__fail(err, CAIRN_E_WRONG_TYPE, "%s must be true or false",
+                       key);
+  *((uint8_t *)j + offset) = json_is_true(value);
+  return 0;
+}
+
+static int read_recovery(struct cairn__job *j, const json_t *value,
+                         struct cairn_error *err)
+{
+  struct cairn_value v;
+  int64_t n;
+
+  if (cairn__value_from_json(value, "RecoveryAction", &v, err) != 0 ||
+      cairn__number_from(cairn_property_find("RecoveryAction"), &v, &n, err) !=
+          0)
+    return -1;
+  j->recovery_action = (uint8_t)n;
+  j->has_recovery_action = 1;
+  return 0;
+}
+
+static int read_recovery_job(struct cairn_engine *e, struct cairn__job *j,
+                             const json_t *value, struct cairn_error *err)
+{
+  struct cairn__details *d = details_of(j, err);
+  struct cairn_error why;
+  cairn_job other;
+
+  if (!d || expect_string("RecoveryJob", value, err) != 0)
+    return -1;
+  if (cairn_job_find(e, json_string_value(value), &other, &why) != 0)
+    return cairn__fail(err, why.id, "RecoveryJob: %s", why.message);
+  d->recovery_job =
+      cairn__strdup(cairn__engine_job(e, other, NULL)->instance_id);
+  return d->recovery_job ? 0 : cairn__fail_memory(err);
+}
+
+/* Zones are files of the zone database; UTC needs none. */
+static int read_zone(struct cairn__job *j, const json_t *value,
+                     struct cairn_error *err)
+{
+  char path[sizeof ZONES + 64], shown[128];
+  const char *name = json_string_value(value);
+  struct stat st;
+
+  if (expect_string("zone", value, err) != 0)
+    return -1;
+  if (strcmp(name, "UTC") != 0) {
+    int is_name = name[0] != '\0' && name[0] != '/' && strlen(name) <= 64 &&
+                  !strstr(name, "..") &&
+                  strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrst"
+                               "uvwxyz0123456789_+-/") == strlen(name);
+
+    if (is_name)
+      snprintf(path, sizeof path, ZONES "%s", name);
+    if (!is_name || stat(path, &st) != 0 || !S_ISREG(st.st_mode))
+      return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
+                         "zone: \"%s\" is no time zone of this host (see " ZONES
+                         "); valid are IANA names such as "
+                         "\"Europe/Berlin\", and \"UTC\"",
+                         cairn__printable(name, shown, sizeof shown));
+  }
+  return read_text(j, "zone", value, offsetof(struct cairn__details, zone),
+                   err);
+}
+
+static int read_queue(struct cairn_engine *e, const json_t *value,
+                      struct cairn__queue **queue, struct cairn_error *err)
+{
+  char names[512] = "", shown[128];
+  size_t used = 0;
+
+  if (expect_string("queue", value, err) != 0)
+    return -1;
+  *queue = cairn__queue_find(e, json_string_value(value));
+  if (*queue)
+    return 0;
+  for (struct cairn__queue *q = e->queues; q && used < sizeof names;
+       q = q->next) {
+    int n = snprintf(names + used, sizeof names - used, "%s\"%s\"",
+                     used ? ", " : "", q->name);
+
+    used += n > 0 ? (size_t)n : 0;
+  }
+  return cairn__fail(
+      err, CAIRN_E_INVALID_ARGUMENT,
+      "queue: there is no queue \"%s\"; valid: %s",
+      cairn__printable(json_string_value(value), shown, sizeof shown), names);
+}
+
+/* ---- the kind ---- */
+
+/* A path as a key for comparison: no doubled or trailing slashes, no "/.". */
+static char *path_key(const char *path)
+{
+  char *key = cairn__malloc(strlen(path) + 2), *p = key;
+
+  if (!key)
+    return NULL;
+  while (*path) {
+    size_t n = strcspn(path, "/");
+
+    if (n > 0 && !(n == 1 && path[0] == '.')) {
+      *p++ = '/';
+      memcpy(p, path, n);
+      p += n;
+    }
+    path += n;
+    path += *path == '/';
+  }
+  if (p == key)
+    *p++ = '/';
+  *p = '\0';
+  return key;
+}
+
+static int read_directory(struct cairn_engine *e, struct cairn__job *j,
+                          struct cairn_error *err)
+{
+  const char *path = json_string_value(json_object_get(j->spec, "directory"));
+  char *key;
+
+  if (!path)
+    return cairn__fail(err, CAIRN_E_WRONG_TYPE,
+                       "export: directory must be a string, an absolute path");
+  key = path_key(path);
+  if (!key)
+    return cairn__fail_memory(err);
+  j->directory = cairn__directory_add_job(e, key);
+  cairn__free(key);
+  return j->directory ? 0 : cairn__fail_memory(err);
+}
+
+static int read_kind(struct cairn_engine *e, struct cairn__job *j,
+                     const char *name, json_t *value, struct cairn_error *err)
+{
+  struct cairn_error why;
+
+  if (strcmp(name, "run") == 0) {
+    if (!json_is_true(value) && !json_is_string(value) &&
+        !json_is_object(value))
+      return cairn__fail(err, CAIRN_E_WRONG_TYPE,
+                         "run must be true, a string or an object");
+    j->spec = json_incref(value);
+    return 0;
+  }
+  j->kind = cairn__kind_find(name);
+  if (!j->kind)
+    return cairn__fail(err, CAIRN_E_NOT_SUPPORTED,
+                       "%s: this build has no such kind of job", name);
+  if (!json_is_object(value))
+    return cairn__fail(err, CAIRN_E_WRONG_TYPE, "%s must be an object", name);
+  j->spec = json_incref(value);
+  cairn__error_clear(&why);
+  if (j->kind->check(j->spec, &why) != 0) {
+    if (err)
+      *err = why;
+    return -1;
+  }
+  return strcmp(name, "export") == 0 ? read_directory(e, j, err) : 0;
+}
+
+/* ---- the whole ---- */
+
+static int unknown_key(const char *name, struct cairn_error *err)
+{
+  const char *names[KEY_COUNT];
+  char shown[128];
+
+  if (cairn_property_find(name))
+    return cairn__fail(err, CAIRN_E_READ_ONLY,
+                       "%s is a read-only property; it cannot be submitted",
+                       name);
+  for (size_t i = 0; i < KEY_COUNT; i++)
+    names[i] = keys[i].name;
+  return cairn__fail(err, CAIRN_E_UNKNOWN_KEY,
+                     "unknown key \"%s\"; the nearest valid one is \"%s\"",
+                     cairn__printable(name, shown, sizeof shown),
+                     cairn__nearest(name, names, KEY_COUNT));
+}
+
+struct parts { /* what is looked at after all other keys */
+  const char *kind;
+  json_t *kind_value;
+  struct cairn__queue *queue;
+};
+
+static int read_key(struct cairn_engine *e, struct cairn__job *j,
+                    const char *name, json_t *value, struct parts *parts,
+                    struct cairn_error *err)
+{
+  const struct key *key = NULL;
+
+  for (size_t i = 0; i < KEY_COUNT && !key; i++) {
+    if (strcmp(keys[i].name, name) == 0)
+      key = &keys[i];
+  }
+  if (!key)
+    return unknown_key(name, err);
+  /* An absent key and null say the same, but for settings that must not be
+   * null and for a kind. */
+  if (json_is_null(value) && key->what != SETTING && key->what != KIND &&
+      key->what != LATER && key->what != NAME)
+    return 0;
+  switch (key->what) {
+  case SETTING:
+    return read_setting(e, j, name, value, err);
+  case TEXT:
+    return read_text(j, name, value, key->offset, err);
+  case LABEL:
+    return read_label(j, name, value, key->offset, err);
+  case FLAG:
+    return read_flag(j, name, value, key->offset, err);
+  case NAME:
+    return read_name(j, value, err);
+  case RECOVERY:
+    return read_recovery(j, value, err);
+  case RECOVERY_JOB:
+    return read_recovery_job(e, j, value, err);
+  case ZONE:
+    return read_zone(j, value, err);
+  case QUEUE:
+    return read_queue(e, value, &parts->queue, err);
+  case KIND:
+    if (parts->kind)
+      return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
+                         "a job has exactly one kind, not both \"%s\" and "
+                         "\"%s\"",
+                         parts->kind, name);
+    parts->kind = key->name;
+    parts->kind_value = value;
+    return 0;
+  default:
+    return cairn__fail(err, CAIRN_E_NOT_SUPPORTED,
+                       "%s: jobs of this kind are not built yet; valid: "
+                       "export, verify, restore, run",
+                       name);
+  }
+}
+
+static int check_together(const struct cairn__job *j, struct cairn_error *err)
+{
+  if (!j->name)
+    return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
+                       "Name is missing; every job needs one");
+  if (j->details && j->details->other_recovery &&
+      !(j->has_recovery_action && j->recovery_action == 1))
+    return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
+                       "OtherRecoveryAction is allowed only when "
+                       "RecoveryAction is 1 (Other)");
+  return cairn__settings_check(&j->settings, err);
+}
+
+static int make_id(struct cairn_engine *e, struct cairn__job *j,
+                   struct cairn_error *err)
+{
+  unsigned char id[16];
+  uint64_t key = 0;
+
+  if (cairn__engine_id(e, id, err) != 0)
+    return -1;
+  memcpy(j->instance_id, "Cairn:", 6);
+  uuid_unparse_upper(id, j->instance_id + 6);
+  for (int i = 0; i < 8; i++)
+    key = key << 8 | id[i];
+  j->by_uuid.key = key;
+  return 0;
+}
+
+static int fill(struct cairn_engine *e, struct cairn__job *j, json_t *spec,
+                struct cairn_error *err)
+{
+  struct parts parts = {.queue = e->queues}; /* the first is "default" */
+  const char *name;
+  json_t *value;
+
+  if (!json_is_object(spec))
+    return cairn__fail(err, CAIRN_E_WRONG_TYPE,
+                       "a job's specification must be an object");
+  json_object_foreach(spec, name, value)
+  {
+    if (read_key(e, j, name, value, &parts, err) != 0)
+      return -1;
+  }
+  if (check_together(j, err) != 0)
+    return -1;
+  if (!parts.kind)
+    return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
+                       "what the job does is missing; give one of export, "
+                       "verify, restore, run");
+  if (read_kind(e, j, parts.kind, parts.kind_value, err) != 0)
+    return -1;
+  /* ResumeWithInput must not fail for want of room. */
+  if (!j->kind && !details_of(j, err))
+    return -1;
+  if (cairn__queue_add_job(parts.queue) != 0)
+    return cairn__fail_memory(err);
+  j->queue = parts.queue;
+  return make_id(e, j, err);
+}
+
+struct cairn__job *cairn__job_make(struct cairn_engine *e, json_t *spec,
+                                   struct cairn_error *err)
+{
+  struct cairn__job *j = cairn__calloc(1, sizeof *j);
+
+  if (!j) {
+    cairn__fail_memory(err);
+    return NULL;
+  }
+  j->state = CAIRN_NEW; /* where every job begins; no change, no event */
+  j->rate = j->eta = -1;
+  cairn__settings_init(&j->settings);
+  j->schedule.kind = CAIRN__TIMER_SCHEDULE;
+  j->until.kind = CAIRN__TIMER_UNTIL;
+  j->control.kind = CAIRN__TIMER_CONTROL;
+  j->schedule.owner = j->until.owner = j->control.owner = j;
+  if (fill(e, j, spec, err) != 0) {
+    cairn__job_free(e, j);
+    return NULL;
+  }
+  return j;
+}
+
+/* The engine gets to know the job. Cannot fail. */
+static cairn_job adopt(struct cairn_engine *e, struct cairn__job *j)
+{
+  j->submitted_us = cairn__wall(e);
+  j->prev = e->last;
+  if (e->last)
+    e->last->next = j;
+  else
+    e->first = j;
+  e->last = j;
+  e->job_count++;
+  cairn__table_add(&e->by_serial, &j->by_serial, ++e->next_serial);
+  cairn__table_add(&e->by_uuid, &j->by_uuid, j->by_uuid.key);
+  cairn__event_push(e, CAIRN_EVENT_SUBMITTED, j);
+  cairn__job_settings_changed(e, j);
+  return j->by_serial.key;
+}
+
+static int check_open(struct cairn_engine *e, struct cairn_error *err)
+{
+  cairn__error_clear(err);
+  if (e->closing < 0)
+    return 0;
+  return cairn__fail(err, CAIRN_E_CLOSED,
+                     "the engine is closing and takes no new jobs");
+}
+
+static int reserve(struct cairn_engine *e, size_t jobs, struct cairn_error *err)
+{
+  if (cairn__events_reserve(e, jobs) != 0 ||
+      cairn__engine_reserve_timers(e, jobs, 0) != 0)
+    return cairn__fail_memory(err);
+  return 0;
+}
+
+int cairn_submit(cairn_engine *e, const char *json, size_t length,
+                 cairn_job *out, struct cairn_error *err)
+{
+  struct cairn__job *j;
+  json_t *spec;
+
+  *out = 0;
+  if (check_open(e, err) != 0)
+    return -1;
+  spec = cairn__json_parse("specification", json, length, err);
+  if (!spec)
+    return -1;
+  j = cairn__job_make(e, spec, err);
+  json_decref(spec);
+  if (!j)
+    return -1;
+  if (reserve(e, 1, err) != 0) {
+    cairn__job_free(e, j);
+    return -1;
+  }
+  *out = adopt(e, j);
+  cairn__engine_settle(e);
+  return 0;
+}
+
+/* Says which of several specifications it was. */
+static void name_index(struct cairn_error *err, size_t index)
+{
+  char message[CAIRN_MESSAGE_MAX];
+
+  if (!err)
+    return;
+  snprintf(message, sizeof message, "%s", err->message);
+  snprintf(err->message, sizeof err->message, "specification %zu: %.*s",
+           index + 1, CAIRN_MESSAGE_MAX - 64, message);
+  cairn__utf8_clean(err->message);
+}
+
+static int make_all(struct cairn_engine *e, json_t *array,
+                    struct cairn__job **jobs, size_t count,
+                    struct cairn_error *err)
+{
+  size_t i;
+
+  for (i = 0; i < count; i++) {
+    jobs[i] = cairn__job_make(e, json_array_get(array, i), err);
+    if (!jobs[i]) {
+      name_index(err, i);
+      break;
+    }
+  }
+  if (i == count && reserve(e, count, err) == 0)
+    return 0;
+  while (i > 0)
+    cairn__job_free(e, jobs[--i]);
+  return -1;
+}
+
+int cairn_submit_all(cairn_engine *e, const char *json, size_t length,
+                     cairn_job *out, size_t count, struct cairn_error *err)
+{
+  struct cairn__job **jobs = NULL;
+  json_t *array;
+  int code = -1;
+
+  if (check_open(e, err) != 0)
+    return -1;
+  array = cairn__json_parse("specification", json, length, err);
+  if (!array)
+    return -1;
+  if (!json_is_array(array)) {
+    cairn__fail(err, CAIRN_E_WRONG_TYPE,
+                "the specifications must be an array of objects");
+  } else if (json_array_size(array) != count) {
+    cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
+                "the array has %zu specifications, room was given for %zu",
+                json_array_size(array), count);
+  } else {
+    jobs = cairn__calloc(count ? count : 1, sizeof *jobs);
+    code =
+        jobs ? make_all(e, array, jobs, count, err) : cairn__fail_memory(err);
+  }
+  if (code == 0) {
+    for (size_t i = 0; i < count; i++)
+      out[i] = adopt(e, jobs[i]);
+    cairn__engine_settle(e);
+  }
+  cairn__free(jobs);
+  json_decref(array);
+  return code;
+}
+
+int cairn_plan(cairn_engine *e, const char *json, size_t length, char **plan,
+               struct cairn_error *err)
+{
+  struct cairn__job *j;
+  json_t *spec, *result = NULL;
+  int code = 0;
+
+  *plan = NULL;
+  cairn__error_clear(err);
+  spec = cairn__json_parse("specification", json, length, err);
+  if (!spec)
+    return -1;
+  j = cairn__job_make(e, spec, err);
+  json_decref(spec);
+  if (!j)
+    return -1;
+  if (!j->kind)
+    result = json_pack("{s:s}", "kind", "run");
+  else if (!j->kind->plan)
+    code =
+        cairn__fail(err, CAIRN_E_NOT_SUPPORTED,
+                    "%s: jobs of this kind cannot be planned", j->kind->name);
+  else
+    code = j->kind->plan(e->io, j->spec, &result, err);
+  cairn__job_free(e, j);
+  return code == 0 ? cairn__json_give(result, plan, err) : -1;
+}

@@ -1,0 +1,39 @@
+/* Timers: binary heaps of nodes that live inside their owners, so that arming
+ * one never allocates once room for it was made.
+ *
+ * Nodes due at the same time come in the order in which they were armed. A
+ * node is in at most one heap; arming it again moves it. */
+#ifndef CAIRN_TIMER_H
+#define CAIRN_TIMER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct cairn__timers;
+
+struct cairn__timer {
+  int64_t when;               /* microseconds on the heap's clock */
+  uint64_t order;             /* arming order */
+  struct cairn__timers *heap; /* NULL: not armed */
+  void *owner;
+  uint32_t index; /* in the heap */
+  uint8_t kind;   /* the owner's */
+};
+
+struct cairn__timers {
+  struct cairn__timer **items;
+  size_t count, capacity;
+  uint64_t next_order;
+};
+
+/* Makes room for `total` nodes armed at once; 0, or -1 when out of memory. */
+int cairn__timers_reserve(struct cairn__timers *t, size_t total);
+/* There must be room, unless the node is armed in this heap already. */
+void cairn__timer_arm(struct cairn__timers *t, struct cairn__timer *timer,
+                      int64_t when);
+void cairn__timer_disarm(struct cairn__timer *timer);
+/* The next one, or NULL. */
+struct cairn__timer *cairn__timers_first(const struct cairn__timers *t);
+void cairn__timers_free(struct cairn__timers *t);
+
+#endif
