@@ -1,0 +1,431 @@
+-- The public names of the module, once: the source of docs/lua-api.md, of the
+-- editor's types (bindings/cairn.meta.lua) and of cairn.help().
+--
+-- A section has a title, an opening text and entries. An entry: name (with the
+-- dot or colon as it is called), params { name, type, text }, returns
+-- { type, text }, text. Types are LuaLS's; "?" means it may be left out.
+
+local api = {}
+
+local failure = { "string?", "message, when refused" }
+local code = { "string?", "code, when refused: see cairn.errors" }
+
+api.sections = {
+  {
+    title = "The module",
+    text = [[
+`local cairn = require "cairn"` sets no globals and starts nothing until
+`cairn.open`. Names of the published class are as published (PascalCase);
+everything else is snake_case. Durations are seconds. Wrong use (a wrong type
+of argument, an unknown option) raises; what the world refuses comes back as
+`nil, message, code`.
+
+Relative paths in what a file *declares* (`cairn.collection`, `cairn.policy`)
+are relative to that file; in a *call* (`engine:submit`, `cairn.points`, ...)
+they are relative to the working directory.]],
+    entries = {
+      { name = "cairn.open",
+        params = { { "options", "cairn.open.options?",
+          "store (`\":memory:\"`, the default and the only one of this "
+          .. "version), codes (`\"dmtf\"` or `\"vendor\"`: whose return "
+          .. "codes), log (function of a message; default: standard error), "
+          .. "queues (`{ default = { concurrency = 2 } }`), owner "
+          .. "(CIM_Job.Owner), clock (`\"virtual\"`: time stands still and is "
+          .. "moved by engine:advance), start (a virtual clock's first "
+          .. "time)" } },
+        returns = { { "cairn.engine?", "the engine" }, failure, code },
+        text = "Opens an engine. Use `local engine <close> = "
+          .. "assert(cairn.open())`." },
+      { name = "cairn.collection",
+        params = { { "collection", "table",
+          "`CollectionId`, `ElementName`, `source_directories`, `machines`: "
+          .. "a list of `VirtualMachineId`, `ElementName`, `disks` (a list "
+          .. "of `id`, `path`, `format` (`\"raw\"` or `\"qcow2\"`), "
+          .. "`assume_quiescent`), and the lists of files `config`, "
+          .. "`runtime`, `guest_state`" } },
+        returns = { { "cairn.collection", "a checked copy with absolute "
+          .. "paths" } },
+        text = "Checks the description of a collection of machines. Raises an "
+          .. "error object that names the place." },
+      { name = "cairn.collection_from",
+        params = { { "collection", "table", "what a file returned" },
+          { "file", "string", "the file's name" } },
+        returns = { { "cairn.collection?", "the collection" }, failure, code },
+        text = "What cairn.collection would have made of the table in that "
+          .. "file; a collection comes out unchanged." },
+      { name = "cairn.policy",
+        params = { { "policy", "table", "`jobs`: a table of what "
+          .. "engine:submit takes, by key" } },
+        returns = { { "cairn.policy", "a checked copy with absolute paths" } },
+        text = "What a policy file returns. Raises an error object that names "
+          .. "the place. Decision functions (base, select, on_failure, "
+          .. "retain, throttle, notify) are not built yet and refused." },
+      { name = "cairn.policy_load",
+        params = { { "path", "string", "the file" },
+          { "settings", "table<string, string>?", "what `local set = ...` "
+            .. "gets in the file, besides `set.file`" } },
+        returns = { { "cairn.policy?", "the policy: `jobs`, `name`, `file`" },
+          failure, code },
+        text = "Loads a policy file. Codes: `script_syntax`, `script_error`, "
+          .. "`unknown_key`, `wrong_type`, ..., the message with file and "
+          .. "line." },
+      { name = "cairn.points",
+        params = { { "directory", "string", "an export directory" } },
+        returns = { { "table[]?", "the reference points in it, by sequence; "
+          .. "a damaged one has `error`" }, failure, code },
+        text = "Lists the reference points in a directory." },
+      { name = "cairn.verify",
+        params = { { "options", "table", "directory, point (all points when "
+          .. "left out), depth (`\"set\"`, `\"chain\"`, `\"content\"`, the "
+          .. "default), source (a collection to compare with)" } },
+        returns = { { "table?", "the report" }, failure, code },
+        text = "Verifies exports on a private engine and waits for it." },
+      { name = "cairn.restore",
+        params = { { "options", "table", "directory, point, to, machine, "
+          .. "disk, format (`\"raw\"`, the default, or `\"qcow2\"`), "
+          .. "overwrite" } },
+        returns = { { "table?", "the report" }, failure, code },
+        text = "Restores a point on a private engine and waits for it." },
+      { name = "cairn.attach",
+        params = { { "engine", "cairn.engine", "" },
+          { "uv", "table?", "luv; required when left out" } },
+        returns = { { "boolean?", "true" }, failure, code },
+        text = "Lets a luv loop drive the engine, through one poll handle. "
+          .. "The loop stays alive while jobs are unfinished (held ones too), "
+          .. "tasks run or somebody waits." },
+      { name = "cairn.spawn",
+        params = { { "fn", "function", "the body" },
+          { "...", "any", "its arguments" } },
+        returns = { { "cairn.task", "with task:wait([timeout]) (what the "
+          .. "function returned, or nil, message, code), task:kill(), "
+          .. "task.status" } },
+        text = "Runs a function as a task, a coroutine in which everything "
+          .. "may wait, on the engine of the running task, else on the one "
+          .. "opened last." },
+      { name = "cairn.sleep", params = { { "seconds", "number", "" } },
+        returns = {}, text = "Waits, by the engine's clock." },
+      { name = "cairn.datetime",
+        params = { { "value", "string|number|cairn.datetime",
+          "25 characters, or Unix seconds" } },
+        returns = { { "cairn.datetime", "immutable; tostring gives the 25 "
+          .. "characters; + - * / and comparison by the rules of CIM; fields "
+          .. "microseconds, seconds, utc_offset, kind, precision" } },
+        text = "A CIM datetime." },
+      { name = "cairn.interval",
+        params = { { "value", "string|number|cairn.datetime",
+          "`\"2h\"`, `\"1d12h\"`, `\"90s\"`, seconds, or 25 characters" } },
+        returns = { { "cairn.datetime", "an interval" } },
+        text = "A CIM interval." },
+      { name = "cairn.json_encode", params = { { "value", "any", "" } },
+        returns = { { "string?", "JSON, keys sorted" }, failure, code },
+        text = "Refuses what has no JSON form, naming the place." },
+      { name = "cairn.json_decode", params = { { "text", "string", "" } },
+        returns = { { "any", "the value; null is nil, in a list cairn.null" },
+          failure, code }, text = "" },
+      { name = "cairn.is_job", params = { { "value", "any", "" } },
+        returns = { { "boolean", "" } }, text = "" },
+      { name = "cairn.is_engine", params = { { "value", "any", "" } },
+        returns = { { "boolean", "" } }, text = "" },
+      { name = "cairn.value_map", params = { { "name", "string",
+        "of a method's or CIM_Error's map: `\"RequestedState\"`, "
+        .. "`\"ProbableCause\"`, ..." } },
+        returns = { { "table[]?", "list of { value, label }" } }, text = "" },
+      { name = "cairn.help", params = { { "name", "string?", "" } },
+        returns = { { "string", "" } },
+        text = "What this page says about a name." },
+      { name = "cairn.schedule", params = {}, returns = {},
+        text = "Not built yet: raises. So do cairn.merge, cairn.prune and "
+          .. "cairn.kind." },
+    },
+    fields = {
+      { "version", "string", "of the module" },
+      { "null", "lightuserdata", "JSON's null, and in job:set a property to "
+        .. "be unset" },
+      { "errors", "table", "the table of errors: list of rows, and rows by "
+        .. "code: code, ErrorCode, MessageID, exit_code, summary, "
+        .. "recommended_action, ErrorType, ProbableCause, CIMStatusCode" },
+      { "properties", "table", "the properties of a job in order of "
+        .. "declaration, and by name: name, type, is_writable, values, min, "
+        .. "max, max_length, default, description, ..." },
+    },
+  },
+  {
+    title = "Engines", class = "cairn.engine",
+    text = [[
+An engine owns jobs. It is driven by whoever calls `step`, `run` or a wait, by
+a luv loop after `cairn.attach`, or by any loop that watches `pollfd` for
+reading and then calls `step`. Without any of these nothing moves.]],
+    entries = {
+      { name = "engine:submit",
+        params = { { "spec", "table", "writable properties, Name, Caption, "
+          .. "Description, ElementName, RecoveryAction, OtherRecoveryAction, "
+          .. "queue, once, volatile, and one of export, verify, restore, "
+          .. "run" } },
+        returns = { { "cairn.job?", "the job" }, failure, code },
+        text = "Creates a job. `run = function(job) ... end` is a body in "
+          .. "Lua, run as a task." },
+      { name = "engine:submit_all", params = { { "specs", "table[]", "" } },
+        returns = { { "cairn.job[]?", "in the same order" }, failure, code },
+        text = "All or none." },
+      { name = "engine:plan", params = { { "spec", "table", "" } },
+        returns = { { "table?", "what the job would do" }, failure, code },
+        text = "Checks and plans without running. Reads, writes nothing; "
+          .. "blocks while it reads." },
+      { name = "engine:job", params = { { "id", "string", "InstanceID, GUID, "
+        .. "or at least 4 characters of one" } },
+        returns = { { "cairn.job?", "" }, failure, code }, text = "" },
+      { name = "engine:jobs", params = { { "filter", "table?",
+        "properties and the values they must have, labels or numbers" } },
+        returns = { { "cairn.job[]", "in order of submission" } },
+        text = "" },
+      { name = "engine:why", params = { { "id", "string|cairn.job", "" } },
+        returns = { { "string?", "why the job is as it is" },
+          { "table|string", "the same as data; message when refused" },
+          { "string?", "code, when refused" } }, text = "" },
+      { name = "engine:on", params = {
+        { "name", "string", "`\"Submitted\"`, `\"JobState\"`, "
+          .. "`\"PercentComplete\"`, `\"Changed\"`, `\"Removed\"`, "
+          .. "`\"Warning\"`, `\"RequestTimeout\"`" },
+        { "fn", "fun(event: table)", "gets name, job, InstanceID, run_number, "
+          .. "sequence, time (Unix microseconds) and JobState, "
+          .. "PreviousJobState or PercentComplete" } },
+        returns = { { "fun()", "ends the subscription" } },
+        text = "Handlers are called in turns. They cannot wait; an error in "
+          .. "one is logged and stops nothing." },
+      { name = "engine:ExportReferencePoint", params = {
+        { "collection", "cairn.collection", "" },
+        { "directory", "string", "" },
+        { "setting_data", "table?", "base, format, digest, Name, machines: "
+          .. "a list of VirtualMachineId and disks (ids); a machine without "
+          .. "disks gives its configuration only" } },
+        returns = { { "integer", "4096 started, 1 not supported, 2 failed, 3 "
+          .. "time-out, 4 invalid parameter, 5 invalid state, 6 invalid type" },
+          { "cairn.job?", "" }, { "string?", "message" } },
+        text = "The published service's method." },
+      { name = "engine:step", params = { { "seconds", "number?",
+        "wait at most so long for something to do" } },
+        returns = { { "boolean", "whether there may be more to do at once" } },
+        text = "Does what is due: one turn." },
+      { name = "engine:run", params = {},
+        returns = { { "boolean", "true" } },
+        text = "Drives the engine until every job has ended or is held." },
+      { name = "engine:pollfd", params = {},
+        returns = { { "integer", "readable when step has something to do" } },
+        text = "" },
+      { name = "engine:events", params = {},
+        returns = { { "string", "\"r\"" } }, text = "" },
+      { name = "engine:timeout", params = {},
+        returns = { { "number?", "seconds until step has something to do; "
+          .. "nil for never" } }, text = "" },
+      { name = "engine:detach", params = {}, returns = {},
+        text = "Takes the engine off its luv loop." },
+      { name = "engine:close", params = { { "options", "table?",
+        "mode (`\"suspend\"`, `\"terminate\"`, `\"kill\"`; default: "
+        .. "terminate in memory, else suspend), timeout (10)" } },
+        returns = { { "boolean?", "true" }, failure,
+          { "string?", "`timeout`, when jobs had to be killed" } },
+        text = "Ends the jobs and closes the engine; closed in any case. May "
+          .. "be called again." },
+      { name = "engine:flush", params = {},
+        returns = { { "boolean", "true" } },
+        text = "Waits until everything that happened is in the store." },
+      { name = "engine:advance", params = { { "seconds", "number", "" } },
+        returns = { { "boolean?", "true" }, failure, code },
+        text = "Moves a virtual clock. Waits that drive an engine with a "
+          .. "virtual clock move it by themselves when nothing else can "
+          .. "happen." },
+      { name = "engine:now", params = {},
+        returns = { { "cairn.datetime", "" } }, text = "The engine's time." },
+      { name = "engine:history", params = {}, returns = {},
+        text = "Not built yet: nil, message, `not_supported`. So is "
+          .. "engine:changes." },
+    },
+  },
+  {
+    title = "Jobs", class = "cairn.job",
+    text = [[
+`job.JobState` reads a property: labels as text, datetimes as their 25
+characters, lists as lists, null as nil; `job.Priority = 3` sets one and raises
+when it is refused. An unknown name raises with the nearest one. The properties
+are described in [job-model.md](job-model.md). Methods of the published class
+return their code first.]],
+    entries = {
+      { name = "job:number", params = { { "name", "string", "" } },
+        returns = { { "any", "the number behind a label; a timestamp in Unix "
+          .. "microseconds, an interval in microseconds (math.maxinteger for "
+          .. "never); what has no number as it is" } }, text = "" },
+      { name = "job:set", params = { { "changes", "table",
+        "cairn.null unsets" } },
+        returns = { { "boolean?", "true" }, failure, code },
+        text = "Sets all or nothing." },
+      { name = "job:properties", params = {},
+        returns = { { "fun(): string, any", "for name, value in "
+          .. "job:properties() do" } }, text = "" },
+      { name = "job:RequestStateChange", params = {
+        { "state", "string|integer", "`\"Start\"`, `\"Suspend\"`, "
+          .. "`\"Terminate\"`, `\"Kill\"`, `\"Service\"`" },
+        { "timeout", "number|string|cairn.datetime|nil",
+          "TimeoutPeriod; above 0 it is waited for" } },
+        returns = { { "integer", "0 done, 4096 started, 3 not within the "
+          .. "TimeoutPeriod (the request stands), 4097 not in this state, "
+          .. "..." }, { "nil", "" }, { "string?", "message" } }, text = "" },
+      { name = "job:KillJob", params = { { "delete_on_kill", "boolean?", "" } },
+        returns = { { "integer", "0 done" }, { "nil", "" },
+          { "string?", "message" } }, text = "" },
+      { name = "job:GetError", params = {},
+        returns = { { "integer", "0" }, { "table?", "a CIM_Error, or nil" } },
+        text = "" },
+      { name = "job:GetErrorEx", params = {},
+        returns = { { "integer", "0" },
+          { "table[]?", "CIM_Errors, root cause first" } }, text = "" },
+      { name = "job:DeleteInstance", params = {},
+        returns = { { "integer", "0, or a CIM status code" },
+          { "string?", "message" } },
+        text = "Removes a job that has ended." },
+      { name = "job:ResumeWithInput", params = { { "text", "string", "" } },
+        returns = { { "integer", "0 done" }, { "nil", "" },
+          { "string?", "message" } },
+        text = "Answers the question of a job in Query Pending." },
+      { name = "job:resume", params = {},
+        returns = { { "boolean?", "true" }, failure, code },
+        text = "Continues a suspended run, or only releases a hold." },
+      { name = "job:wait", params = { { "timeout", "number?", "" } },
+        returns = { { "string?", "the final JobState" },
+          { "string?", "message" }, { "string?", "`timeout`, `not_found`, "
+            .. "`closed`" } },
+        text = "Waits until the job has ended. Inside a task the task waits; "
+          .. "outside, the engine or its luv loop is driven. In a handler, on "
+          .. "a foreign coroutine or under a running loop it raises." },
+      { name = "job:report", params = {},
+        returns = { { "table?", "what an export, verify or restore reports; "
+          .. "nil before it has ended" }, failure, code }, text = "" },
+      { name = "job:query", params = {},
+        returns = { { "table?", "{ question =, choices = } while the job is "
+          .. "in Query Pending" }, failure, code }, text = "" },
+      { name = "job:json", params = { { "numbers", "boolean?",
+        "numbers instead of labels" } },
+        returns = { { "string?", "the whole job as JSON" }, failure, code },
+        text = "" },
+    },
+  },
+  {
+    title = "Inside run = function(job) ... end",
+    text = [[
+The body of a job is a task. It may take as long as it likes: after its slice
+(2 ms) it gives way by itself, except in an inner coroutine or in a callback of
+`table.sort` or `string.gsub`, where it must come back within a second or gets
+an error, and in one long call into C, which nothing can interrupt.
+
+*Suspend* stops it where it waits or at the end of its slice, and what it has
+spawned. *Terminate* raises an error object with the code `terminated` at that
+place, so that it can clean up; it may wait while it does, and is closed after
+a second. *Kill* closes it at once, with a limit on its `__close` handlers, and
+kills what it has spawned.
+
+An error fails the job with `script_error` and the traceback;
+`error { code = "disk_full", message = "..." }` with a code of `cairn.errors`
+fails it with that code. Returning completes it.]],
+    entries = {
+      { name = "job:sleep", params = { { "seconds", "number", "" } },
+        returns = {}, text = "" },
+      { name = "job:progress", params = { { "percent", "number", "0 to 100; "
+        .. "never moves back, 100 is shown when the job has completed" } },
+        returns = { { "boolean?", "true" }, failure, code }, text = "" },
+      { name = "job:warn", params = { { "message", "string", "" } },
+        returns = { { "boolean?", "true" }, failure, code },
+        text = "The job will end as Completed With Warnings." },
+      { name = "job:ask", params = { { "options", "table",
+        "question, choices (a list of strings; free text when left out)" } },
+        returns = { { "string?", "the answer" }, failure, code },
+        text = "Waits in Query Pending for job:ResumeWithInput." },
+      { name = "job:spawn", params = { { "options", "table",
+        "`{ \"program\", \"argument\", ..., input =, env =, cwd = }`; env "
+        .. "is added to the environment" } },
+        returns = { { "table?", "code or signal, stdout, stderr (at most the "
+          .. "last MiB of each)" }, failure, code },
+        text = "Runs a program and waits for it. No shell is involved." },
+      { name = "job:wait_for", params = { { "other", "cairn.job", "" },
+        { "timeout", "number?", "" } },
+        returns = { { "string?", "the other's final JobState" }, failure,
+          code }, text = "" },
+    },
+  },
+}
+
+function api.signature(entry)
+  local names = {}
+  for i, param in ipairs(entry.params) do
+    local is_optional = param[2]:find("?$") or param[2]:find("|nil", 1, true)
+    names[i] = is_optional and "[" .. param[1] .. "]" or param[1]
+  end
+  return ("%s(%s)"):format(entry.name, table.concat(names, ", "))
+end
+
+local function describe(entry)
+  local lines = { api.signature(entry) }
+  if entry.text ~= "" then lines[#lines + 1] = "  " .. entry.text end
+  for _, param in ipairs(entry.params) do
+    if param[3] ~= "" then
+      lines[#lines + 1] = ("  %s: %s"):format(param[1], param[3])
+    end
+  end
+  for i, result in ipairs(entry.returns) do
+    if result[2] ~= "" then
+      lines[#lines + 1] = ("  %s %s"):format(i == 1 and "returns" or "       ",
+        result[2])
+    end
+  end
+  return table.concat(lines, "\n")
+end
+
+-- help([name]): a function or method with or without its prefix, or a property.
+function api.help(name)
+  local lines = {}
+  if name == nil then
+    for _, section in ipairs(api.sections) do
+      lines[#lines + 1] = section.title
+      for _, entry in ipairs(section.entries) do
+        lines[#lines + 1] = "  " .. api.signature(entry)
+      end
+    end
+    return table.concat(lines, "\n")
+  end
+  name = tostring(name)
+  local candidates = {}
+  for _, section in ipairs(api.sections) do
+    for _, entry in ipairs(section.entries) do
+      local short = entry.name:match("[.:](.*)$")
+      candidates[#candidates + 1] = short
+      if name == entry.name or name == short then
+        lines[#lines + 1] = describe(entry)
+      end
+    end
+    for _, field in ipairs(section.fields or {}) do
+      if name == field[1] or name == "cairn." .. field[1] then
+        lines[#lines + 1] = ("cairn.%s (%s)\n  %s"):format(field[1], field[2],
+          field[3])
+      end
+    end
+  end
+  for _, row in ipairs(require "cairn.engine".properties) do
+    candidates[#candidates + 1] = row.name
+    if name == row.name then
+      local labels = {}
+      for i, value in ipairs(row.values or {}) do
+        labels[i] = ("%d %s"):format(value.value, value.label)
+      end
+      lines[#lines + 1] = ("job.%s (%s%s, %s)\n  %s%s"):format(row.name,
+        row.type, row.is_array and "[]" or "",
+        row.is_writable and "read/write" or "read-only",
+        row.description or "",
+        #labels > 0 and "\n  " .. table.concat(labels, ", ") or "")
+    end
+  end
+  if #lines == 0 then
+    return ("nothing is called '%s'; did you mean '%s'?"):format(name,
+      require "cairn.failure".nearest(name, candidates))
+  end
+  return table.concat(lines, "\n")
+end
+
+return api

@@ -1,0 +1,232 @@
+-- Policies: the table a policy file returns, checked; and loading the files.
+--
+-- What is wrong is reported with file and line: the line of the offending key
+-- where the text of the file shows it once, else the line of the call.
+
+local core = require "cairn.core"
+core.trust()
+local E = require "cairn.engine"
+local collection = require "cairn.collection"
+local failure = require "cairn.failure"
+local path = require "cairn.path"
+
+local M = {}
+
+local Policy = { __name = "cairn.policy" }
+
+-- Decided in an isolated state, which this version does not have.
+local decisions = { "base", "select", "on_failure", "retain", "throttle",
+  "notify" }
+local kinds = { "export", "verify", "restore", "merge", "prune", "run" }
+local unbuilt_kinds = { merge = true, prune = true }
+
+local policy_fields = { jobs = "table!", tests = "table", name = "string" }
+for _, name in ipairs(decisions) do policy_fields[name] = "function" end
+
+local lua_types = { string = "string", boolean = "boolean", datetime = "any",
+  real64 = "number" }
+
+-- What submit takes of a job, by name.
+local job_fields = { queue = "string", once = "boolean", volatile = "boolean",
+  zone = "string", gap = "string", overlap = "string", catch_up = "string",
+  RecoveryJob = "string", wait = "boolean", run = "function",
+  export = "table", verify = "table", restore = "table", merge = "table",
+  prune = "table" }
+for _, row in ipairs(E.properties) do
+  if row.is_writable then
+    job_fields[row.name] = row.values and "any" or lua_types[row.type]
+      or "number"
+  end
+end
+for _, name in ipairs { "Name", "Caption", "Description", "ElementName",
+  "OtherRecoveryAction" } do
+  job_fields[name] = "string"
+end
+job_fields.RecoveryAction = "any"
+for _, name in ipairs(decisions) do
+  if name ~= "notify" then job_fields[name] = "function" end
+end
+
+local kind_fields = {
+  export = { collection = "table!", directory = "string!", base = "string",
+    format = "string", digest = "string", on_disk_error = "string" },
+  verify = { directory = "string!", point = "string", depth = "string",
+    source = "table" },
+  restore = { directory = "string!", point = "string!", to = "string!",
+    machine = "string", disk = "string", format = "string",
+    overwrite = "boolean" },
+}
+
+local function refuse_decisions(t, what)
+  for _, name in ipairs(decisions) do
+    if type(t[name]) == "function" then
+      failure.raise("not_supported", "%s: %s: decision functions are not "
+        .. "built yet in this version; leave it out", what, name)
+    end
+  end
+end
+
+local function check_job(key, spec, base, what)
+  failure.check_fields(spec, job_fields, what)
+  refuse_decisions(spec, what)
+  local found
+  for _, kind in ipairs(kinds) do
+    if spec[kind] ~= nil then
+      if found then
+        failure.raise("invalid_argument", "%s: both %s and %s; a job has "
+          .. "exactly one kind", what, found, kind)
+      end
+      found = kind
+    end
+  end
+  if not found then
+    failure.raise("invalid_argument", "%s: no kind; a job has exactly one of "
+      .. "%s", what, table.concat(kinds, ", "))
+  elseif unbuilt_kinds[found] then
+    failure.raise("not_supported", "%s: %s is not built yet in this version",
+      what, found)
+  end
+  local out = {}
+  for name, value in pairs(spec) do out[name] = value end
+  out.Name = out.Name or key
+  if kind_fields[found] then
+    local inner = what .. "." .. found
+    failure.check_fields(spec[found], kind_fields[found], inner)
+    local t = {}
+    for name, value in pairs(spec[found]) do t[name] = value end
+    t.directory = path.absolute(t.directory, base)
+    t.to = path.absolute(t.to, base)
+    for _, name in ipairs { "collection", "source" } do
+      if t[name] then
+        t[name] = collection.check(t[name], base, inner .. "." .. name)
+      end
+    end
+    out[found] = t
+  end
+  return out
+end
+
+-- A new, checked policy; raises.
+local function check(t, base, what)
+  if getmetatable(t) == Policy then return t end
+  failure.check_fields(t, policy_fields, what)
+  refuse_decisions(t, what)
+  local out, keys = { jobs = {}, tests = t.tests, name = t.name }, {}
+  for key in pairs(t.jobs) do
+    if type(key) ~= "string" or key == "" then
+      failure.raise("wrong_type", "%s: jobs: names expected as keys, got %s "
+        .. "(write jobs = { nightly = { ... } })", what, failure.shown(key))
+    end
+    keys[#keys + 1] = key
+  end
+  table.sort(keys)
+  for _, key in ipairs(keys) do
+    out.jobs[key] = check_job(key, t.jobs[key], base,
+      ("%s: jobs.%s"):format(what, failure.shown(key)))
+  end
+  return setmetatable(out, Policy)
+end
+
+-- cairn.policy(t), called with its caller's place.
+function M.new(source, line, t)
+  local file = type(source) == "string" and source:match("^@(.+)$")
+  local what = file and ("%s:%d: cairn.policy"):format(file, line)
+    or "cairn.policy"
+  return check(t, path.base_of(source), what)
+end
+
+function M.is(value) return getmetatable(value) == Policy end
+
+-- ---- loading --------------------------------------------------------------------------
+
+local function read(name)
+  local file, message, number = io.open(name, "rb")
+  if not file then
+    return nil, "cannot open the policy " .. message,
+      core.errno_code(number or 0)
+  end
+  local text
+  text, message, number = file:read("a")
+  file:close()
+  if not text then
+    return nil, ("cannot read the policy %s: %s"):format(name, message),
+      core.errno_code(number or 0)
+  end
+  return text
+end
+
+-- FILE:LINE: cairn.policy: ... 'key' ...: with the line on which the key is
+-- written, when the text shows it once.
+local function with_line(message, name, text)
+  local prefix = name .. ":"
+  if message:sub(1, #prefix) ~= prefix then return message end
+  local rest = message:sub(#prefix + 1)
+  local line, tail = rest:match("^(%d+)(:.*)$")
+  if not line then return message end
+  local key = tail:match("unknown key '([%a_][%w_]*)'")
+    or tail:match(": ([%a_][%w_]*) must be a ")
+  if not key then return message end
+  local number, found = 0, nil
+  for source_line in (text .. "\n"):gmatch("(.-)\n") do
+    number = number + 1
+    local code = source_line:gsub("%-%-.*$", "")
+    if code:find("%f[%w_]" .. key .. "%f[^%w_]%s*=") then
+      if found then return message end
+      found = number
+    end
+  end
+  return found and prefix .. found .. tail or message
+end
+
+-- policy_load(path[, settings]) -> policy | nil, message, code[, traceback]
+function M.load(name, settings)
+  if type(name) ~= "string" then
+    error("cairn.policy_load: the name of a file expected, got "
+      .. type(name), 2)
+  elseif settings ~= nil and type(settings) ~= "table" then
+    error("cairn.policy_load: a table of settings expected, got "
+      .. type(settings), 2)
+  end
+  local text, message, code = read(name)
+  if not text then return nil, message, code end
+  local set = {}
+  for key, value in pairs(settings or {}) do set[key] = value end
+  set.file = path.absolute(name)
+  -- A "#!" line is for the system; the lines keep their numbers.
+  local source = text:sub(1, 1) == "#" and "--" .. text or text
+  local chunk
+  chunk, message = load(source, "@" .. name, "t",
+    setmetatable({}, { __index = _G }))
+  if not chunk then return nil, message, "script_syntax" end
+  local ok, result = xpcall(chunk, function(err)
+    if failure.is(err) then return err end
+    return { raised = err, trace = debug.traceback("", 2) }
+  end, set)
+  if ok then
+    if type(result) ~= "table" then
+      return nil, ("%s: a policy file returns one table, cairn.policy{ ... }; "
+        .. "this one returns %s"):format(name, result == nil and "nothing"
+        or "a " .. type(result)), "wrong_type"
+    end
+    ok, result = pcall(check, result, path.base_of("@" .. name),
+      name)
+  elseif not failure.is(result) then
+    local shown
+    ok, shown = pcall(tostring, result.raised)
+    return nil, ok and shown or "(an error that cannot be shown)",
+      "script_error", result.trace
+  end
+  if not ok then
+    if not failure.is(result) then error(result, 0) end
+    return nil, with_line(result.message, name, text), result.code
+  end
+  result.name = result.name or name:match("([^/]*)$"):gsub("%.lua$", "")
+  result.file = set.file
+  for key, spec in pairs(result.jobs) do
+    spec.policy = result.name
+    spec.policy_key = key
+  end
+  return result
+end
+
+return M

@@ -1,0 +1,100 @@
+-- Work on exports without an engine of one's own: cairn.points reads,
+-- cairn.verify and cairn.restore submit one job to a private engine in memory
+-- and wait for it. Paths are relative to the working directory.
+
+local core = require "cairn.core"
+core.trust()
+local E = require "cairn.engine"
+local T = require "cairn.task"
+local collection = require "cairn.collection"
+local failure = require "cairn.failure"
+local path = require "cairn.path"
+
+local M = {}
+
+local LOOK_SECONDS = 0.01 -- in a task, which lets its own engine go on
+
+function M.points(directory)
+  if type(directory) ~= "string" or directory == "" then
+    error("cairn.points: an export directory expected, got "
+      .. (directory == "" and "an empty string" or type(directory)), 2)
+  end
+  return core.points(path.absolute(directory))
+end
+
+-- The final state of the one job of a private engine.
+local function wait(engine, job)
+  if not E.task_of[coroutine.running()] then return job:wait() end
+  while not core.state_is_final(job:number "JobState") do
+    if not engine:step() then T.sleep(LOOK_SECONDS) end
+  end
+  return job.JobState
+end
+
+local function run(kind, spec, what)
+  -- before anything is opened: where nobody may wait this raises
+  local outer = E.task_of[coroutine.running()]
+  local engine, message, code = E.open {}
+  if not engine then return nil, message, code end
+  local ok, results = pcall(function()
+    if not outer then E.check_wait(core.state(engine), what, 4) end
+    local job
+    job, message, code = engine:submit { Name = what, [kind] = spec }
+    if not job then return table.pack(nil, message, code) end
+    local state = wait(engine, job)
+    local report = job:report()
+    if state == "Completed" or state == "Completed With Warnings" then
+      return table.pack(report or {})
+    end
+    local row = failure.errors.job_failed
+    local number = job:number "ErrorCode"
+    for _, candidate in ipairs(failure.errors) do
+      if candidate.ErrorCode == number then row = candidate end
+    end
+    return table.pack(nil, job.ErrorSummaryDescription
+      or job.ErrorDescription or ("%s: the job is %s"):format(what, state),
+      row.code, report)
+  end)
+  local closed, why = pcall(engine.close, engine, { mode = "kill" })
+  if not ok then error(results, 0) end
+  if not closed then error(why, 0) end
+  return table.unpack(results, 1, results.n)
+end
+
+local verify_fields = { directory = "string!", point = "string",
+  depth = "string", source = "table" }
+local restore_fields = { directory = "string!", point = "string!",
+  to = "string!", machine = "string", disk = "string", format = "string",
+  overwrite = "boolean" }
+
+local function checked(source, t, fields, what)
+  failure.check_fields(t, fields, what)
+  local copy = {}
+  for key, value in pairs(t) do copy[key] = value end
+  if copy.source then
+    copy.source = collection.check(copy.source, path.base_of(source),
+      what .. ": source")
+  end
+  return copy
+end
+
+-- verify{...} and restore{...} -> report | nil, message, code[, report]
+function M.verify(source, _, t)
+  local ok, spec = pcall(checked, source, t, verify_fields, "cairn.verify")
+  if not ok then
+    if failure.is(spec) then return failure.results(spec) end
+    error(spec, 0)
+  end
+  return run("verify", spec, "cairn.verify")
+end
+
+function M.restore(source, _, t)
+  local ok, spec = pcall(checked, source, t, restore_fields, "cairn.restore")
+  if not ok then
+    if failure.is(spec) then return failure.results(spec) end
+    error(spec, 0)
+  end
+  return run("restore", spec, "cairn.restore")
+end
+
+return M

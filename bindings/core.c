@@ -1,0 +1,376 @@
+/* cairn.core: the C half of the module. It offers what needs C (engines, jobs,
+ * datetimes, JSON, the guard over task coroutines) as plain functions and two
+ * method tables; the Lua half (cairn.lua and cairn/) adds everything that
+ * waits or decides. C never calls Lua back. */
+#include "binding.h"
+
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "error.h"
+#include "memory.h"
+
+/* ---- results
+ * ----------------------------------------------------------------- */
+
+const char *cairn__lua_code(int id)
+{
+  const struct cairn_error_info *info = cairn_error_info(id);
+  return info != NULL ? info->code : "internal";
+}
+
+int cairn__lua_fail(lua_State *L, const struct cairn_error *err)
+{
+  lua_pushnil(L);
+  lua_pushstring(L, err->message);
+  lua_pushstring(L, cairn__lua_code(err->id));
+  return 3;
+}
+
+/* ---- boxes
+ * ------------------------------------------------------------------- */
+
+#define BOX "cairn.box"
+
+struct box {
+  void *p;
+  void (*free_fn)(void *);
+};
+
+static int box_gc(lua_State *L)
+{
+  struct box *box = luaL_checkudata(L, 1, BOX);
+  void *p = box->p;
+  box->p = NULL;
+  if (p != NULL)
+    box->free_fn(p);
+  return 0;
+}
+
+void **cairn__lua_box(lua_State *L, void (*free_fn)(void *))
+{
+  struct box *box = lua_newuserdatauv(L, sizeof *box, 0);
+  box->p = NULL;
+  box->free_fn = free_fn;
+  luaL_setmetatable(L, BOX);
+  return &box->p;
+}
+
+void cairn__lua_unbox(lua_State *L, int index)
+{
+  struct box *box = lua_touserdata(L, index);
+  void *p = box->p;
+  box->p = NULL;
+  if (p != NULL)
+    box->free_fn(p);
+}
+
+void cairn__lua_register(lua_State *L, const luaL_Reg *functions)
+{
+  luaL_setfuncs(L, functions, 0);
+}
+
+/* ---- tables of the engine, as Lua tables
+ * --------------------------------------- */
+
+static void set_string(lua_State *L, const char *key, const char *value)
+{
+  if (value == NULL)
+    return;
+  lua_pushstring(L, value);
+  lua_setfield(L, -2, key);
+}
+
+static void set_integer(lua_State *L, const char *key, lua_Integer value)
+{
+  lua_pushinteger(L, value);
+  lua_setfield(L, -2, key);
+}
+
+static void set_boolean(lua_State *L, const char *key, int value)
+{
+  lua_pushboolean(L, value);
+  lua_setfield(L, -2, key);
+}
+
+/* errors() -> array of rows */
+static int core_errors(lua_State *L)
+{
+  const struct cairn_error_info *info;
+  lua_newtable(L);
+  for (size_t i = 0; (info = cairn_error_info_at(i)) != NULL; i++) {
+    lua_createtable(L, 0, 9);
+    set_string(L, "code", info->code);
+    set_integer(L, "ErrorCode", info->id);
+    set_string(L, "MessageID", info->message_id);
+    set_integer(L, "ErrorType", info->error_type);
+    set_integer(L, "ProbableCause", info->probable_cause);
+    set_integer(L, "CIMStatusCode", info->cim_status_code);
+    set_integer(L, "exit_code", info->exit_code);
+    set_string(L, "summary", info->summary);
+    set_string(L, "recommended_action", info->recommended_action);
+    lua_rawseti(L, -2, (lua_Integer)i + 1);
+  }
+  return 1;
+}
+
+static void push_labels(lua_State *L, const struct cairn_value_label *values,
+                        size_t count)
+{
+  lua_createtable(L, (int)count, 0);
+  for (size_t i = 0; i < count; i++) {
+    lua_createtable(L, 0, 2);
+    set_integer(L, "value", values[i].value);
+    set_string(L, "label", values[i].label);
+    lua_rawseti(L, -2, (lua_Integer)i + 1);
+  }
+}
+
+static const char *const type_names[] = {
+    [CAIRN_TYPE_STRING] = "string",   [CAIRN_TYPE_DATETIME] = "datetime",
+    [CAIRN_TYPE_BOOLEAN] = "boolean", [CAIRN_TYPE_UINT8] = "uint8",
+    [CAIRN_TYPE_SINT8] = "sint8",     [CAIRN_TYPE_UINT16] = "uint16",
+    [CAIRN_TYPE_UINT32] = "uint32",   [CAIRN_TYPE_UINT64] = "uint64",
+    [CAIRN_TYPE_REAL64] = "real64"};
+
+/* properties() -> array of rows in declaration order */
+static int core_properties(lua_State *L)
+{
+  const struct cairn_property_info *p;
+  lua_newtable(L);
+  for (size_t i = 0; (p = cairn_property_at(i)) != NULL; i++) {
+    lua_createtable(L, 0, 16);
+    set_string(L, "name", p->name);
+    set_integer(L, "id", p->id);
+    set_string(L, "type", type_names[p->type]);
+    set_boolean(L, "is_array", p->is_array);
+    set_boolean(L, "is_writable", p->is_writable);
+    set_boolean(L, "is_key", p->is_key);
+    set_boolean(L, "is_required", p->is_required);
+    set_boolean(L, "is_deprecated", p->is_deprecated);
+    set_boolean(L, "is_addition", p->is_addition);
+    set_boolean(L, "is_interval", p->is_interval);
+    set_string(L, "default", p->default_text);
+    set_string(L, "origin", p->origin);
+    set_string(L, "description", p->description);
+    if (p->has_range) {
+      set_integer(L, "min", p->min);
+      set_integer(L, "max", p->max);
+    }
+    if (p->max_length > 0)
+      set_integer(L, "max_length", p->max_length);
+    if (p->values != NULL) {
+      push_labels(L, p->values, p->value_count);
+      lua_setfield(L, -2, "values");
+    }
+    lua_rawseti(L, -2, (lua_Integer)i + 1);
+  }
+  return 1;
+}
+
+/* value_map(name) -> array of { value, label } | nil */
+static int core_value_map(lua_State *L)
+{
+  size_t count;
+  const struct cairn_value_label *values =
+      cairn_value_map(luaL_checkstring(L, 1), &count);
+  if (values == NULL)
+    return 0;
+  push_labels(L, values, count);
+  return 1;
+}
+
+/* value_number(property, label) -> number | nil */
+static int core_value_number(lua_State *L)
+{
+  const struct cairn_property_info *p =
+      cairn_property_find(luaL_checkstring(L, 1));
+  const char *label = luaL_checkstring(L, 2);
+  int64_t value;
+  if (p == NULL || p->values == NULL ||
+      cairn_value_number(p, label, &value) != 0)
+    return 0;
+  lua_pushinteger(L, value);
+  return 1;
+}
+
+static int core_state_is_final(lua_State *L)
+{
+  lua_pushboolean(L, cairn_state_is_final((int)luaL_checkinteger(L, 1)));
+  return 1;
+}
+
+static int core_state_can_change(lua_State *L)
+{
+  lua_pushboolean(L, cairn_state_can_change((int)luaL_checkinteger(L, 1),
+                                            (int)luaL_checkinteger(L, 2)));
+  return 1;
+}
+
+static int core_state_request_code(lua_State *L)
+{
+  lua_pushinteger(L, cairn_state_request_code((int)luaL_checkinteger(L, 1),
+                                              (int)luaL_checkinteger(L, 2)));
+  return 1;
+}
+
+static int core_vendor_code(lua_State *L)
+{
+  lua_pushinteger(L, cairn_vendor_code((uint32_t)luaL_checkinteger(L, 1)));
+  return 1;
+}
+
+/* ---- small services of the system
+ * ---------------------------------------------- */
+
+/* nearest(word, array of strings) -> the string most like it */
+static int core_nearest(lua_State *L)
+{
+  const char *word = luaL_checkstring(L, 1);
+  luaL_checktype(L, 2, LUA_TTABLE);
+  lua_Integer count = luaL_len(L, 2);
+  luaL_argcheck(L, count > 0 && count < 4096, 2, "1 to 4095 strings expected");
+  const char **list = lua_newuserdatauv(L, (size_t)count * sizeof *list, 0);
+  luaL_checkstack(L, (int)count + 4, "too many candidates");
+  for (lua_Integer i = 0; i < count; i++) {
+    lua_rawgeti(L, 2, i + 1);
+    list[i] = luaL_checkstring(L, -1); /* stays on the stack */
+  }
+  lua_pushstring(L, cairn__nearest(word, list, (size_t)count));
+  return 1;
+}
+
+static int core_cwd(lua_State *L)
+{
+  for (size_t size = 512;; size *= 2) {
+    char *buffer = lua_newuserdatauv(L, size, 0);
+    if (getcwd(buffer, size) != NULL) {
+      lua_pushstring(L, buffer);
+      return 1;
+    }
+    int errnum = errno;
+    if (errnum != ERANGE || size > 1 << 20) {
+      struct cairn_error err = {0};
+      cairn__fail_errno(&err, errnum, ".", -1,
+                        "cannot find the working directory");
+      return cairn__lua_fail(L, &err);
+    }
+    lua_pop(L, 1);
+  }
+}
+
+/* monotonic() -> microseconds of the system's monotonic clock */
+static int core_monotonic(lua_State *L)
+{
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  lua_pushinteger(L, (lua_Integer)t.tv_sec * 1000000 + t.tv_nsec / 1000);
+  return 1;
+}
+
+/* errno_code(errno) -> the code that stands for a system error */
+static int core_errno_code(lua_State *L)
+{
+  struct cairn_error err = {0};
+  cairn__fail_errno(&err, (int)luaL_checkinteger(L, 1), NULL, -1, "error");
+  lua_pushstring(L, cairn__lua_code(err.id));
+  return 1;
+}
+
+/* points(directory) -> array | nil, message, code */
+static int core_points(lua_State *L)
+{
+  const char *directory = luaL_checkstring(L, 1);
+  struct cairn_error err = {0};
+  char **json = (char **)cairn__lua_box(L, cairn_free);
+  int box = lua_gettop(L);
+  if (cairn_points(directory, json, &err) != 0)
+    return cairn__lua_fail(L, &err);
+  cairn__lua_decode(L, *json, strlen(*json));
+  cairn__lua_unbox(L, box);
+  return 1;
+}
+
+static int located_continue(lua_State *L, int status, lua_KContext context)
+{
+  (void)status;
+  (void)context;
+  return lua_gettop(L);
+}
+
+/* A C function keeps its caller's frame even in a tail call, which a Lua
+ * function does not: `return cairn.collection { ... }` still knows the file. */
+static int located(lua_State *L)
+{
+  int n = lua_gettop(L);
+  lua_Debug ar;
+  lua_pushvalue(L, lua_upvalueindex(1));
+  lua_insert(L, 1);
+  for (int level = 1;; level++) {
+    if (!lua_getstack(L, level, &ar)) {
+      lua_pushnil(L);
+      lua_pushinteger(L, 0);
+      break;
+    }
+    lua_getinfo(L, "Sl", &ar);
+    if (*ar.what != 'C') {
+      lua_pushstring(L, ar.source);
+      lua_pushinteger(L, ar.currentline);
+      break;
+    }
+  }
+  lua_rotate(L, 2, 2);
+  lua_callk(L, n + 2, LUA_MULTRET, 0, located_continue);
+  return lua_gettop(L);
+}
+
+/* with_source(f) -> function that calls f(source, line, ...), where source and
+ * line are those of the Lua function that calls it */
+static int core_with_source(lua_State *L)
+{
+  luaL_checktype(L, 1, LUA_TFUNCTION);
+  lua_settop(L, 1);
+  lua_pushcclosure(L, located, 1);
+  return 1;
+}
+
+static const luaL_Reg functions[] = {
+    {"errors", core_errors},
+    {"properties", core_properties},
+    {"value_map", core_value_map},
+    {"value_number", core_value_number},
+    {"state_is_final", core_state_is_final},
+    {"state_can_change", core_state_can_change},
+    {"state_request_code", core_state_request_code},
+    {"vendor_code", core_vendor_code},
+    {"nearest", core_nearest},
+    {"cwd", core_cwd},
+    {"monotonic", core_monotonic},
+    {"errno_code", core_errno_code},
+    {"points", core_points},
+    {"with_source", core_with_source},
+    {NULL, NULL}};
+
+CAIRN_LUA_EXPORT int luaopen_cairn_core(lua_State *L)
+{
+  luaL_checkversion(L);
+  luaL_newmetatable(L, BOX);
+  lua_pushcfunction(L, box_gc);
+  lua_setfield(L, -2, "__gc");
+  lua_pop(L, 1);
+  lua_newtable(L);
+  cairn__lua_register(L, functions);
+  lua_pushstring(L, cairn_version());
+  lua_setfield(L, -2, "version");
+  /* null: where nil cannot stand, in a table for job:set and in arrays */
+  lua_pushlightuserdata(L, NULL);
+  lua_setfield(L, -2, "null");
+  cairn__lua_open_json(L);
+  cairn__lua_open_datetime(L);
+  cairn__lua_open_engine(L);
+  cairn__lua_open_job(L);
+  cairn__lua_open_task(L);
+  return 1;
+}

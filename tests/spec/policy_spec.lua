@@ -1,0 +1,181 @@
+-- Policy files: what they may say, and how mistakes are told.
+
+local cairn = require "cairn"
+local support = _G.support
+
+local GUID = "11111111-2222-3333-4444-555555555555"
+
+describe("a policy file", function()
+  local directory, remove
+  before_each(function() directory, remove = support.directory() end)
+  after_each(function() remove() end)
+
+  local function load_text(text, settings, name)
+    return cairn.policy_load(support.write(directory .. "/"
+      .. (name or "nightly.lua"), text), settings)
+  end
+
+  it("gives its jobs, ready to be submitted", function()
+    local policy = assert(load_text [[#!/usr/bin/env cairn
+      local set = ...
+      local cairn = require "cairn"
+      local farm = cairn.collection {
+        CollectionId = "11111111-2222-3333-4444-555555555555",
+        machines = { { VirtualMachineId =
+          "A1111111-2222-3333-4444-555555555555",
+          disks = { { id = "vda", path = "img/a b.raw", format = "raw" } } } } }
+      return cairn.policy { jobs = {
+        nightly = { Priority = 3, Notify = "ops", RecoveryAction = "Re-run Job",
+          export = { collection = farm, directory = "out" } },
+        weekly = { Name = "check", verify = { directory = "/srv/out" } },
+        tidy = { run = function(job) job:progress(50) end },
+      } }]])
+    assert.equal("nightly", policy.name)
+    assert.equal(directory .. "/nightly.lua", policy.file)
+    local nightly = policy.jobs.nightly
+    assert.equal("nightly", nightly.Name)
+    assert.equal(directory .. "/out", nightly.export.directory)
+    assert.equal(directory .. "/img/a b.raw",
+      nightly.export.collection.machines[1].disks[1].path)
+    assert.equal("/srv/out", policy.jobs.weekly.verify.directory)
+    assert.equal("check", policy.jobs.weekly.Name)
+    local engine <close> = support.engine(cairn)
+    local job = assert(engine:submit(policy.jobs.tidy))
+    assert.equal("nightly", job.policy)
+    assert.equal("tidy", job.policy_key)
+    assert.equal("Completed", job:wait())
+  end)
+
+  it("gets its settings and its own name", function()
+    local policy = assert(load_text([[
+      local set = ...
+      assert(set.file == ]] .. ("%q"):format(directory .. "/nightly.lua")
+      .. [[)
+      return { name = set.name, jobs = { [set.key] =
+        { run = function() end } } }]], { name = "site", key = "one" }))
+    assert.equal("site", policy.name)
+    assert.equal("one", policy.jobs.one.Name)
+  end)
+
+  it("may return a plain table, checked all the same", function()
+    local policy, message, code = load_text
+      [[return { jobs = { a = { verify = { directory = "d", dept = 1 } } } }]]
+    assert.is_nil(policy)
+    assert.matches("nightly%.lua:.*jobs%.a%.verify: unknown key 'dept'; did "
+      .. "you mean 'depth'", message)
+    assert.equal("unknown_key", code)
+  end)
+
+  it("keeps its globals to itself", function()
+    assert(load_text [[leaked = 1
+      return { jobs = {} }]])
+    assert.is_nil(rawget(_G, "leaked"))
+  end)
+
+  -- text, code, message, line
+  local function policy_of(body)
+    return 'local cairn = require "cairn"\nreturn cairn.policy {\n' .. body
+      .. "\n}"
+  end
+  local mistakes = {
+    ["a syntax error"] = { "return {\n  jobs = = {}\n}", "script_syntax",
+      "unexpected symbol near '='", 2 },
+    ["a runtime error"] = { "local x = nil\n\nreturn x.y", "script_error",
+      "attempt to index a nil value", 3 },
+    ["an error object of its own"] = { "error { code = 'x', message = 'm' }",
+      "script_error", "table: " },
+    ["nothing returned"] = { "local x = 1", "wrong_type",
+      "this one returns nothing" },
+    ["a string returned"] = { "return 'x'", "wrong_type",
+      "this one returns a string" },
+    ["no jobs"] = { policy_of "", "invalid_argument", "jobs is missing", 2 },
+    ["an unknown key"] = { policy_of "  jobs = {},\n  on_failre = print,",
+      "unknown_key", "unknown key 'on_failre'; did you mean 'on_failure'", 4 },
+    ["a job with an unknown key"] = {
+      policy_of "jobs = { a = {\n  run = print,\n  Priorty = 1 } }",
+      "unknown_key", "jobs%.a: unknown key 'Priorty'; did you mean 'Priority'",
+      5 },
+    ["a job with a wrong type"] = {
+      policy_of "jobs = { a = {\n  run = print,\n  Notify = 1 } }",
+      "wrong_type", "jobs%.a: Notify must be a string, got number", 5 },
+    ["a job that is no table"] = { policy_of "jobs = { a = 3 }",
+      "wrong_type", "jobs%.a: a table expected, got number", 2 },
+    ["a list of jobs"] = { policy_of "jobs = { { run = print } }",
+      "wrong_type", "jobs: names expected as keys", 2 },
+    ["no kind"] = { policy_of "jobs = { a = { Name = 'x' } }",
+      "invalid_argument", "exactly one of export, verify", 2 },
+    ["two kinds"] = {
+      policy_of "jobs = { a = { run = print, verify = { directory = 'd' } } }",
+      "invalid_argument", "both verify and run", 2 },
+    ["a kind not built"] = { policy_of "jobs = { a = { merge = {} } }",
+      "not_supported", "merge is not built yet", 2 },
+    ["a decision function"] = {
+      policy_of "jobs = {}, throttle = function() end",
+      "not_supported", "throttle: decision functions are not built yet", 2 },
+    ["a decision function of a job"] = {
+      policy_of "jobs = { a = { run = print, select = print } }",
+      "not_supported", "jobs%.a: select: decision functions", 2 },
+    ["a collection with a mistake"] = {
+      policy_of("jobs = { a = { export = { directory = 'd', collection = {\n"
+        .. "CollectionId = '" .. GUID .. "', machnes = {} } } } }"),
+      "unknown_key", "jobs%.a%.export%.collection: unknown key 'machnes'", 4 },
+    ["a declared collection with a mistake"] = {
+      'local cairn = require "cairn"\nlocal c = cairn.collection {\n'
+        .. "  CollectionId = 3, machines = {} }\nreturn {}", "wrong_type",
+      "cairn%.collection: CollectionId must be a string", 3 },
+  }
+  local names = {}
+  for name in pairs(mistakes) do names[#names + 1] = name end
+  table.sort(names)
+  for _, name in ipairs(names) do
+    it("is refused with file and line: " .. name, function()
+      local text, code, pattern, line = table.unpack(mistakes[name], 1, 4)
+      local policy, message, got = load_text(text)
+      assert.is_nil(policy)
+      assert.matches(pattern, message)
+      assert.equal(code, got, message)
+      assert.truthy(cairn.errors[got])
+      if line then
+        assert.equal(directory .. "/nightly.lua:" .. line .. ":",
+          message:match "^[^\n]-:%d+:")
+      end
+    end)
+  end
+
+  it("is refused when it cannot be read", function()
+    local policy, message, code = cairn.policy_load(directory .. "/none.lua")
+    assert.is_nil(policy)
+    assert.matches("cannot open the policy .*none%.lua", message)
+    assert.equal("not_found", code)
+    policy, message, code = cairn.policy_load(directory)
+    assert.is_nil(policy)
+    assert.matches("cannot read the policy", message)
+    assert.equal("string", type(code))
+    assert.error_matches(function() cairn.policy_load() end, "expected")
+    assert.error_matches(function() cairn.policy_load("x", "y") end,
+      "a table of settings")
+  end)
+
+  it("is refused as bytecode", function()
+    local policy, message, code = load_text(string.dump(function() end))
+    assert.is_nil(policy)
+    assert.matches("binary chunk", message)
+    assert.equal("script_syntax", code)
+  end)
+
+  it("may have any name", function()
+    local policy = assert(load_text("return { jobs = {} }", nil,
+      "a b\nc ü.lua"))
+    assert.equal("a b\nc ü", policy.name)
+  end)
+end)
+
+describe("cairn.policy in a program", function()
+  it("raises an error object", function()
+    local ok, err = pcall(cairn.policy, { jobs = { a = { run = 3 } } })
+    assert.is_false(ok)
+    assert.equal("wrong_type", err.code)
+    assert.matches("policy_spec%.lua:%d+: cairn%.policy: jobs%.a: run must be "
+      .. "a function", tostring(err))
+  end)
+end)
