@@ -1,0 +1,275 @@
+-- The command's surface as data: every command with its arguments, options,
+-- exit codes and examples. The parser, --help, the manual page and the shell
+-- completion are all made from these tables; nothing is written twice.
+--
+-- An argument: { name = "DIR", key = "dir", optional = , rest = , help = }.
+-- An option: { name = "to" (--to), short = "e" (-e), value = "DIR" (absent: a
+-- flag), key = (default: name, '-' as '_'), is_repeated =, required =,
+-- choices = {}, is_hidden =, check = function(value) -> nil | message,
+-- help = }.
+
+local commands = {}
+
+local function not_built(what)
+  return what .. " is not built yet (see README)"
+end
+
+local json = { name = "json", help =
+  "print the result as JSON on standard output, one object a line" }
+local numbers = { name = "numbers", help =
+  "with --json: value maps as numbers instead of labels" }
+local dry_run = { name = "dry-run", help =
+  "check everything and print what would be done; write nothing" }
+
+local exit_jobs = {
+  { 0, "all well; warnings are on standard error" },
+  { 1, "a job ran and did not complete, or a check failed" },
+  { 2, "wrong use, bad input or a bad policy; no job existed" },
+  { 3, "the environment: no permission, no space, a lock; no job existed" },
+}
+
+commands.list = {
+  {
+    name = "run",
+    summary = "run the jobs of a policy, each once, now",
+    description = [[
+Loads POLICY.lua, submits its jobs and runs each of them once, now; their
+calendars are ignored. Progress and messages go to standard error, the result
+to standard output.
+
+SIGINT (Ctrl-C), SIGTERM or SIGHUP terminates the jobs in order; a second one
+kills them. Nothing half written is ever published.
+
+A job that asks a question is answered from the terminal; without one it is
+terminated.]],
+    arguments = {
+      { name = "POLICY.lua", key = "policy",
+        help = "a Lua file that returns cairn.policy{...}" },
+    },
+    options = {
+      { name = "job", value = "KEY", is_repeated = true,
+        help = "only this job of the policy; may be given again" },
+      { name = "set", value = "K=V", is_repeated = true,
+        check = function(value)
+          if not value:find("^[^=]+=") then
+            return "wants K=V, such as --set directory=/srv/backup"
+          end
+        end,
+        help = "a setting for the policy (its first argument, a table); may "
+          .. "be given again" },
+      json, numbers, dry_run,
+      { name = "store", value = "FILE", is_hidden = true,
+        check = function(value)
+          if value ~= ":memory:" then
+            return not_built("a store other than :memory:")
+          end
+        end },
+      { name = "follow", is_hidden = true,
+        check = function() return not_built("--follow") end },
+    },
+    exits = exit_jobs,
+    examples = {
+      "cairn run nightly.lua",
+      "cairn run nightly.lua --job web --set directory=/srv/backup --json",
+      "cairn run nightly.lua --dry-run",
+    },
+  },
+  {
+    name = "export",
+    summary = "export a collection of machines now",
+    description = [[
+Exports the collection that FILE.lua returns into a new reference point under
+--to, in full. Machines must be off, or their disks snapshots.]],
+    arguments = {},
+    options = {
+      { name = "collection", value = "FILE.lua", required = true,
+        help = "a Lua file that returns cairn.collection{...}" },
+      { name = "to", value = "DIR", required = true,
+        help = "the export directory; created if it is missing" },
+      { name = "base", value = "ID",
+        help = "the point to start from: an id, latest or none (the default)" },
+      { name = "format", value = "FORMAT", choices = { "qcow2", "raw" },
+        help = "format of the exported disks: qcow2 (the default) or raw" },
+      { name = "digest", value = "ALG",
+        choices = { "xxh3-128", "sha-256", "blake2b-256" },
+        help = "digests: xxh3-128 (the default), sha-256 or blake2b-256" },
+      { name = "name", value = "N", help = "name of the job" },
+      json, numbers, dry_run,
+    },
+    exits = exit_jobs,
+    examples = {
+      "cairn export --collection farm.lua --to /srv/backup/farm",
+      "cairn export --collection farm.lua --to /srv/backup/farm --dry-run",
+    },
+  },
+  {
+    name = "points",
+    summary = "list the reference points of an export directory",
+    description = [[
+Lists every point in DIR by sequence. A point whose manifest is damaged is
+listed with what is wrong, and the exit code is 1.]],
+    arguments = {
+      { name = "DIR", key = "directory", help = "an export directory" },
+    },
+    options = { json },
+    exits = {
+      { 0, "listed, all readable" },
+      { 1, "a point is damaged" },
+      { 2, "wrong use; not a directory" },
+      { 3, "the environment: no permission" },
+    },
+    examples = { "cairn points /srv/backup/farm" },
+  },
+  {
+    name = "verify",
+    summary = "prove that exports are complete and unchanged",
+    description = [[
+Checks one point (DIR/ID) or all points (DIR) to a depth:
+ set      every file that the manifest names, and nothing else
+ chain    the set, and ids, sizes and digests along the chain of bases
+ content  the chain, and every stored byte against its digests (the default)
+
+ID is a ReferencePointGroupId or a unique prefix of 4 or more of its
+characters.]],
+    arguments = {
+      { name = "DIR[/ID]", key = "target",
+        help = "an export directory, or one point in it" },
+    },
+    options = {
+      { name = "depth", value = "DEPTH",
+        choices = { "set", "chain", "content" },
+        help = "set, chain or content (the default)" },
+      { name = "source", value = "FILE.lua",
+        help = "compare with the sources of this collection too" },
+      json,
+    },
+    exits = {
+      { 0, "everything is as it was written" },
+      { 1, "damage or a difference was found" },
+      { 2, "wrong use; no such point" },
+      { 3, "the environment: no permission, a lock" },
+    },
+    examples = {
+      "cairn verify /srv/backup/farm",
+      "cairn verify /srv/backup/farm/6F1D --depth set --json",
+    },
+  },
+  {
+    name = "restore",
+    summary = "write the disks and files of a point back",
+    description = [[
+Writes the machines of the point DIR/ID under --to, verifying what it writes.
+A raw disk gets its exact length, sparse. Nothing that exists is overwritten
+unless --overwrite is given.
+
+ID is a ReferencePointGroupId or a unique prefix of 4 or more of its
+characters.]],
+    arguments = {
+      { name = "DIR/ID", key = "target", help = "a point" },
+    },
+    options = {
+      { name = "to", value = "DIR", required = true,
+        help = "where to write; created if it is missing" },
+      { name = "vm", value = "V",
+        help = "only this machine: its VirtualMachineId or ElementName" },
+      { name = "disk", value = "D", help = "only this disk, by its id" },
+      { name = "format", value = "FORMAT", choices = { "raw", "qcow2" },
+        help = "format of the restored disks: raw (the default) or qcow2" },
+      { name = "overwrite", help = "replace files that exist" },
+      json, dry_run,
+    },
+    exits = exit_jobs,
+    examples = {
+      "cairn restore /srv/backup/farm/6F1D --to /srv/restored",
+      "cairn restore /srv/backup/farm/6F1D --to . --vm web1 --disk vda",
+    },
+  },
+  {
+    name = "console",
+    summary = "a Lua prompt on a private engine, or a Lua script",
+    description = [[
+Opens a private engine in memory and evaluates Lua with the globals `cairn`
+and `engine`: the lines typed at a prompt, the chunks given with -e, or FILE
+with its arguments in `...` and `arg`. An expression's values are printed
+(not in FILE). Every chunk is a Cairn task, so that job:wait(), job:sleep()
+and the like can be called anywhere.
+
+At the prompt Ctrl-C interrupts what is running and Ctrl-D ends the session.]],
+    arguments = {
+      { name = "FILE", key = "file", optional = true,
+        help = "a Lua script; - is standard input" },
+      { name = "ARG", key = "args", optional = true, rest = true,
+        help = "arguments of the script" },
+    },
+    is_script = true, -- all after FILE belongs to the script
+    options = {
+      { name = "eval", short = "e", value = "LUA", is_repeated = true,
+        is_any = true, help = "evaluate this chunk; may be given again" },
+      { name = "private",
+        help = "a private engine in memory (what this version always opens)" },
+      { name = "socket", value = "S", is_hidden = true,
+        check = function() return not_built("--socket") end },
+      { name = "json", help = "print values as JSON, one a line" },
+    },
+    exits = {
+      { 0, "all well" },
+      { 1, "a chunk or the script raised an error" },
+      { 2, "wrong use, a syntax error, no such file" },
+      { 3, "the environment: no permission" },
+    },
+    examples = {
+      "cairn console",
+      "cairn console -e 'cairn.version'",
+      "cairn console audit.lua /srv/backup",
+    },
+  },
+  {
+    name = "help",
+    summary = "help on a command",
+    description = [[
+Prints the help of COMMAND, or the list of commands.]],
+    arguments = {
+      { name = "COMMAND", key = "command", optional = true,
+        help = "a command" },
+    },
+    options = {
+      { name = "man", help = "print the manual page cairn(1) in roff" },
+      { name = "completion", value = "SHELL", choices = { "bash" },
+        help = "print a completion script for the shell" },
+      { name = "json", help =
+        "print the commands as JSON, one object a line" },
+    },
+    exits = { { 0, "printed" }, { 2, "no such command" } },
+    examples = {
+      "cairn help restore",
+      'eval "$(cairn help --completion bash)"',
+    },
+  },
+}
+
+-- Options of `cairn` itself.
+commands.top = {
+  { name = "help", short = "h", help = "print this help" },
+  { name = "version", help = "print the version" },
+  { name = "json", help = "with --version: as JSON" },
+}
+
+commands.exits = exit_jobs
+
+-- Commands of later versions: known by name, in no half form.
+commands.later = {
+  "serve", "jobs", "show", "why", "history", "start", "suspend", "resume",
+  "terminate", "kill", "set", "answer", "delete", "preview", "merge", "prune",
+  "doctor", "simulate", "top", "import",
+}
+
+commands.by_name = {}
+commands.names = {}
+for i, command in ipairs(commands.list) do
+  commands.by_name[command.name] = command
+  commands.names[i] = command.name
+  table.insert(command.options,
+    { name = "help", short = "h", help = "print this help" })
+end
+
+return commands

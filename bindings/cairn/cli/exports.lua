@@ -1,0 +1,302 @@
+-- cairn export, points, verify, restore: exports on disk.
+
+local say = require "cairn.cli.say"
+local session = require "cairn.cli.session"
+local summary = require "cairn.cli.summary"
+local text = require "cairn.cli.text"
+
+local exports = {}
+
+-- ---- arguments --------------------------------------------------------------------
+
+-- Absolute, so that nothing depends on when a path is used; the file itself
+-- need not exist.
+local function absolute(uv, path)
+  if path:sub(1, 1) == "/" then return path end
+  local cwd, message = uv.cwd()
+  if not cwd then
+    say.fail(3, "cannot find the working directory: %s", message)
+  end
+  return cwd .. "/" .. path
+end
+
+local function last_part(path) return path:match("([^/]+)/*$") or path end
+
+-- The collection that a Lua file returns. Its relative paths are relative to
+-- the file, which cairn.collection sees to.
+local function load_collection(cairn, path)
+  local file, message, number = io.open(path, "r")
+  if not file then
+    say.fail(number == 13 and 3 or 2, "cannot read the collection %s",
+      text.printable(message))
+  end
+  file:close()
+  local chunk
+  chunk, message = loadfile(path, "t")
+  if not chunk then
+    say.fail(2, "syntax error in the collection: %s",
+      text.printable_lines(message))
+  end
+  local ok, collection = xpcall(chunk, function(err)
+    if type(err) ~= "string" then return tostring(err) end
+    return err
+  end, path)
+  if not ok then
+    say.fail(2, "the collection raised an error: %s",
+      text.printable_lines(collection))
+  end
+  if type(collection) ~= "table" then
+    say.fail(2, "%s returns a %s; it must return cairn.collection{...}",
+      text.printable(path), type(collection))
+  end
+  -- A plain table is completed as cairn.collection would have done it; what
+  -- has been through it comes out unchanged.
+  local code
+  ok, collection, message, code = pcall(cairn.collection_from, collection,
+    path)
+  if not ok then
+    say.fail(2, "%s: %s", text.printable(path), text.printable_lines(
+      collection))
+  elseif not collection then
+    say.fail_with(cairn, message, code)
+  end
+  return collection
+end
+
+-- DIR[/ID] taken apart: a directory that exists and holds no manifest is an
+-- export directory; else the last part is a point's id.
+local function split_target(uv, target, needs_point)
+  local path = target:gsub("(.)/+$", "%1")
+  local stat = uv.fs_stat(path)
+  local is_point = uv.fs_stat(path .. "/manifest.json") ~= nil
+  if stat and stat.type == "directory" and not is_point then
+    if needs_point then
+      say.fail(2, "%s names an export directory; a point in it is needed: "
+        .. "DIR/ID (cairn points %s lists them)", text.printable(target),
+        text.printable(target))
+    end
+    return path, nil
+  end
+  local directory, id = path:match("^(.*)/([^/]+)$")
+  if not id then directory, id = ".", path end
+  if directory == "" then directory = "/" end
+  local parent, message, name = uv.fs_stat(directory)
+  if not parent then
+    say.fail(name == "EACCES" and 3 or 2, "cannot find %s: %s",
+      text.printable(target), text.printable(message))
+  end
+  return directory, id
+end
+
+-- ---- export -----------------------------------------------------------------------
+
+function exports.export(cairn, uv, options)
+  local collection = load_collection(cairn, options.collection)
+  local spec = {
+    Name = options.name or ("export %s"):format(collection.ElementName
+      or collection.CollectionId or "collection"),
+    once = true,
+    export = {
+      collection = collection,
+      directory = absolute(uv, options.to),
+      base = options.base,
+      format = options.format,
+      digest = options.digest,
+    },
+  }
+  if options.dry_run then return summary.plan(cairn, { spec }, options) end
+  local outcomes, exit = session.run({ cairn = cairn, uv = uv }, { spec })
+  if options.json then
+    say.result(outcomes[1].json(options.numbers))
+  else
+    say.result(summary.line(outcomes[1]))
+  end
+  return exit
+end
+
+-- ---- points -----------------------------------------------------------------------
+
+local function sum_of(point)
+  local disks, bytes = 0, 0
+  for _, file in ipairs(point.files or {}) do
+    if file.role == "disk" or file.role == "log" then disks = disks + 1 end
+    bytes = bytes + (file.size or 0)
+  end
+  return #(point.machines or {}), disks, bytes
+end
+
+-- 2025-01-31 02:00:00+00:00 from a CIM datetime
+local function readable_time(time)
+  local y, mo, d, h, mi, s, sign, offset = tostring(time):match(
+    "^(%d%d%d%d)(%d%d)(%d%d)(%d%d)(%d%d)(%d%d)%.%d+([+-])(%d%d%d)$")
+  if not y then return text.printable(time or "?") end
+  offset = math.tointeger(offset)
+  return ("%s-%s-%s %s:%s:%s%s%02d:%02d"):format(y, mo, d, h, mi, s, sign,
+    offset // 60, offset % 60)
+end
+
+function exports.points(cairn, uv, options)
+  local points, message, code = cairn.points(absolute(uv, options.directory))
+  if not points then say.fail_with(cairn, message, code) end
+  local rows, damaged = {}, 0
+  for i, point in ipairs(points) do
+    local machines, disks, bytes = sum_of(point)
+    if point.error then
+      damaged = damaged + 1
+      local why = type(point.error) == "table" and point.error.message
+        or point.error
+      say.note(("cairn: %s: %s"):format(text.printable(point.directory
+        or point.ReferencePointGroupId), text.printable_lines(why)))
+    end
+    if options.json then
+      say.result(assert(cairn.json_encode {
+        ReferencePointGroupId = point.ReferencePointGroupId,
+        BaseReferencePointGroupId = point.BaseReferencePointGroupId
+          or cairn.null,
+        CollectionId = point.CollectionId or cairn.null,
+        ElementName = point.ElementName,
+        sequence = point.sequence, generation = point.generation,
+        time = point.time, directory = point.directory,
+        algorithm = point.algorithm,
+        machine_count = not point.error and machines or nil,
+        disk_count = not point.error and disks or nil,
+        bytes = not point.error and bytes or nil,
+        error = point.error,
+      }))
+    elseif point.error then
+      rows[i] = { text.printable(point.ReferencePointGroupId or "?"),
+        "damaged", "", "", "", "", "" }
+    else
+      rows[i] = { point.ReferencePointGroupId, readable_time(point.time),
+        tostring(point.sequence), tostring(machines), tostring(disks),
+        text.bytes(bytes), point.BaseReferencePointGroupId or "-" }
+    end
+  end
+  if not options.json then
+    if #points == 0 then
+      say.note(("%s holds no reference point"):format(
+        text.printable(options.directory)))
+    else
+      for _, line in ipairs(text.table({
+        { title = "ID" }, { title = "TIME" },
+        { title = "SEQ", is_number = true },
+        { title = "MACHINES", is_number = true },
+        { title = "DISKS", is_number = true },
+        { title = "SIZE", is_number = true }, { title = "BASE" } }, rows)) do
+        say.result(line)
+      end
+    end
+  end
+  return damaged > 0 and 1 or 0
+end
+
+-- ---- verify -----------------------------------------------------------------------
+
+-- Where something is: machine, disk, file, offset.
+local function place_of(finding)
+  local parts = {}
+  for _, name in ipairs { "machine", "disk", "file", "offset" } do
+    local value = finding[name]
+    if value ~= nil and value ~= "" then
+      parts[#parts + 1] = name .. " " .. text.printable(value)
+    end
+  end
+  return table.concat(parts, ", ")
+end
+
+local function findings_of(point)
+  local lines = {}
+  for _, finding in ipairs(point.findings or {}) do
+    lines[#lines + 1] = ("  %s: %s"):format(place_of(finding),
+      text.printable_lines(finding.what))
+  end
+  if (point.findings_left_out or 0) > 0 then
+    lines[#lines + 1] = ("  ... and %d more"):format(point.findings_left_out)
+  end
+  for _, disk in ipairs(point.source or {}) do
+    lines[#lines + 1] = ("  source of %s: %s%s"):format(place_of {
+      machine = disk.machine, disk = disk.disk }, disk.result,
+      disk.what and ": " .. text.printable_lines(disk.what) or "")
+  end
+  return lines
+end
+
+-- Runs a job that reports: outcome, exit code. The exit code of a job that
+-- could not begin is that of its error.
+local function run_reporting(cairn, uv, spec)
+  local outcomes, exit = session.run({ cairn = cairn, uv = uv }, { spec })
+  return outcomes[1], exit
+end
+
+-- One line a point with what was found, then the job's.
+local function print_verified(cairn, options, outcome)
+  local points = outcome.report and outcome.report.points or {}
+  for _, point in ipairs(points) do
+    if options.json then
+      say.json(cairn, point, { findings = true, source = true })
+    else
+      say.result(("%s: %s (%s: %s, %s)"):format(point.ReferencePointGroupId,
+        point.result, point.depth, text.count(point.files or 0, "file"),
+        text.bytes(point.bytes or 0)))
+      for _, line in ipairs(findings_of(point)) do say.result(line) end
+    end
+  end
+  if not options.json then say.result(summary.line(outcome)) end
+end
+
+function exports.verify(cairn, uv, options)
+  local directory, id = split_target(uv, options.target, false)
+  local outcome, exit = run_reporting(cairn, uv, {
+    Name = "verify " .. last_part(options.target),
+    once = true,
+    verify = {
+      directory = absolute(uv, directory),
+      point = id,
+      depth = options.depth,
+      source = options.source and load_collection(cairn, options.source)
+        or nil,
+    },
+  })
+  print_verified(cairn, options, outcome)
+  return exit
+end
+
+-- ---- restore ----------------------------------------------------------------------
+
+-- The files that were written, then the job.
+local function print_restored(cairn, options, outcome)
+  local report = outcome.report or {}
+  if options.json then
+    report.JobState = outcome.state
+    say.json(cairn, report, { files = true })
+    return
+  end
+  for _, file in ipairs(report.files or {}) do
+    say.result(("%s (%s)"):format(text.printable(file.path),
+      text.bytes(file.length or 0)))
+  end
+  say.result(summary.line(outcome))
+end
+
+function exports.restore(cairn, uv, options)
+  local directory, id = split_target(uv, options.target, true)
+  local spec = {
+    Name = "restore " .. last_part(options.target),
+    once = true,
+    restore = {
+      directory = absolute(uv, directory),
+      point = id,
+      to = absolute(uv, options.to),
+      machine = options.vm,
+      disk = options.disk,
+      format = options.format,
+      overwrite = options.overwrite,
+    },
+  }
+  if options.dry_run then return summary.plan(cairn, { spec }, options) end
+  local outcome, exit = run_reporting(cairn, uv, spec)
+  print_restored(cairn, options, outcome)
+  return exit
+end
+
+return exports

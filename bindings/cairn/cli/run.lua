@@ -1,0 +1,72 @@
+-- cairn run: the jobs of a policy, each once, now.
+
+local say = require "cairn.cli.say"
+local session = require "cairn.cli.session"
+local summary = require "cairn.cli.summary"
+local text = require "cairn.cli.text"
+
+local run = {}
+
+-- --set K=V...: a table; the last one of a key counts.
+local function settings_of(list)
+  local settings = {}
+  for _, pair in ipairs(list or {}) do
+    local key, value = pair:match("^([^=]+)=(.*)$")
+    settings[key] = value
+  end
+  return settings
+end
+
+local function keys_of(jobs)
+  local keys = {}
+  for key in pairs(jobs) do keys[#keys + 1] = key end
+  table.sort(keys)
+  return keys
+end
+
+-- The keys to run, in the order asked for, else sorted.
+local function chosen(path, jobs, wanted)
+  local keys = keys_of(jobs)
+  if #keys == 0 then
+    say.fail(2, "%s: the policy has no jobs", text.printable(path))
+  end
+  if not wanted then return keys end
+  local seen, out = {}, {}
+  for _, key in ipairs(wanted) do
+    if jobs[key] == nil then
+      say.fail(2, "%s: the policy has no job %s%s", text.printable(path),
+        text.printable(key), text.valid(key, keys))
+    end
+    if not seen[key] then out[#out + 1] = key end
+    seen[key] = true
+  end
+  return out
+end
+
+function run.run(cairn, uv, options)
+  local policy, message, code = cairn.policy_load(options.policy,
+    settings_of(options.set))
+  if not policy then say.fail_with(cairn, message, code) end
+  local specs = {}
+  for i, key in ipairs(chosen(options.policy, policy.jobs, options.job)) do
+    local spec = {}
+    for name, value in pairs(policy.jobs[key]) do spec[name] = value end
+    spec.once = true
+    spec.Name = spec.Name or key
+    specs[i] = spec
+  end
+  if options.dry_run then
+    return summary.plan(cairn, specs, options)
+  end
+  local outcomes, exit = session.run({ cairn = cairn, uv = uv }, specs)
+  for _, outcome in ipairs(outcomes) do
+    if options.json then
+      say.result(outcome.json(options.numbers))
+    else
+      say.result(summary.line(outcome))
+    end
+  end
+  return exit
+end
+
+return run

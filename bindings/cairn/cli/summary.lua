@@ -1,0 +1,159 @@
+-- What a job came to, and what it would do, in a few lines for people.
+
+local say = require "cairn.cli.say"
+local text = require "cairn.cli.text"
+
+local summary = {}
+
+local function is_list(value) return type(value) == "table" and #value > 0 end
+
+-- One line on a job that has ended.
+function summary.line(outcome)
+  local p = outcome.properties
+  local parts = { outcome.state }
+  if is_list(p.VirtualMachineId) then
+    parts[#parts + 1] = text.count(#p.VirtualMachineId, "machine")
+  end
+  if is_list(p.ExportedDisks) then
+    parts[#parts + 1] = text.count(#p.ExportedDisks, "disk")
+  end
+  if (p.bytes_done or 0) > 0 then
+    parts[#parts + 1] = text.bytes(p.bytes_done)
+  end
+  local line = ("%s: %s in %s"):format(text.printable(outcome.name),
+    table.concat(parts, ", "), text.took(outcome.seconds))
+  if is_list(p.ExportedDisks) and p.ExportDirectory
+    and p.ReferencePointGroupId then
+    line = ("%s\n  %s/%s"):format(line, text.printable(p.ExportDirectory),
+      p.ReferencePointGroupId)
+  end
+  return line
+end
+
+-- ---- dry runs -----------------------------------------------------------------
+
+local function space(needed, free, has_space)
+  return ("  needs %s, %s free%s"):format(text.bytes(needed or 0),
+    text.bytes(free or 0), has_space == false and ": NOT ENOUGH" or "")
+end
+
+-- Plain data as indented lines "key: value", lists numbered by "-".
+local function tree(value)
+  local out = {}
+  local function add(v, indent, head)
+    if type(v) ~= "table" then
+      local shown = text.printable(v)
+      if math.type(v) == "integer" and v >= 1024
+        and (head:find "bytes" or head:find "length" or head:find "size") then
+        shown = ("%s (%s)"):format(shown, text.bytes(v))
+      end
+      out[#out + 1] = indent .. head .. shown
+      return
+    end
+    local keys = {}
+    for key in pairs(v) do keys[#keys + 1] = key end
+    table.sort(keys, function(a, b) return tostring(a) < tostring(b) end)
+    if head ~= "" and #keys > 0 and #v == 0 then
+      out[#out + 1] = indent .. head:gsub(" $", "")
+      indent = indent .. "  "
+    elseif head ~= "" and #v > 0 then
+      out[#out + 1] = indent .. head:gsub(" $", "")
+    end
+    if #v > 0 then
+      for _, element in ipairs(v) do
+        if type(element) == "table" then
+          local first = #out + 1
+          add(element, indent .. "    ", "")
+          if out[first] then
+            out[first] = indent .. "  - " .. out[first]:sub(#indent + 5)
+          end
+        else
+          out[#out + 1] = indent .. "  - " .. text.printable(element)
+        end
+      end
+      return
+    end
+    for _, key in ipairs(keys) do
+      add(v[key], indent, text.printable(key) .. ": ")
+    end
+  end
+  add(value, "  ", "")
+  return out
+end
+
+local render = {}
+
+function render.export(plan)
+  local out = { ("  an export of %s as %s, base %s, %s, into %s%s"):format(
+    text.printable(plan.ElementName or plan.CollectionId), plan.format,
+    plan.base, plan.digest, text.printable(plan.directory),
+    plan.is_new_directory and " (new)" or "") }
+  for _, machine in ipairs(plan.machines or {}) do
+    out[#out + 1] = ("  machine %s (%s)"):format(text.printable(
+      machine.ElementName or "-"), machine.VirtualMachineId)
+    for _, disk in ipairs(machine.disks or {}) do
+      out[#out + 1] = ("    disk %s: %s, %s with %s of data, tracker %s: %s")
+        :format(disk.id, disk.format, text.bytes(disk.length),
+          text.bytes(disk.data_bytes), disk.tracker,
+          text.printable(disk.path))
+    end
+    for _, file in ipairs(machine.files or {}) do
+      out[#out + 1] = ("    %s %s: %s"):format(file.role,
+        text.bytes(file.size), text.printable(file.path))
+    end
+  end
+  out[#out + 1] = space(plan.target_bytes, plan.free_bytes, plan.has_space)
+  return out
+end
+
+function render.restore(plan)
+  local out = { ("  a restore of point %s as %s"):format(
+    plan.ReferencePointGroupId, plan.format) }
+  for _, file in ipairs(plan.files or {}) do
+    out[#out + 1] = ("    %s %s: %s%s"):format(file.role,
+      text.bytes(file.length), text.printable(file.path),
+      not file.exists and "" or plan.overwrite and " (replaces what is there)"
+        or " (EXISTS: give --overwrite to replace it)")
+  end
+  out[#out + 1] = space(plan.bytes_to_write, plan.bytes_free, plan.has_space)
+  return out
+end
+
+function render.run() return { "  a Lua function" } end
+
+-- --dry-run: checks and plans every specification; nothing is written. Prints
+-- one plan a job; the exit code.
+function summary.plan(cairn, specs, options)
+  local engine, message, code = cairn.open { store = ":memory:" }
+  if not engine then say.fail_with(cairn, message, code) end
+  local plans = {}
+  for i, spec in ipairs(specs) do
+    if spec.run then
+      plans[i] = { Name = spec.Name, kind = "run" }
+    else
+      local ok, plan
+      ok, plan, message, code = pcall(engine.plan, engine, spec)
+      if not ok or not plan then
+        engine:close { mode = "kill", timeout = 1 }
+        if not ok then say.fail(2, "%s", text.printable_lines(plan)) end
+        say.fail_with(cairn, message, code)
+      end
+      plans[i] = plan
+      plan.Name = spec.Name
+    end
+  end
+  engine:close { mode = "kill", timeout = 1 }
+  for _, plan in ipairs(plans) do
+    if options.json then
+      say.json(cairn, plan, { machines = true, files = true,
+        disks = true, conflicts = true, points = true })
+    else
+      say.result(("%s would run:"):format(text.printable(plan.Name)))
+      local lines = (render[plan.kind] or tree)(plan)
+      for _, line in ipairs(lines) do say.result(line) end
+    end
+  end
+  return 0
+end
+
+return summary
