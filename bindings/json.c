@@ -161,8 +161,21 @@ static int encode_number(struct encoder *e, int index)
   return 0;
 }
 
-/* An empty table says nothing about what it is: by its key it is one of the
- * lists of a specification, or an object. */
+/* An empty table says nothing about what it is: an empty list that came from
+ * JSON is marked; else by its key it is one of the lists of a specification,
+ * or an object. */
+#define LIST "cairn.list"
+
+static int is_marked_list(lua_State *L, int index)
+{
+  if (!lua_getmetatable(L, index))
+    return 0;
+  luaL_getmetatable(L, LIST);
+  int is_same = lua_rawequal(L, -1, -2);
+  lua_pop(L, 2);
+  return is_same;
+}
+
 static int is_list_key(const char *key)
 {
   static const char *const lists[] = {
@@ -283,7 +296,8 @@ static int encode_table(struct encoder *e, int index)
   luaL_checkstack(L, 8, "tables nested too deep");
   const char *key = e->depth > 0 ? e->path[e->depth - 1].key : NULL;
   e->tables[e->depth++] = identity;
-  int rc = integers > 0 || (strings == 0 && is_list_key(key))
+  int rc = integers > 0 || (strings == 0 &&
+                            (is_list_key(key) || is_marked_list(L, index)))
                ? encode_array(e, index, integers)
                : encode_object(e, index, strings);
   if (rc == 0)
@@ -387,6 +401,8 @@ static void push_tree(lua_State *L, const json_t *tree, int is_element)
     break;
   case JSON_ARRAY:
     lua_createtable(L, (int)json_array_size(tree), 0);
+    if (json_array_size(tree) == 0)
+      luaL_setmetatable(L, LIST);
     json_array_foreach(tree, i, child)
     {
       push_tree(L, child, 1);
@@ -478,5 +494,7 @@ static const luaL_Reg functions[] = {
 
 void cairn__lua_open_json(lua_State *L)
 {
+  luaL_newmetatable(L, LIST);
+  lua_pop(L, 1);
   cairn__lua_register(L, functions);
 }

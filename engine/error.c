@@ -125,6 +125,12 @@ static void copy_field(char *field, size_t size, const char *s)
   copy_printable(s != NULL ? s : "", field, size, "");
 }
 
+#ifdef __clang_analyzer__
+#undef cairn__fail
+#undef cairn__fail_errno
+#undef cairn__fail_memory
+#endif
+
 /* ---- filling ----------------------------------------------------------- */
 
 void cairn__error_clear(struct cairn_error *err)

@@ -32,4 +32,12 @@ const char *cairn__printable(const char *s, char *buffer, size_t size);
 const char *cairn__nearest(const char *word, const char *const *candidates,
                            size_t count);
 
+#ifdef __clang_analyzer__
+/* The analyzer looks into one file at a time; it must know that these never
+ * return 0, or it follows paths that do not exist. */
+#define cairn__fail(...)        (cairn__fail(__VA_ARGS__), -1)
+#define cairn__fail_errno(...)  (cairn__fail_errno(__VA_ARGS__), -1)
+#define cairn__fail_memory(err) (cairn__fail_memory(err), -1)
+#endif
+
 #endif

@@ -953,6 +953,10 @@ uint32_t cairn_job_request_state_change(
     return answer(e, CAIRN_RC_FAILED);
   }
   code = request(e, j, requested, err);
+  /* A request that replaces another takes over its deadline too. */
+  if ((code == CAIRN_RC_STARTED || code == CAIRN_RC_COMPLETED) &&
+      !cairn_state_is_final(j->state) && j->deadline_state != aims[requested])
+    cairn__timer_disarm(&j->control);
   if (code == CAIRN_RC_STARTED && timeout_period &&
       timeout_period->microseconds > 0 && !cairn_state_is_final(j->state)) {
     int64_t when, now = cairn__monotonic(e);

@@ -66,7 +66,7 @@ struct cairn__settings {
   uint16_t set;
   uint8_t month, local_or_utc;
   int8_t day, day_of_week;
-  uint8_t is_delete;
+  uint8_t is_delete, removal_precision;
   uint8_t is_start_now; /* zeros were written to ScheduledStartTime */
 };
 
@@ -203,7 +203,7 @@ void cairn__job_close(struct cairn_engine *e, struct cairn__job *j);
 int cairn__job_phase(const struct cairn__job *j);
 int cairn__job_has_runs_left(const struct cairn__job *j);
 
-/* ---- property.c ---- */
+/* ---- settings.c ---- */
 
 void cairn__settings_init(struct cairn__settings *s);
 /* Puts one value in, checked; notify is fresh memory then, the old one is left
@@ -222,12 +222,17 @@ int cairn__text_check(const struct cairn_property_info *p, const char *text,
 int cairn__number_from(const struct cairn_property_info *p,
                        const struct cairn_value *value, int64_t *out,
                        struct cairn_error *err);
+int cairn__value_from_json(const json_t *json, const char *name,
+                           struct cairn_value *out, struct cairn_error *err);
+
+/* ---- property.c ---- */
+
+/* The message of the job's error, NULL when it has none. */
+const char *cairn__job_message(const struct cairn__job *j);
 /* An object or array; duplicates are refused. `what` begins the message. */
 json_t *cairn__json_parse(const char *what, const char *text, size_t length,
                           struct cairn_error *err);
 /* Prints a value and drops it; NULL: out of memory. The caller frees *out. */
 int cairn__json_give(json_t *json, char **out, struct cairn_error *err);
-int cairn__value_from_json(const json_t *json, const char *name,
-                           struct cairn_value *out, struct cairn_error *err);
 
 #endif

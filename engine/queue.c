@@ -1,3 +1,7 @@
+/* Heaps of jobs, the directories that hold some of them back, and who is next.
+ * Invariants: j->heap->items[j->heap_index] == j for every job in a heap; a
+ * heap has room for every job that could ever be pushed into it, so that
+ * pushing cannot fail. */
 #include "queue.h"
 
 #include <stdlib.h>
@@ -25,7 +29,7 @@ static int heap_reserve(struct cairn__job_heap *h, size_t need)
     return 0;
   while (capacity < need)
     capacity *= 2;
-  items = cairn__realloc(h->items, capacity * sizeof *items);
+  items = cairn__realloc(h->items, capacity * sizeof(void *));
   if (!items)
     return -1;
   h->items = items;

@@ -43,9 +43,9 @@ enum cairn__run_request_kind {
 };
 
 enum { /* bits of cairn__run.notices */
-  CAIRN__NOTICE_PARKED = 1,
-  CAIRN__NOTICE_WARNING = 2,
-  CAIRN__NOTICE_DONE = 4
+       CAIRN__NOTICE_PARKED = 1,
+       CAIRN__NOTICE_WARNING = 2,
+       CAIRN__NOTICE_DONE = 4
 };
 
 struct cairn__mailbox; /* the engine's, see engine.c */
@@ -55,13 +55,13 @@ struct cairn__run {
   void (*main)(struct cairn__run *run);
   const struct cairn_io *io;
   const struct cairn_clock *clock;
-  json_t *spec;           /* own deep copy of the "export"/... object */
-  char job_uuid[37];      /* upper case, without the OrgID */
+  json_t *spec;      /* own deep copy of the "export"/... object */
+  char job_uuid[37]; /* upper case, without the OrgID */
   char instance_id[48];
-  char point_uuid[37];    /* export: the ReferencePointGroupId of this run */
-  uint32_t number;        /* run number, from 1 */
+  char point_uuid[37]; /* export: the ReferencePointGroupId of this run */
+  uint32_t number;     /* run number, from 1 */
   uint64_t epoch;
-  uint64_t cookie;        /* the owner's; nobody else's business */
+  uint64_t cookie; /* the owner's; nobody else's business */
 
   /* atomics: written by the thread, read by the owner at any time */
   _Atomic uint64_t bytes_total; /* 0 = not known yet; set once, before the
@@ -107,7 +107,8 @@ void cairn__utf8_clean(char *text);
 /* 1 when the bytes are UTF-8 and none of them is NUL. */
 int cairn__utf8_is_valid(const char *text, size_t length);
 
-/* ---- for the owner --------------------------------------------------------- */
+/* ---- for the owner ---------------------------------------------------------
+ */
 
 /* Allocates a run with its defaults; NULL when out of memory. */
 struct cairn__run *cairn__run_new(struct cairn__mailbox *mailbox);
@@ -118,7 +119,8 @@ void cairn__run_release(struct cairn__run *run);
  * and for cairn_plan. */
 void cairn__run_here(struct cairn__run *run);
 
-/* ---- the mailbox ------------------------------------------------------------ */
+/* ---- the mailbox ------------------------------------------------------------
+ */
 
 /* Threads post to it, the owner takes from it. Reference counted: threads of
  * runs that outlive their engine keep it. */

@@ -601,7 +601,7 @@ int cairn_submit_all(cairn_engine *e, const char *json, size_t length,
                 "the array has %zu specifications, room was given for %zu",
                 json_array_size(array), count);
   } else {
-    jobs = cairn__calloc(count ? count : 1, sizeof *jobs);
+    jobs = cairn__calloc(count ? count : 1, sizeof(void *));
     code =
         jobs ? make_all(e, array, jobs, count, err) : cairn__fail_memory(err);
   }

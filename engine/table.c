@@ -1,3 +1,5 @@
+/* Chains of intrusive nodes; there are at most as many buckets as it takes to
+ * hold one node each, unless memory for more was missing. */
 #include "table.h"
 
 #include "memory.h"
@@ -6,7 +8,7 @@ int cairn__table_init(struct cairn__table *t)
 {
   t->size = 64;
   t->count = 0;
-  t->buckets = cairn__calloc(t->size, sizeof *t->buckets);
+  t->buckets = cairn__calloc(t->size, sizeof(void *));
   return t->buckets ? 0 : -1;
 }
 
@@ -22,7 +24,7 @@ static void grow(struct cairn__table *t)
 {
   struct cairn__table bigger = {.size = t->size * 2, .count = t->count};
 
-  bigger.buckets = cairn__calloc(bigger.size, sizeof *bigger.buckets);
+  bigger.buckets = cairn__calloc(bigger.size, sizeof(void *));
   if (!bigger.buckets)
     return;
   for (size_t i = 0; i < t->size; i++) {

@@ -15,7 +15,7 @@ int cairn__timers_reserve(struct cairn__timers *t, size_t total)
     return 0;
   while (capacity < total)
     capacity *= 2;
-  items = cairn__realloc(t->items, capacity * sizeof *items);
+  items = cairn__realloc(t->items, capacity * sizeof(void *));
   if (!items)
     return -1;
   t->items = items;

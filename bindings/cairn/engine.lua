@@ -31,7 +31,8 @@ local methods = core.engine_methods
 local jobs = core.job_methods
 
 M.WAIT = setmetatable({}, { __name = "cairn.wait" })
-local TIMED_OUT = { n = 1 } -- a result, made beforehand: it needs no memory
+-- Results made beforehand: being woken with these needs no memory.
+local NOTHING, TIMED_OUT = { n = 0 }, { n = 1 }
 M.TIMEOUT = setmetatable({}, { __name = "cairn.timeout" })
 TIMED_OUT[1] = M.TIMEOUT
 M.TERMINATED = setmetatable({}, { __name = "cairn.terminated" })
@@ -364,7 +365,8 @@ function M.park(engine, what, timeout_us, arm, level)
   local result, cookie
   local function wake_up(...)
     if result then return end
-    result = (...) == M.TIMEOUT and TIMED_OUT or table.pack(...)
+    result = select("#", ...) == 0 and NOTHING
+      or (...) == M.TIMEOUT and TIMED_OUT or table.pack(...)
     if task then M.ready(task) end
   end
   local undo = arm and arm(wake_up)
@@ -391,7 +393,7 @@ function M.park(engine, what, timeout_us, arm, level)
   if task then
     task.disarm = disarm
     local signal = coroutine.yield(M.WAIT)
-    task.disarm = nil
+    task.disarm = false
     disarm()
     if signal == M.TERMINATED then
       failure.raise("terminated", "the job was asked to terminate")

@@ -96,35 +96,40 @@ end
 -- ---- life ---------------------------------------------------------------------------
 
 local function new_task(engine, S, fn, ...)
+  -- every field from the start: setting one later needs no memory
   local task = setmetatable({ engine = engine, state = S, status = "new",
-    processes = {}, waiters = {}, is_queued = false, next = false }, Task)
+    co = false, start = false, signal = false, disarm = false, grace = false,
+    cut_off_at = false, serial = false, job = false, next = false,
+    is_queued = false, is_due = false, is_suspended = false,
+    is_terminating = false, is_raising = false, is_killed = false,
+    results = false, row = false, message = false,
+    processes = {}, waiters = {} }, Task)
   task.co = core.new_task(entry)
   task.start = table.pack(fn, ...)
   E.task_of[task.co] = task
   return task
 end
 
--- The task is over; `code` and `message` when it failed.
+-- The task is over; `row` and `message` when it failed. Everything that could
+-- fail for want of memory comes last.
 local function settle(engine, S, task, row, message)
-  if task.disarm then
-    task.disarm()
-    task.disarm = nil
-  end
-  task.status = "done"
-  task.start = nil
-  if task.grace then E.stop_timer(engine, S, task.grace) end
-  drop_processes(task)
-  if row then task.failure = { message = message, code = row.code } end
+  task.status, task.start = "done", false
+  task.row, task.message = row or false, message or false
   if task.serial then
     if S.tasks[task.serial] == task then S.tasks[task.serial] = nil end
   else
     S.background[task] = nil
-    local waiters = task.waiters
-    task.waiters = {}
-    for _, wake in ipairs(waiters) do wake() end
-    if row and #waiters == 0 and not reserved[row.code] then
-      E.log(S, "background task: " .. message)
-    end
+  end
+  local waiters = task.waiters
+  task.waiters = false
+  for _, wake in ipairs(waiters) do wake() end
+  local disarm, grace = task.disarm, task.grace
+  task.disarm, task.grace = false, false
+  if disarm then disarm() end
+  if grace then E.stop_timer(engine, S, grace) end
+  drop_processes(task)
+  if not task.serial and row and #waiters == 0 and not reserved[row.code] then
+    E.log(S, "background task: " .. message)
   end
 end
 
@@ -170,7 +175,7 @@ function E.close_task(engine, S, task, row, message)
   row = row or failure.errors.killed
   if task.disarm then
     task.disarm()
-    task.disarm = nil
+    task.disarm = false
   end
   local ok, err = pcall(core.close_task, task.co)
   if not ok or err ~= nil then
@@ -217,9 +222,9 @@ function E.run_task(engine, S, task)
     return
   end
   local start, is_raising = task.start, task.is_raising
-  task.start, task.is_raising, task.status = nil, nil, "running"
+  task.start, task.is_raising, task.status = false, false, "running"
   local signal = task.signal
-  task.signal = nil
+  task.signal = false
   if start then
     resumed(engine, S, task, core.resume(task.co, false,
       table.unpack(start, 1, start.n)))
@@ -251,7 +256,7 @@ function E.end_task(engine, S, task, mode)
     return
   elseif task.disarm then
     task.disarm()
-    task.disarm = nil
+    task.disarm = false
     task.signal = E.TERMINATED
   else
     task.is_raising = true
@@ -261,7 +266,7 @@ function E.end_task(engine, S, task, mode)
   -- (which holds a virtual clock still).
   task.cut_off_at = core.monotonic() + GRACE_US
   task.grace = E.start_timer(engine, S, GRACE_US, function()
-    task.grace = nil
+    task.grace = false
     cut_off(engine, S, task)
   end)
 end
@@ -320,7 +325,7 @@ on[event.TASK_RESUME] = function(_, S, ev)
   task.is_suspended = false
   signal_processes(task, SIGCONT)
   if task.is_due then
-    task.is_due = nil
+    task.is_due = false
     E.ready(task)
   end
 end
@@ -544,7 +549,7 @@ function Task:wait(timeout)
       function(wake)
         table.insert(self.waiters, wake)
         return function()
-          for i, other in ipairs(self.waiters) do
+          for i, other in ipairs(self.waiters or {}) do
             if other == wake then
               table.remove(self.waiters, i)
               break
@@ -557,9 +562,7 @@ function Task:wait(timeout)
         timeout_us / 1e6), "timeout"
     end
   end
-  if self.failure then
-    return nil, self.failure.message, self.failure.code
-  end
+  if self.row then return nil, self.message, self.row.code end
   return table.unpack(self.results, 1, self.results.n)
 end
 

@@ -47,9 +47,9 @@ static uint64_t be64(const unsigned char *p)
   return (uint64_t)be32(p) << 32 | be32(p + 4);
 }
 
-__attribute__((format(printf, 5, 6))) static int
-fail_image(struct cairn_error *err, int id, const struct cairn__held *h,
-           int64_t offset, const char *fmt, ...)
+__attribute__((format(printf, 5, 6))) static void
+say(struct cairn_error *err, int id, const struct cairn__held *h,
+    int64_t offset, const char *fmt, ...)
 {
   char text[1536], shown[512];
   va_list args;
@@ -60,11 +60,12 @@ fail_image(struct cairn_error *err, int id, const struct cairn__held *h,
   cairn__fail(err, id, "\"%s\" %s",
               cairn__printable(h->path, shown, sizeof shown), text);
   cairn__error_set_path(err, h->path, offset);
-  return -1;
 }
 
-/* ---- the header
- * ---------------------------------------------------------------- */
+/* Always -1: a macro, so that those who analyse the callers can see it. */
+#define fail_image(...) (say(__VA_ARGS__), -1)
+
+/* ---- the header ---------------------------------------------------------- */
 
 /* n bytes, all there or SOURCE_CORRUPT */
 static int read_bytes(const struct cairn__held *h, void *buf, size_t n,
@@ -260,8 +261,7 @@ int cairn__qcow2_header_read(const struct cairn__held *h,
   return 0;
 }
 
-/* ---- the tables
- * ------------------------------------------------------------------ */
+/* ---- the tables ---------------------------------------------------------- */
 
 static int fail_cluster(const struct cairn__held *h, uint64_t at,
                         uint64_t guest, const char *what, uint64_t offset,
@@ -332,7 +332,7 @@ int cairn__qcow2_tables_check(const struct cairn__held *h,
 {
   size_t cluster = (size_t)1 << q->cluster_bits;
   unsigned entry_bits = q->incompatible & INCOMPATIBLE_EXTENDED_L2 ? 4 : 3;
-  uint64_t slice = (uint64_t)cluster << (q->cluster_bits - entry_bits);
+  uint64_t slice = (uint64_t)cluster * (cluster >> entry_bits);
   uint64_t count = (q->virtual_size + slice - 1) / slice;
   unsigned char *table = NULL, *l1 = NULL;
   int result = -1;
@@ -374,8 +374,7 @@ out:
   return result;
 }
 
-/* ---- places
- * ------------------------------------------------------------------------ */
+/* ---- places -------------------------------------------------------------- */
 
 int cairn__is_inside(const char *path, const char *directory)
 {
@@ -480,8 +479,7 @@ static int is_allowed(const struct allowed *a, const char *real)
   return 0;
 }
 
-/* ---- the chain
- * ----------------------------------------------------------------------- */
+/* ---- the chain ----------------------------------------------------------- */
 
 static int fail_outside(const struct cairn__held *by, size_t layer,
                         const char *real, struct cairn_error *err)

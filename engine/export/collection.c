@@ -53,8 +53,7 @@ static const struct key disk_keys[] = {
 
 #define COUNT(a) (sizeof(a) / sizeof(a)[0])
 
-/* ---- values
- * ------------------------------------------------------------------- */
+/* ---- values -------------------------------------------------------------- */
 
 static const char *type_name(const json_t *v)
 {
@@ -174,8 +173,7 @@ static int check_value(json_t *v, const struct key *k, const char *where,
   }
 }
 
-/* ---- objects
- * -------------------------------------------------------------------- */
+/* ---- objects ------------------------------------------------------------- */
 
 static int check_names(json_t *object, const char *where,
                        const struct key *keys, size_t count,
@@ -216,7 +214,7 @@ static int check_object(json_t *object, const char *where,
     char member[WHERE_MAX];
 
     snprintf(member, sizeof member, "%s.%s", where, k->name);
-    if (v && json_is_null(v)) {
+    if (json_is_null(v)) {
       json_object_del(object, k->name);
       v = NULL;
     }
@@ -244,7 +242,7 @@ static int check_choice(json_t *object, const char *where, const char *name,
     return json_object_set_new(object, name, json_string(fallback)) == 0
                ? 0
                : cairn__fail_memory(err);
-  for (size_t i = 0; choices[i]; i++) {
+  for (size_t i = 0; value && choices[i]; i++) {
     size_t used = strlen(list);
 
     if (strcmp(value, choices[i]) == 0)
@@ -254,11 +252,10 @@ static int check_choice(json_t *object, const char *where, const char *name,
   }
   return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
                      "%s.%s must be one of %s, not \"%s\"", where, name, list,
-                     cairn__printable(value, shown, sizeof shown));
+                     cairn__printable(value ? value : "", shown, sizeof shown));
 }
 
-/* ---- the collection
- * --------------------------------------------------------------- */
+/* ---- the collection ------------------------------------------------------ */
 
 static int is_disk_id(const char *s)
 {
@@ -390,8 +387,7 @@ int cairn__collection_check(json_t *collection, const char *where,
   return result;
 }
 
-/* ---- the export
- * --------------------------------------------------------------------- */
+/* ---- the export ---------------------------------------------------------- */
 
 static int check_base(json_t *spec, struct cairn_error *err)
 {

@@ -562,7 +562,7 @@ static int read_header(struct image *im, struct cairn_error *err)
   const unsigned char *h = im->table;
   uint64_t size = number_of(im->c->file, "size");
   int result;
-  if (size % CAIRN__BLOCK || size < 2 * CAIRN__BLOCK) {
+  if (size % CAIRN__BLOCK || size < UINT64_C(2) * CAIRN__BLOCK) {
     FIND(im, -1, -1, "%llu bytes are no whole number of clusters",
          (unsigned long long)size);
     return 1;

@@ -23,7 +23,7 @@
 #include "memory.h"
 
 #define PIECE_BLOCKS 16u
-#define PIECE_BYTES  (PIECE_BLOCKS * CAIRN__BLOCK)
+#define PIECE_BYTES  ((size_t)PIECE_BLOCKS * CAIRN__BLOCK)
 #define MAX_THREADS  16u
 #define GATE_EXTENTS 256u /* extents walked between two gates */
 
@@ -77,8 +77,7 @@ static void fail_all(struct pipeline *p, const struct cairn_error *error)
   pthread_mutex_unlock(&p->lock);
 }
 
-/* ---- handing out
- * ---------------------------------------------------------------- */
+/* ---- handing out --------------------------------------------------------- */
 
 /* Extent that holds p->offset; 1 there is one, 0 the end, -1 error. */
 static int current_extent_locked(struct pipeline *p, struct cairn_error *err)
@@ -145,20 +144,20 @@ static int draw_locked(struct pipeline *p, struct piece *piece,
   return 1;
 }
 
-/* ---- checking against a map
- * -------------------------------------------------------- */
+/* ---- checking against a map ---------------------------------------------- */
 
 static int fail_mismatch(struct pipeline *p, uint64_t block,
                          struct cairn_error *err)
 {
   struct cairn__source *s = p->c->source;
+  uint64_t offset = block * CAIRN__BLOCK;
   char shown[512];
 
   cairn__fail(err, CAIRN_E_DIGEST_MISMATCH,
               "\"%s\" differs from its digest map at offset %llu (%u bytes)",
               cairn__printable(s->path, shown, sizeof shown),
-              (unsigned long long)(block * CAIRN__BLOCK), CAIRN__BLOCK);
-  cairn__error_set_path(err, s->path, (int64_t)(block * CAIRN__BLOCK));
+              (unsigned long long)offset, CAIRN__BLOCK);
+  cairn__error_set_path(err, s->path, (int64_t)offset);
   return -1;
 }
 
@@ -190,8 +189,7 @@ static int compare(struct pipeline *p, uint64_t first, uint64_t count,
   return 0;
 }
 
-/* ---- a piece
- * ------------------------------------------------------------------------- */
+/* ---- a piece ------------------------------------------------------------- */
 
 /* With the ticket due: no other thread is here. */
 static int settle(struct pipeline *p, struct worker *w,
@@ -306,9 +304,7 @@ static void *worker_main(void *argument)
   return NULL;
 }
 
-/* ---- the whole
- * ---------------------------------------------------------------------------
- */
+/* ---- the whole ----------------------------------------------------------- */
 
 static unsigned choose_threads(const struct cairn__copy *c)
 {

@@ -78,8 +78,7 @@ static int append(json_t *array, json_t *value, struct cairn_error *err)
   return json_array_append_new(array, value) == 0 ? 0 : cairn__fail_memory(err);
 }
 
-/* ---- before anything is read
- * ------------------------------------------------------ */
+/* ---- before anything is read --------------------------------------------- */
 
 /* The place of this point among those of its collection here, and whether
  * there is one that an increment could be based on. */
@@ -154,8 +153,7 @@ static int open_sources(struct export *x, struct cairn_error *err)
   return 0;
 }
 
-/* ---- a disk
- * -------------------------------------------------------------------------- */
+/* ---- a disk -------------------------------------------------------------- */
 
 struct disk_job {
   struct export *x;
@@ -284,8 +282,7 @@ static int export_disk(struct export *x, struct cairn__member *m,
   return 0;
 }
 
-/* ---- a machine
- * ------------------------------------------------------------------------- */
+/* ---- a machine ----------------------------------------------------------- */
 
 static int make_directory(const struct export *x, int parent, const char *name,
                           const char *path, int *fd, struct cairn_error *err)
@@ -373,8 +370,7 @@ static int export_machine(struct export *x, struct cairn__member *m,
   return 0;
 }
 
-/* ---- the manifest
- * ------------------------------------------------------------------------ */
+/* ---- the manifest -------------------------------------------------------- */
 
 static int write_secret(struct export *x, struct cairn_error *err)
 {
@@ -478,9 +474,7 @@ static int publish(struct export *x, struct cairn_error *err)
                                     err);
 }
 
-/* ---- the report
- * ------------------------------------------------------------------------------
- */
+/* ---- the report ---------------------------------------------------------- */
 
 static const char *result_name(int result)
 {
@@ -587,7 +581,7 @@ static int make_properties(const struct export *x, json_t **out,
     result = json_array_append_new(ids, json_string(m->id));
     for (size_t j = 0; j < m->disk_count && result == 0; j++)
       result = add_disk(x, m, &m->disks[j], disks, logs);
-    for (int k = 0; cairn__file_roles[k] && result == 0; k++)
+    for (int k = 0; k < 3 && result == 0; k++)
       result = json_array_append_new(files[k],
                                      files_path(x, m, cairn__file_roles[k]));
   }
@@ -625,9 +619,7 @@ static void make_report(struct export *x, const struct cairn_error *error,
   cairn__free(path);
 }
 
-/* ---- the run
- * ------------------------------------------------------------------------------------
- */
+/* ---- the run ------------------------------------------------------------- */
 
 static int do_export(struct export *x, json_t **properties,
                      struct cairn_error *err)
@@ -671,9 +663,7 @@ static void export_main(struct cairn__run *run)
     run->error = err;
 }
 
-/* ---- the plan
- * ------------------------------------------------------------------------------------
- */
+/* ---- the plan ------------------------------------------------------------ */
 
 /* The export directory, or the directory it would be made in. */
 static int open_target(const struct cairn_io *io, const char *directory,
@@ -795,7 +785,7 @@ static int write_plan(const json_t *spec, const struct cairn__members *all,
       strcmp(text_of(spec, "digest"), "xxh3-128") == 0 ? 16 : 32;
   const json_t *collection = json_object_get(spec, "collection");
   json_t *machines = json_array();
-  uint64_t target = 2 * CAIRN__BLOCK, free_bytes = 0;
+  uint64_t target = 2ull * CAIRN__BLOCK, free_bytes = 0;
   struct statvfs fs;
 
   for (size_t i = 0; i < all->count; i++) {

@@ -11,7 +11,7 @@
 #include "memory.h"
 
 #define CHUNK_BLOCKS 16u
-#define CHUNK        (CHUNK_BLOCKS * CAIRN__BLOCK)
+#define CHUNK        ((size_t)CHUNK_BLOCKS * CAIRN__BLOCK)
 
 const char *const cairn__file_roles[] = {"config", "runtime", "guest-state",
                                          NULL};
@@ -21,8 +21,7 @@ const char *cairn__file_role_key(const char *role)
   return strcmp(role, "guest-state") == 0 ? "guest_state" : role;
 }
 
-/* ---- finding
- * --------------------------------------------------------------------- */
+/* ---- finding ------------------------------------------------------------- */
 
 static int fail_file(struct cairn_error *err, int id, const char *path,
                      const char *what)
@@ -136,8 +135,7 @@ void cairn__machine_files_free(struct cairn__machine_files *f)
   f->count = 0;
 }
 
-/* ---- copying
- * ------------------------------------------------------------------------ */
+/* ---- copying ------------------------------------------------------------- */
 
 struct transfer {
   struct cairn__run *run;

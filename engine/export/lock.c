@@ -20,8 +20,7 @@
 enum { BYTE_READ = 100, BYTE_WRITE = 101, BYTE_RESIZE = 103 };
 enum { BYTE_NO_READ = 200, BYTE_NO_WRITE = 201, BYTE_NO_RESIZE = 203 };
 
-/* ---- who has it (best effort, for the message only) -----------------------
- */
+/* ---- who has it (best effort, for the message only) ---------------------- */
 
 /* 1 when descriptor `fd` of process `pid` holds a lock on one of the bytes
  * that a writer locks. */
@@ -142,8 +141,7 @@ static int fail_in_use(struct cairn_error *err, const char *path,
   return -1;
 }
 
-/* ---- the protocol -----------------------------------------------------------
- */
+/* ---- the protocol -------------------------------------------------------- */
 
 static int lock_byte(const struct cairn_io *io, int fd, off_t byte)
 {
@@ -212,8 +210,7 @@ int cairn__qemu_lock(const struct cairn_io *io, int fd, const char *path,
   return 0;
 }
 
-/* ---- opening ----------------------------------------------------------------
- */
+/* ---- opening ------------------------------------------------------------- */
 
 static int fail_open(struct cairn_error *err, int errnum, const char *path)
 {

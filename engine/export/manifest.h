@@ -16,8 +16,8 @@
 #define CAIRN__MANIFEST_MAX     (64u << 20) /* bytes */
 #define CAIRN__SECRET_NAME      "chain.secret"
 /* The text of the member "note". */
-#define CAIRN__MANIFEST_NOTE                                                  \
-  "The digest finds accidental damage. It is no evidence against tampering: " \
+#define CAIRN__MANIFEST_NOTE                                                   \
+  "The digest finds accidental damage. It is no evidence against tampering: "  \
   "whoever can write here can compute it anew."
 
 /* Writes it into dirfd, 0600, O_EXCL, synced. `manifest` lacks "digest", which
@@ -30,9 +30,8 @@ int cairn__manifest_write(const struct cairn_io *io, int dirfd,
 /* Reads and checks: size limit, JSON, version, self-digest, required members
  * and their types, every file's path relative, without "..", unique. `path`
  * names the directory in messages. NOT_AN_EXPORT, VERSION, EXPORT_CORRUPT. */
-int cairn__manifest_read(const struct cairn_io *io, int dirfd,
-                         const char *path, json_t **manifest,
-                         struct cairn_error *err);
+int cairn__manifest_read(const struct cairn_io *io, int dirfd, const char *path,
+                         json_t **manifest, struct cairn_error *err);
 /* All points of an export directory, sorted by sequence: array of manifests
  * plus "directory" (and "remark" when the directory is not named after its
  * point, or two hold the same one); a damaged one is {"ReferencePointGroupId",
@@ -43,8 +42,7 @@ int cairn__points_read(const struct cairn_io *io, const char *directory,
 /* "chain.secret": the 192 random bytes that key XXH3-128 in this point and in
  * everything based on it. 0600, nothing but the bytes. Write: O_EXCL, synced.
  * `path` names the directory in messages. */
-int cairn__secret_write(const struct cairn_io *io, int dirfd,
-                        const char *path,
+int cairn__secret_write(const struct cairn_io *io, int dirfd, const char *path,
                         const unsigned char secret[CAIRN__SECRET_SIZE],
                         struct cairn_error *err);
 int cairn__secret_read(const struct cairn_io *io, int dirfd, const char *path,

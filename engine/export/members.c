@@ -18,17 +18,17 @@
 int cairn__member_fail(struct cairn__member *m, struct cairn__member_disk *d,
                        struct cairn_error *err)
 {
+  /* To end at a client's request is nobody's failure. */
+  if (err && (err->id == CAIRN_E_TERMINATED || err->id == CAIRN_E_KILLED))
+    return -1;
   m->result = CAIRN__MEMBER_FAILED;
   if (d)
     d->result = CAIRN__MEMBER_FAILED;
-  /* To end at a client's request is about no disk. */
-  if (err && err->id != CAIRN_E_TERMINATED && err->id != CAIRN_E_KILLED)
-    cairn__error_locate(err, m->id, d ? d->id : NULL);
+  cairn__error_locate(err, m->id, d ? d->id : NULL);
   return -1;
 }
 
-/* ---- opening
- * ------------------------------------------------------------------- */
+/* ---- opening ------------------------------------------------------------- */
 
 static const char *text_of(const json_t *object, const char *name)
 {
@@ -193,8 +193,7 @@ int cairn__members_open(const struct cairn__members_options *o,
   return result;
 }
 
-/* ---- looking
- * ----------------------------------------------------------------------- */
+/* ---- looking ------------------------------------------------------------- */
 
 int cairn__members_measure(struct cairn__members *all, struct cairn__run *run,
                            struct cairn_error *err)
@@ -240,8 +239,7 @@ uint32_t cairn__member_snapshots(const struct cairn__member_disk *d)
   return chain ? chain->snapshots : 0;
 }
 
-/* ---- the end
- * -------------------------------------------------------------------------- */
+/* ---- the end ------------------------------------------------------------- */
 
 void cairn__members_close_sources(struct cairn__members *all)
 {

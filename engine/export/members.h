@@ -66,7 +66,8 @@ uint32_t cairn__member_snapshots(const struct cairn__member_disk *d);
 void cairn__members_close_sources(struct cairn__members *m);
 void cairn__members_free(struct cairn__members *m); /* idempotent */
 
-/* Marks a failure and names where it happened; returns -1. */
+/* Marks a failure (a request to end is none) and names where it happened;
+ * returns -1. */
 int cairn__member_fail(struct cairn__member *m, struct cairn__member_disk *d,
                        struct cairn_error *err);
 

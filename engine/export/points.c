@@ -88,7 +88,7 @@ int cairn__exports_point(const struct cairn__exports *x, const char *name,
   cairn__printable(x->path, printable, sizeof printable);
   if (x->fd < 0)
     return cairn__fail(err, CAIRN_E_PERMISSION_DENIED,
-                       "the directory above %s cannot be read", x->self->path);
+                       "the directory %s cannot be read", x->path);
   int fd = x->io->openat(x->io, x->fd, name, DIRECTORY_FLAGS | O_NOFOLLOW, 0);
   if (fd < 0)
     return cairn__fail_errno(err, errno, x->path, -1, "cannot open %s/%s",
@@ -189,12 +189,12 @@ static int sort_array(json_t *array, int (*compare)(const void *, const void *),
                       struct cairn_error *err)
 {
   size_t n = json_array_size(array);
-  json_t **items = cairn__calloc(n ? n : 1, sizeof *items);
+  json_t **items = cairn__calloc(n ? n : 1, sizeof(void *));
   if (!items)
     return cairn__fail_memory(err);
   for (size_t i = 0; i < n; i++)
     items[i] = json_incref(json_array_get(array, i));
-  qsort(items, n, sizeof *items, compare);
+  qsort(items, n, sizeof(void *), compare);
   for (size_t i = 0; i < n; i++)
     json_array_set_new(array, i, items[i]); /* within bounds: cannot fail */
   cairn__free(items);
@@ -646,6 +646,8 @@ int cairn__open_parent(const struct cairn_io *io, int dirfd, const char *path,
 {
   char component[NAME_MAX + 1];
   const char *whole = path;
+  *parent = -1;
+  *name = path;
   int fd = io->openat(io, dirfd, ".", DIRECTORY_FLAGS, 0);
   if (fd < 0)
     return fail_open(err, errno, whole);
@@ -676,6 +678,7 @@ int cairn__open_file(const struct cairn_io *io, const struct cairn__point *p,
   int parent;
   const char *name;
   struct stat here;
+  *fd = -1;
   if (cairn__open_parent(io, p->fd, path, &parent, &name, err) != 0)
     return -1;
   int opened = io->openat(io, parent, name,
@@ -793,8 +796,8 @@ static int step_down(struct cairn__exports *x, const struct cairn__point *p,
   cairn__error_clear(&why);
   if (cairn__exports_base(x, id, base, &why) != 0) {
     if (why.id == CAIRN_E_NOT_FOUND)
-      return fail_image(err, p, image, "its base is missing: %s", why.message);
-    if (err)
+      fail_image(err, p, image, "its base is missing: %s", why.message);
+    else if (err)
       *err = why;
     return -1;
   }
@@ -812,9 +815,10 @@ static int step_down(struct cairn__exports *x, const struct cairn__point *p,
     wrong = "belongs to another collection";
   else if (number_of(lower, "sequence") >= number_of(upper, "sequence"))
     wrong = "is not older";
-  if (wrong)
-    return fail_image(err, p, image, "its base %s %s", id, wrong);
-  return 0;
+  if (!wrong)
+    return 0;
+  fail_image(err, p, image, "its base %s %s", id, wrong);
+  return -1;
 }
 
 /* What the header of a qcow2 says about its place in the chain. */
@@ -941,7 +945,7 @@ int cairn__point_open_chain(struct cairn__exports *x,
     *count = depth;
   if (!layers)
     return 0;
-  struct cairn__layer **array = cairn__calloc(depth, sizeof *array);
+  struct cairn__layer **array = cairn__calloc(depth, sizeof(void *));
   if (!array)
     return cairn__fail_memory(err);
   for (size_t i = 0; i < depth; i++) {

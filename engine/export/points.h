@@ -82,8 +82,7 @@ int cairn__open_file(const struct cairn_io *io, const struct cairn__point *p,
  * the manifest says: sizes, ids, format, backing name. */
 int cairn__point_open_layer(struct cairn__exports *x,
                             const struct cairn__point *p, const json_t *image,
-                            struct cairn__layer **out,
-                            struct cairn_error *err);
+                            struct cairn__layer **out, struct cairn_error *err);
 int cairn__point_open_map(const struct cairn_io *io,
                           const struct cairn__point *p, const json_t *image,
                           const struct cairn__digester *d,

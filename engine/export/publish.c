@@ -56,8 +56,7 @@ void cairn__publication_init(struct cairn__publication *p,
   p->dirfd = p->lock_fd = p->workfd = p->owner_fd = p->pointfd = -1;
 }
 
-/* ---- locks
- * --------------------------------------------------------------------- */
+/* ---- locks --------------------------------------------------------------- */
 
 /* 0 locked, 1 somebody else has it, -1 errno */
 static int lock_file(const struct cairn_io *io, int fd)
@@ -126,8 +125,7 @@ static int lock_directory(struct cairn__publication *p, struct cairn_error *err)
   return 0;
 }
 
-/* ---- the export directory
- * --------------------------------------------------------- */
+/* ---- the export directory ------------------------------------------------ */
 
 static int sync_parent(struct cairn__publication *p, struct cairn_error *err)
 {
@@ -216,8 +214,7 @@ int cairn__publication_check_free(struct cairn__publication *p,
   return -1;
 }
 
-/* ---- what others have left
- * ----------------------------------------------------------- */
+/* ---- what others have left ----------------------------------------------- */
 
 /* ".partial-<GUID>-<digits>-<digits>" */
 static int is_work_name(const char *name)
@@ -328,8 +325,7 @@ int cairn__publication_clean(struct cairn__publication *p,
   return result;
 }
 
-/* ---- the work directory
- * ------------------------------------------------------------------ */
+/* ---- the work directory -------------------------------------------------- */
 
 static int make_work(struct cairn__publication *p, struct cairn_error *err)
 {
@@ -380,9 +376,7 @@ int cairn__publication_begin(struct cairn__publication *p,
   return make_work(p, err);
 }
 
-/* ---- publication
- * ------------------------------------------------------------------------------
- */
+/* ---- publication --------------------------------------------------------- */
 
 static int rename_point(struct cairn__publication *p, const char *name)
 {

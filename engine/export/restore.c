@@ -561,8 +561,7 @@ static int report_file(struct restore *r, const struct target *t,
   return 0;
 }
 
-/* The content of a map against the manifest, before anything is judged by it.
- */
+/* The map against the manifest, before anything is judged by it. */
 static int check_map(struct restore *r, const json_t *image,
                      struct cairn__map *map, struct cairn_error *err)
 {

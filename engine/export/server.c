@@ -52,8 +52,7 @@ int cairn__server_child_fd(const struct cairn__server *s, size_t index)
   return s->numbers[index];
 }
 
-/* ---- preparing
- * ------------------------------------------------------------------ */
+/* ---- preparing ----------------------------------------------------------- */
 
 static char *find_program(const char *name)
 {
@@ -182,8 +181,7 @@ static void close_files(struct cairn__server *s)
   close_fd(&s->listen_fd);
 }
 
-/* ---- the child
- * -------------------------------------------------------------------- */
+/* ---- the child ----------------------------------------------------------- */
 
 struct launch {
   const char *program;
@@ -289,8 +287,7 @@ static int await_exec(int fd)
   return -1;
 }
 
-/* ---- the record
- * ---------------------------------------------------------------------- */
+/* ---- the record ---------------------------------------------------------- */
 
 static int read_text(const char *path, char *text, size_t size)
 {
@@ -408,9 +405,7 @@ void cairn__server_end_recorded(const struct cairn_io *io, int dirfd,
   close(p.fd);
 }
 
-/* ---- life
- * ------------------------------------------------------------------------------
- */
+/* ---- life ---------------------------------------------------------------- */
 
 /* Duplicates where the child's dup2 cannot run over them; -1 with errno. */
 static int lift(int *fd)

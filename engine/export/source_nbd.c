@@ -58,21 +58,25 @@
 #define REQUEST_WAIT_US (120 * 1000000ll)
 #define POLL_MS         100
 
+/* One connection, used by one thread at a time. */
+struct connection {
+  struct nbd_handle *handle; /* NULL = not connected */
+};
+
 struct nbd_source {
   struct cairn__source source; /* first */
   const struct cairn_io *io;
   struct cairn__run *run; /* or NULL */
   struct cairn__chain *chain;
   struct cairn__server server;
-  struct nbd_handle **readers; /* [source.readers]; NULL = not connected */
-  struct nbd_handle *status;   /* the extent thread's, as what follows */
+  struct connection *readers; /* [source.readers] */
+  struct nbd_handle *status;  /* the extent thread's, as what follows */
   int has_status;
   struct cairn__extent *extents; /* ascending, without gaps */
   size_t extent_count, extent_room, extent_at;
 };
 
-/* ---- failing
- * ------------------------------------------------------------------ */
+/* ---- failing ------------------------------------------------------------- */
 
 static int64_t now_us(void)
 {
@@ -182,8 +186,7 @@ static int is_ending(struct nbd_source *n)
   return n->run && cairn__run_is_ending(n->run);
 }
 
-/* ---- connections
- * ---------------------------------------------------------------- */
+/* ---- connections --------------------------------------------------------- */
 
 static void disconnect(struct nbd_handle **h)
 {
@@ -246,8 +249,7 @@ static int connect_handle(struct nbd_source *n, struct nbd_handle **out,
   return 0;
 }
 
-/* ---- extents
- * ------------------------------------------------------------------------ */
+/* ---- extents ------------------------------------------------------------- */
 
 struct status_request {
   struct nbd_source *n;
@@ -413,8 +415,7 @@ static int nbd_extent(struct cairn__source *s, uint64_t offset,
   return 0;
 }
 
-/* ---- reading
- * -------------------------------------------------------------------------- */
+/* ---- reading ------------------------------------------------------------- */
 
 struct read_batch {
   size_t outstanding;
@@ -544,14 +545,15 @@ static int nbd_read_range(struct cairn__source *s, unsigned reader, void *buf,
   memset((unsigned char *)buf + inside, 0, size - inside);
   if (inside == 0)
     return 0;
-  result = try_read(n, &n->readers[reader], buf, inside, offset, &errnum, err);
+  result = try_read(n, &n->readers[reader].handle, buf, inside, offset, &errnum,
+                    err);
   if (result <= 0)
     return result;
-  return read_in_pieces(n, &n->readers[reader], buf, inside, offset, err);
+  return read_in_pieces(n, &n->readers[reader].handle, buf, inside, offset,
+                        err);
 }
 
-/* ---- opening, closing
- * -------------------------------------------------------------------- */
+/* ---- opening, closing ---------------------------------------------------- */
 
 static int nbd_check_still(struct cairn__source *s, struct cairn_error *err)
 {
@@ -568,7 +570,7 @@ static void nbd_source_close(struct cairn__source *s)
 
   if (n->readers) {
     for (unsigned i = 0; i < s->readers; i++)
-      disconnect(&n->readers[i]);
+      disconnect(&n->readers[i].handle);
   }
   disconnect(&n->status);
   cairn__server_stop(&n->server);
@@ -695,7 +697,7 @@ int cairn__source_open_qcow2(const struct cairn__source_options *o,
   n->has_status = 1;
   cairn__server_init(&n->server);
   s->path = cairn__strdup(o->path);
-  n->readers = cairn__calloc(s->readers, sizeof *n->readers);
+  n->readers = cairn__calloc(s->readers, sizeof n->readers[0]);
   if (!s->path || !n->readers) {
     cairn__fail_memory(err);
     goto fail;

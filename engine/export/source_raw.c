@@ -59,8 +59,7 @@ static int fail_short(struct raw_source *r, uint64_t offset,
   return -1;
 }
 
-/* ---- extents
- * ------------------------------------------------------------------ */
+/* ---- extents ------------------------------------------------------------- */
 
 static int raw_extent(struct cairn__source *s, uint64_t offset,
                       struct cairn__extent *out, struct cairn_error *err)
@@ -102,8 +101,7 @@ static int raw_extent(struct cairn__source *s, uint64_t offset,
   return 0;
 }
 
-/* ---- reading
- * ------------------------------------------------------------------- */
+/* ---- reading ------------------------------------------------------------- */
 
 /* Where in a range that could not be read the unreadable part begins. */
 static uint64_t locate_error(struct raw_source *r, unsigned char *buf, size_t n,
@@ -177,8 +175,7 @@ static int raw_read(struct cairn__source *s, unsigned reader, void *buf,
   return 0;
 }
 
-/* ---- opening, closing
- * ------------------------------------------------------------ */
+/* ---- opening, closing ---------------------------------------------------- */
 
 static int raw_check_still(struct cairn__source *s, struct cairn_error *err)
 {

@@ -16,7 +16,7 @@ enum cairn__spec_type {
 
 struct cairn__spec_key {
   const char *name;
-  int type;                   /* enum cairn__spec_type */
+  int type; /* enum cairn__spec_type */
   int is_required;
   const char *const *choices; /* of a string, NULL-terminated; or NULL */
   const char *fallback;       /* of a string: put in when absent; or NULL */

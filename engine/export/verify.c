@@ -800,6 +800,19 @@ static int report_absent(struct comparison *c, struct cairn_error *err)
   return 0;
 }
 
+/* The copy speaks of a digest map; here it is the source that is judged. */
+static void describe_difference(const struct live *l, struct cairn_error *why)
+{
+  char shown[512];
+  int64_t offset = why->offset;
+  cairn__fail(why, CAIRN_E_DIGEST_MISMATCH,
+              "the source \"%s\" differs from the point, first in the %u bytes "
+              "from offset %" PRId64,
+              cairn__printable(l->source->path, shown, sizeof shown),
+              CAIRN__BLOCK, offset);
+  cairn__error_set_path(why, l->source->path, offset);
+}
+
 static int compare_live(struct comparison *c, struct live *l,
                         const struct cairn__digester *d,
                         struct cairn_error *err)
@@ -823,21 +836,27 @@ static int compare_live(struct comparison *c, struct live *l,
     /* a source that changed meanwhile proves nothing either way */
     struct cairn_error moved;
     cairn__error_clear(&moved);
-    if (l->source->ops->check_still(l->source, &moved) != 0)
+    if ((result == 0 || why.id == CAIRN_E_DIGEST_MISMATCH) &&
+        l->source->ops->check_still(l->source, &moved) != 0)
       why = moved;
     else if (result == 0)
       return report_live(c, vm, disk, "same", -1, NULL, err);
+    else if (why.id == CAIRN_E_DIGEST_MISMATCH)
+      describe_difference(l, &why);
   }
-  cairn__error_locate(&why, vm, disk);
   if (why.id != CAIRN_E_DIGEST_MISMATCH) {
+    cairn__error_locate(&why, vm, disk);
     if (err)
       *err = why;
     return -1;
   }
   c->differing++;
+  if (report_live(c, vm, disk, "different", why.offset, why.message, err) != 0)
+    return -1;
+  cairn__error_locate(&why, vm, disk);
   if (c->v->first.id == CAIRN_OK)
     c->v->first = why;
-  return report_live(c, vm, disk, "different", why.offset, why.message, err);
+  return 0;
 }
 
 static void comparison_close(struct comparison *c)

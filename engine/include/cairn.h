@@ -297,7 +297,8 @@ struct cairn_engine_options {
   int64_t virtual_start;  /* Unix microseconds; 0 = 2025-01-01T00:00:00Z */
   const char *queues_json; /* {"default":{"concurrency":2}, ...} or NULL */
   const char *owner;      /* CIM_Job.Owner of its jobs; NULL = the user */
-  const struct cairn_io *io; /* NULL = the system's */
+  const struct cairn_io *io; /* NULL = the system's; stays valid until the
+                                engine is freed and its threads have ended */
 };
 
 CAIRN_API int cairn_engine_open(const struct cairn_engine_options *options,
@@ -326,8 +327,9 @@ CAIRN_API int64_t cairn_engine_timeout(const cairn_engine *engine);
 /* Does what is due, a bounded amount, without blocking. Returns 1 when there
  * may be more to do at once (or events are queued), 0 when not. */
 CAIRN_API int cairn_engine_step(cairn_engine *engine);
-/* Waits at most timeout_us (-1 = for ever) for work and steps. With a virtual
- * clock nothing but outside work (threads, processes) is waited for. */
+/* Waits at most timeout_us (-1 = for ever) for work and steps; returns what the
+ * step does, 0 when the time passed or a signal came. With a virtual clock
+ * nothing but outside work (threads, processes) is waited for. */
 CAIRN_API int cairn_engine_wait(cairn_engine *engine, int64_t timeout_us);
 /* Moves a virtual clock; an error with the real one. */
 CAIRN_API int cairn_engine_advance(cairn_engine *engine, int64_t microseconds,
@@ -347,7 +349,8 @@ enum cairn_event_type {
   CAIRN_EVENT_WARNING,       /* a warning was added to the running job */
   CAIRN_EVENT_TIMER,         /* a timer of cairn_timer_start(): cookie */
   CAIRN_EVENT_PROCESS,       /* a process of cairn_process_start(): cookie,
-                                status as wait(2) gives it */
+                                status as wait(2) gives it, -1 when somebody
+                                else has reaped it */
   CAIRN_EVENT_REQUEST_TIMEOUT, /* a request did not finish in its
                                   TimeoutPeriod; it stands. code = 3 */
   /* To whoever runs the bodies of "run" jobs (tasks): */
@@ -371,7 +374,8 @@ struct cairn_event {
   char instance_id[48];   /* the job's InstanceID (also of a removed one) */
 };
 
-/* Copies up to `max` events, oldest first, and returns how many. */
+/* Copies up to `max` events, oldest first, and returns how many. Events are
+ * kept until they are taken, whatever that costs: take them. */
 CAIRN_API size_t cairn_engine_next_events(cairn_engine *engine,
                                           struct cairn_event *out, size_t max);
 /* "JobState", "PercentComplete", "Submitted", ... or NULL. */
@@ -431,12 +435,14 @@ CAIRN_API int cairn_job_report(cairn_engine *engine, cairn_job job, char **out,
 CAIRN_API uint32_t cairn_job_request_state_change(
     cairn_engine *engine, cairn_job job, int64_t requested_state,
     const struct cairn_datetime *timeout_period, struct cairn_error *err);
-/* delete_on_kill: 1, 0, or -1 = null */
+/* delete_on_kill: 1, 0, or -1 = null. Has codes of its own (value map
+ * "KillJob"): 4 in a final state, 7 for a job that is gone. */
 CAIRN_API uint32_t cairn_job_kill(cairn_engine *engine, cairn_job job,
                                   int delete_on_kill, struct cairn_error *err);
 /* GetErrorEx: *errors is "null" or a JSON array of CIM_Error objects of 15
  * properties, root cause first; GetError is its first element (see
- * docs/job-model.md for warnings). The caller frees. */
+ * docs/job-model.md for warnings); without is_ex the array holds that one
+ * alone. The caller frees. */
 CAIRN_API uint32_t cairn_job_get_errors(cairn_engine *engine, cairn_job job,
                                         int is_ex, char **errors,
                                         struct cairn_error *err);

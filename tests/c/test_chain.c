@@ -97,8 +97,7 @@ static void make_image(const char *name)
            name, name, name);
 }
 
-/* ---- good ones --------------------------------------------------------------
- */
+/* ---- good ones ----------------------------------------------------------- */
 
 static void reads_both_versions(void **state)
 {
@@ -190,8 +189,7 @@ static void holds_a_chain_of_64_and_no_more(void **state)
   expect_refused("l65", CAIRN_E_BACKING_FILE, "64 layers");
 }
 
-/* ---- headers made wrong
- * -------------------------------------------------------- */
+/* ---- headers made wrong -------------------------------------------------- */
 
 static void refuses_what_is_no_qcow2(void **state)
 {
@@ -245,8 +243,7 @@ static void refuses_impossible_geometry(void **state)
   expect_refused("img", CAIRN_E_SOURCE_CORRUPT, "header length 72");
 }
 
-/* ---- tables made wrong: QEMU reads these as zeros, and says nothing
- * --------------- */
+/* ---- tables made wrong: QEMU reads these as zeros, and says nothing ------ */
 
 static void finds_an_image_that_was_cut_off(void **state)
 {
@@ -285,8 +282,7 @@ static void finds_entries_that_point_nowhere(void **state)
   expect_refused("img", CAIRN_E_SOURCE_CORRUPT, "L2 table for guest offset 0");
 }
 
-/* ---- backing files made wrong
- * ------------------------------------------------------ */
+/* ---- backing files made wrong -------------------------------------------- */
 
 static void wants_the_format_recorded(void **state)
 {
@@ -378,8 +374,7 @@ static void says_which_backing_file_is_missing(void **state)
   expect_refused("img", CAIRN_E_SOURCE_MISSING, "/gone");
 }
 
-/* ---- anything at all
- * -------------------------------------------------------------------- */
+/* ---- anything at all ----------------------------------------------------- */
 
 static void survives_random_bytes(void **state)
 {

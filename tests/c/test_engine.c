@@ -18,7 +18,7 @@
 #include "engine.h"
 #include "error.h"
 
-#define SECOND 1000000
+#define SECOND INT64_C(1000000)
 #define LIMIT  20000000 /* microseconds that anything outside may take */
 #define START  INT64_C(1735689600000000)
 
@@ -720,6 +720,24 @@ static void a_start_that_finds_no_slot_in_time_is_reported(void **state)
   free_engine(e);
 }
 
+static void a_request_that_replaces_another_drops_its_deadline(void **state)
+{
+  cairn_engine *e = open_with(0, "{\"default\":{\"concurrency\":1}}");
+  cairn_job first = a_running_task(e), second = a_held(e);
+  struct cairn_datetime limit = seconds(1);
+
+  (void)state;
+  (void)first;
+  assert_int_equal(cairn_job_request_state_change(
+                       e, second, CAIRN_REQUEST_START, &limit, NULL),
+                   4096);
+  assert_int_equal(request(e, second, CAIRN_REQUEST_SUSPEND), 0);
+  cairn_engine_advance(e, 2 * SECOND, NULL);
+  cairn_engine_step(e);
+  assert_int_equal(drain(e, CAIRN_EVENT_REQUEST_TIMEOUT, NULL), 0);
+  free_engine(e);
+}
+
 /* ---- TimeOfLastStateChange ---- */
 
 static void the_time_of_the_last_change_starts_as_a_zero_interval(void **state)
@@ -892,7 +910,7 @@ static void resume_releases_a_hold_and_nothing_more(void **state)
   assert_int_equal(request(e, later, CAIRN_REQUEST_SUSPEND), 0);
   assert_int_equal(cairn_job_resume(e, later, NULL), 0);
   assert_string_equal(text(e, later, CAIRN_PROPERTY_phase), "waiting");
-  advance(e, 3599 * (int64_t)SECOND);
+  advance(e, 3599 * SECOND);
   assert_int_equal(state_of(e, later), CAIRN_SUSPENDED);
   advance(e, SECOND);
   assert_int_equal(state_of(e, later), CAIRN_RUNNING);
@@ -908,7 +926,7 @@ static void a_hold_outlasts_the_due_time(void **state)
 
   (void)state;
   assert_int_equal(request(e, job, CAIRN_REQUEST_SUSPEND), 0);
-  advance(e, 7200 * (int64_t)SECOND);
+  advance(e, 7200 * SECOND);
   assert_string_equal(text(e, job, CAIRN_PROPERTY_phase), "held");
   assert_int_equal(cairn_job_resume(e, job, NULL), 0);
   step(e);
@@ -1541,12 +1559,12 @@ static void a_job_waits_for_its_scheduled_start(void **state)
   assert_int_equal(state_of(e, job), CAIRN_NEW);
   t = datetime(e, job, CAIRN_PROPERTY_ScheduledStartTime);
   assert_int_equal(t.kind, CAIRN_TIMESTAMP);
-  assert_int_equal(t.microseconds, START + 3600 * (int64_t)SECOND);
+  assert_int_equal(t.microseconds, START + 3600 * SECOND);
   assert_int_equal(t.utc_offset, 60);
   assert_non_null(strstr(text(e, job, CAIRN_PROPERTY_JobStatus),
                          "20250101020000.000000+060"));
-  assert_int_equal(cairn_engine_timeout(e), 3600 * (int64_t)SECOND);
-  advance(e, 3600 * (int64_t)SECOND - 1);
+  assert_int_equal(cairn_engine_timeout(e), 3600 * SECOND);
+  advance(e, 3600 * SECOND - 1);
   assert_int_equal(state_of(e, job), CAIRN_NEW);
   advance(e, 1);
   assert_int_equal(state_of(e, job), CAIRN_RUNNING);
@@ -1573,7 +1591,7 @@ static void an_interval_is_anchored_when_written_and_shrinks(void **state)
   assert_int_equal(t.microseconds, 40 * SECOND);
   t = datetime(e, job, CAIRN_PROPERTY_UntilTime);
   assert_int_equal(t.kind, CAIRN_INTERVAL);
-  assert_int_equal(t.microseconds, 3580 * (int64_t)SECOND);
+  assert_int_equal(t.microseconds, 3580 * SECOND);
   advance(e, 40 * SECOND);
   assert_int_equal(state_of(e, job), CAIRN_RUNNING);
   free_engine(e);
@@ -1624,6 +1642,31 @@ static void a_moved_start_moves(void **state)
   free_engine(e);
 }
 
+static void setting_the_clock_moves_times_but_no_intervals(void **state)
+{
+  cairn_engine *e = open_engine();
+  cairn_job at = submit(e, "{\"Name\":\"a\",\"run\":true,"
+                           "\"ScheduledStartTime\":"
+                           "\"20250101010000.000000+000\"}");
+  cairn_job in = submit(e, "{\"Name\":\"i\",\"run\":true,"
+                           "\"ScheduledStartTime\":"
+                           "\"00000000010000.000000:000\"}");
+
+  (void)state;
+  /* An hour ahead: the one is due, the other is not. */
+  cairn__virtual_clock_jump(cairn__mailbox_clock(e->mailbox), 3600 * SECOND);
+  step(e);
+  assert_int_equal(state_of(e, at), CAIRN_RUNNING);
+  assert_int_equal(state_of(e, in), CAIRN_NEW);
+  /* A day back: what runs has run no time, and the interval goes on. */
+  cairn__virtual_clock_jump(cairn__mailbox_clock(e->mailbox), -86400 * SECOND);
+  advance(e, 3600 * SECOND);
+  assert_int_equal(datetime(e, at, CAIRN_PROPERTY_ElapsedTime).microseconds,
+                   3600 * SECOND);
+  assert_int_equal(state_of(e, in), CAIRN_RUNNING);
+  free_engine(e);
+}
+
 static void a_calendar_is_not_evaluated_and_says_so(void **state)
 {
   cairn_engine *e = open_engine();
@@ -1632,7 +1675,7 @@ static void a_calendar_is_not_evaluated_and_says_so(void **state)
                             "\"00000000020000.000000:000\"}");
 
   (void)state;
-  advance(e, 400 * 86400 * (int64_t)SECOND);
+  advance(e, INT64_C(400) * 86400 * SECOND);
   assert_int_equal(state_of(e, job), CAIRN_NEW);
   assert_string_equal(text(e, job, CAIRN_PROPERTY_phase), "waiting");
   assert_non_null(strstr(text(e, job, CAIRN_PROPERTY_JobStatus),
@@ -1814,11 +1857,11 @@ static void finished_jobs_are_removed_in_time(void **state)
   assert_false(exists(e, job));
 
   job = finished(e, 0); /* false: stays, also when set later */
-  advance(e, 86400 * (int64_t)SECOND);
+  advance(e, 86400 * SECOND);
   assert_true(exists(e, job));
   set_well(e, job, "DeleteOnCompletion", a_boolean(1));
   set_well(e, job, "TimeBeforeRemoval", a_string("00000000000001.000000:000"));
-  advance(e, 86400 * (int64_t)SECOND);
+  advance(e, 86400 * SECOND);
   assert_true(exists(e, job));
 
   job = finished(e, 1); /* taken back, and given again */
@@ -1849,7 +1892,7 @@ static void finished_jobs_are_removed_in_time(void **state)
 
   job = finished(e, 1); /* for ever, and not any more */
   set_well(e, job, "TimeBeforeRemoval", a_string("99999999999999.999999:000"));
-  advance(e, 3650 * 86400 * (int64_t)SECOND);
+  advance(e, INT64_C(3650) * 86400 * SECOND);
   assert_true(exists(e, job));
   assert_int_equal(datetime(e, job, CAIRN_PROPERTY_TimeBeforeRemoval).kind,
                    CAIRN_NEVER);
@@ -1879,7 +1922,7 @@ static void a_suspended_job_is_not_removed(void **state)
   step(e);
   cairn_task_finish(e, job, NULL, NULL);
   assert_int_equal(state_of(e, job), CAIRN_SUSPENDED);
-  advance(e, 86400 * (int64_t)SECOND);
+  advance(e, 86400 * SECOND);
   assert_true(exists(e, job));
   free_engine(e);
 }
@@ -2042,10 +2085,10 @@ static void set_does_all_or_nothing(void **state)
   assert_int_equal(number(e, job, CAIRN_PROPERTY_Priority), 3);
   assert_int_equal(
       datetime(e, job, CAIRN_PROPERTY_RunStartInterval).microseconds,
-      7200 * (int64_t)SECOND);
+      7200 * SECOND);
   assert_int_equal(
       datetime(e, job, CAIRN_PROPERTY_TimeBeforeRemoval).microseconds,
-      600 * (int64_t)SECOND);
+      600 * SECOND);
   /* 30 February */
   set_well(e, job, "RunMonth", an_integer(1));
   assert_int_equal(set(e, job, "RunDay", an_integer(30), &err), -1);
@@ -2530,7 +2573,7 @@ static void the_real_clock_wakes_the_descriptor(void **state)
   poller = (struct pollfd){.fd = cairn_engine_pollfd(e), .events = POLLIN};
   then = cairn_engine_monotonic(e);
   assert_int_equal(cairn_timer_start(e, 20000, 9, NULL), 0);
-  assert_int_equal(cairn_timer_start(e, 60 * (int64_t)SECOND, 10, NULL), 0);
+  assert_int_equal(cairn_timer_start(e, 60 * SECOND, 10, NULL), 0);
   assert_int_equal(poll(&poller, 1, 20000), 1);
   assert_true(cairn_engine_monotonic(e) - then >= 20000);
   assert_int_equal(cairn_engine_step(e), 1);
@@ -2560,7 +2603,8 @@ static void the_real_clock_wakes_the_descriptor(void **state)
 
 /* ---- memory ---- */
 
-static int allocations_left; /* -1: no limit */
+/* Of this thread alone: an engine's threads always have memory. */
+static _Thread_local int allocations_left = -1; /* no limit */
 
 static void *limited_realloc(void *p, size_t n)
 {
@@ -2584,7 +2628,6 @@ static void without_memory_nothing_happens(void **state)
   int code, n;
 
   (void)state;
-  cairn_set_allocator(limited_realloc, free);
   for (n = 0;; n++) { /* open */
     allocations_left = n;
     code = cairn_engine_open(NULL, &e, &err);
@@ -2656,7 +2699,6 @@ static void without_memory_nothing_happens(void **state)
   allocations_left = -1;
   step(e);
   assert_int_equal(state_of(e, job), CAIRN_RUNNING);
-  cairn_set_allocator(NULL, NULL);
   free_engine(e);
 }
 
@@ -2669,11 +2711,9 @@ static void a_run_that_finds_no_memory_fails_for_that_reason(void **state)
     json_t *errors;
 
     assert_int_equal(cairn__events_reserve(e, 64), 0);
-    cairn_set_allocator(limited_realloc, free);
     allocations_left = n;
     cairn_engine_step(e);
     allocations_left = -1;
-    cairn_set_allocator(NULL, NULL);
     if (state_of(e, job) == CAIRN_EXCEPTION) {
       assert_int_equal(number(e, job, CAIRN_PROPERTY_ErrorCode),
                        CAIRN_E_NO_MEMORY);
@@ -2782,6 +2822,7 @@ int main(void)
       cmocka_unit_test(a_request_that_takes_too_long_is_reported_and_stands),
       cmocka_unit_test(a_request_in_time_is_not_reported),
       cmocka_unit_test(a_start_that_finds_no_slot_in_time_is_reported),
+      cmocka_unit_test(a_request_that_replaces_another_drops_its_deadline),
       cmocka_unit_test(the_time_of_the_last_change_starts_as_a_zero_interval),
       cmocka_unit_test(a_thread_that_does_not_end_is_given_up_after_a_second),
       cmocka_unit_test(a_killed_job_may_be_deleted_before_its_thread_ends),
@@ -2815,6 +2856,7 @@ int main(void)
       cmocka_unit_test(an_interval_is_anchored_when_written_and_shrinks),
       cmocka_unit_test(zeros_mean_start_now),
       cmocka_unit_test(a_moved_start_moves),
+      cmocka_unit_test(setting_the_clock_moves_times_but_no_intervals),
       cmocka_unit_test(a_calendar_is_not_evaluated_and_says_so),
       cmocka_unit_test(once_ignores_the_calendar),
       cmocka_unit_test(several_runs_without_a_calendar_are_one_and_a_warning),
@@ -2843,6 +2885,7 @@ int main(void)
       cmocka_unit_test(random_requests_leave_the_engine_consistent),
   };
 
+  cairn_set_allocator(limited_realloc, free);
   cairn__kind_register(&fake_verify);
   cairn__kind_register(&fake_export);
   return cmocka_run_group_tests_name("engine", tests, NULL, NULL);

@@ -33,8 +33,7 @@
 static struct cairn_error err;
 static unsigned serial;
 
-/* ---- running
- * ------------------------------------------------------------------ */
+/* ---- running ------------------------------------------------------------- */
 
 static json_t *parse(const char *text)
 {
@@ -206,8 +205,7 @@ static void expect_same(const char *image, const char *source,
   must_run("qemu-img compare -q -f qcow2 -F %s %s %s", format, image, source);
 }
 
-/* ---- interference
- * ----------------------------------------------------------------- */
+/* ---- interference -------------------------------------------------------- */
 
 /* Calls `action` before the call of this kind with this number. */
 struct hook {
@@ -293,8 +291,7 @@ static void send_request(struct hook *h)
   cairn__run_request(h->run, h->request);
 }
 
-/* ---- sources
- * ------------------------------------------------------------------------ */
+/* ---- sources ------------------------------------------------------------- */
 
 static void make_noise(const char *name, size_t n)
 {
@@ -339,8 +336,7 @@ static int set_up(void **state)
   return 0;
 }
 
-/* ---- the check: pure
- * ------------------------------------------------------------------- */
+/* ---- the check: pure ----------------------------------------------------- */
 
 static void completes_a_specification(void **state)
 {
@@ -465,8 +461,7 @@ static void refuses_a_wrong_specification_and_says_where(void **state)
   }
 }
 
-/* ---- what comes out
- * ---------------------------------------------------------------------- */
+/* ---- what comes out ------------------------------------------------------ */
 
 static void exports_raw_disks_of_every_length(void **state)
 {
@@ -533,10 +528,10 @@ static void neither_reads_holes_nor_stores_zeros(void **state)
   assert_int_equal(number(file, "bytes_read"), 3 * 65536);
   assert_int_equal(number(file, "bytes_zero"), 65536);
   assert_int_equal(number(file, "bytes_written"), 2 * 65536);
-  assert_int_equal(number(file, "bytes_skipped"), (16 << 20) - 3 * 65536);
+  assert_int_equal(number(file, "bytes_skipped"), 16777216 - 196608);
   assert_int_equal(r->bytes_total, 3 * 65536);
   /* header, data, L2, L1, refcounts */
-  assert_true(number(file, "size") <= 8 * 65536);
+  assert_true(number(file, "size") <= 524288);
   expect_same(point_file(r, VM1 "/vda.qcow2"), "sparse.raw", "raw");
   json_decref(manifest);
   cairn__run_release(r);
@@ -829,6 +824,7 @@ static void exports_a_block_device(void **state)
   if (run(&loop, "losetup --find --show dev.img") != 0) {
     free(loop);
     skip();
+    return;
   }
   loop[strcspn(loop, "\n")] = '\0';
   snprintf(text, sizeof text,
@@ -867,9 +863,7 @@ static void needs_little_memory_for_a_huge_disk(void **state)
 #endif
 }
 
-/* ---- bad sources
- * ---------------------------------------------------------------------------
- */
+/* ---- bad sources --------------------------------------------------------- */
 
 static void names_machine_disk_and_path_of_a_bad_source(void **state)
 {
@@ -1051,14 +1045,14 @@ static void names_the_unreadable_place(void **state)
   assert_int_equal(err.system_errno, EIO);
 }
 
-/* ---- qemu-nbd and its troubles
- * --------------------------------------------------------------- */
+/* ---- qemu-nbd and its troubles ------------------------------------------- */
 
 /* Puts a script in the place of qemu-nbd; it gets the real one's arguments. */
 static char *old_path;
 
 static void replace_server(const char *script)
 {
+  const char *path_now = getenv("PATH");
   char path[4096];
 
   must_run("mkdir -p bin && rm -f bin/*");
@@ -1066,7 +1060,10 @@ static void replace_server(const char *script)
     spill("bin/qemu-nbd", script, strlen(script));
     must_run("chmod 755 bin/qemu-nbd");
   }
-  old_path = strdup(getenv("PATH"));
+  if (path_now == NULL)
+    path_now = "/usr/bin:/bin";
+  old_path = strdup(path_now);
+  assert_non_null(old_path);
   snprintf(path, sizeof path, "%s/bin%s%s", scratch_path, script ? ":" : "",
            script ? old_path : "");
   setenv("PATH", path, 1);
@@ -1195,9 +1192,7 @@ static void notices_that_the_server_died(void **state)
                       CAIRN_E_HELPER_FAILED, "has ended");
 }
 
-/* ---- bad targets
- * ----------------------------------------------------------------------------------
- */
+/* ---- bad targets --------------------------------------------------------- */
 
 static void refuses_bad_targets(void **state)
 {
@@ -1303,6 +1298,7 @@ static void refuses_to_write_into_what_it_reads(void **state)
   if (run(&loop, "losetup --find --show disk.img") != 0) {
     free(loop);
     skip();
+    return;
   }
   loop[strcspn(loop, "\n")] = '\0';
   must_run("mount %s mnt", loop);
@@ -1354,8 +1350,7 @@ static void lets_one_export_in_at_a_time(void **state)
   expect_entries(1, 0);
 }
 
-/* ---- what others have left
- * ------------------------------------------------------------------------ */
+/* ---- what others have left ----------------------------------------------- */
 
 #define STALE ".partial-DDDDDDDD-0000-4000-8000-00000000000%d-1-1"
 
@@ -1451,8 +1446,7 @@ static void leaves_no_server_when_it_is_killed(void **state)
 
     hook_init(&h, 2, stop_here);
     h.io.pwritev = hook_pwritev;
-    r = export_with(DISKS(QCOW2("vda", "a.qcow2") "," RAW("vdb", "a.raw")),
-                    &h.io);
+    export_with(DISKS(QCOW2("vda", "a.qcow2") "," RAW("vdb", "a.raw")), &h.io);
     _exit(1);
   }
   assert_int_equal(waitpid(pid, &status, 0), pid);
@@ -1475,9 +1469,7 @@ static void leaves_no_server_when_it_is_killed(void **state)
   expect_entries(1, 0);
 }
 
-/* ---- requests
- * --------------------------------------------------------------------------------------
- */
+/* ---- requests ------------------------------------------------------------ */
 
 #define WHOLE                                                                  \
   "{'collection':{" FARM ",'machines':[{'VirtualMachineId':'" VM1              \
@@ -1596,9 +1588,7 @@ static void stands_still_while_suspended(void **state)
   cairn__mailbox_release(box);
 }
 
-/* ---- the plan
- * ----------------------------------------------------------------------------------------
- */
+/* ---- the plan ------------------------------------------------------------ */
 
 static void plans_without_writing(void **state)
 {
@@ -1638,9 +1628,7 @@ static void plans_without_writing(void **state)
   json_decref(spec);
 }
 
-/* ---- memory
- * -------------------------------------------------------------------------------------------
- */
+/* ---- memory -------------------------------------------------------------- */
 
 static void survives_every_failing_allocation(void **state)
 {

@@ -78,8 +78,7 @@ static void end_child(pid_t pid)
   assert_int_equal(waitpid(pid, NULL, 0), pid);
 }
 
-/* ---- processes with locks -------------------------------------------------
- */
+/* ---- processes with locks ------------------------------------------------ */
 
 static void refuses_what_a_writer_holds_and_names_it(void **state)
 {
@@ -127,8 +126,7 @@ static void lets_other_readers_be(void **state)
   end_child(pid);
 }
 
-/* ---- QEMU -------------------------------------------------------------------
- */
+/* ---- QEMU ---------------------------------------------------------------- */
 
 /* qemu-io on the disk, waiting for commands until its input ends. */
 struct qemu {
@@ -219,8 +217,7 @@ static void keeps_qemu_from_writing(void **state)
   must_run("qemu-io -f raw -c 'write 0 512' disk");
 }
 
-/* ---- what may be opened
- * --------------------------------------------------------- */
+/* ---- what may be opened -------------------------------------------------- */
 
 static void opens_nothing_but_files_and_block_devices(void **state)
 {
@@ -270,8 +267,7 @@ static void names_a_source_that_may_not_be_read(void **state)
   expect_refused("secret", CAIRN_E_PERMISSION_DENIED, "secret");
 }
 
-/* ---- standing still
- * ---------------------------------------------------------------- */
+/* ---- standing still ------------------------------------------------------ */
 
 static void expect_changed(const struct cairn__held *h, const char *what)
 {
@@ -321,8 +317,7 @@ static void sees_every_change_of_a_file(void **state)
   cairn__held_close(&h);
 }
 
-/* ---- block devices
- * ------------------------------------------------------------------- */
+/* ---- block devices ------------------------------------------------------- */
 
 static void takes_a_block_device_only_when_it_is_free(void **state)
 {
@@ -337,6 +332,7 @@ static void takes_a_block_device_only_when_it_is_free(void **state)
   if (run(&loop, "losetup --find --show image") != 0) {
     free(loop);
     skip();
+    return;
   }
   snprintf(device, sizeof device, "%s", loop);
   free(loop);

@@ -175,7 +175,7 @@ static void finds_every_cut_and_additions(void **state)
   free(text);
 }
 
-/* ---- hostile and odd ones, with a right digest --------------------------- */
+/* ---- hostile and odd ones, with a right digest ------------------------- */
 
 static json_t *first_file(json_t *manifest, const char *role)
 {
@@ -520,8 +520,7 @@ static void survives_every_failing_call(void **state)
   }
 }
 
-/* ---- memory ---------------------------------------------------------------
- */
+/* ---- memory ------------------------------------------------------------ */
 
 static long countdown;
 
@@ -567,8 +566,7 @@ static void survives_every_failing_allocation(void **state)
   cairn_set_allocator(NULL, NULL);
 }
 
-/* ---- points
- * ------------------------------------------------------------------ */
+/* ---- points ------------------------------------------------------------ */
 
 static json_t *points(void)
 {
@@ -661,8 +659,7 @@ static void refuses_to_list_a_point(void **state)
   assert_int_equal(err.id, CAIRN_E_NOT_FOUND);
 }
 
-/* ---- the secret and small functions
- * ------------------------------------------- */
+/* ---- the secret and small functions ------------------------------------ */
 
 static void keeps_the_secret_to_its_owner(void **state)
 {

@@ -107,7 +107,7 @@ static size_t files_in(const char *path)
   return (size_t)atol(line);
 }
 
-/* ---- what comes out ------------------------------------------------------ */
+/* ---- what comes out ---------------------------------------------------- */
 
 static void restores_any_point_of_a_chain_to_raw(void **state)
 {
@@ -213,7 +213,7 @@ static void restores_files_with_mode_and_time(void **state)
   assert_true(st.st_blocks * 512 < (blkcnt_t)LENGTH1); /* sparse */
 }
 
-/* ---- which files --------------------------------------------------------- */
+/* ---- which files ------------------------------------------------------- */
 
 static void restores_only_what_is_asked_for(void **state)
 {
@@ -271,8 +271,7 @@ static void restores_from_renamed_points(void **state)
               scratch);
 }
 
-/* ---- what is in the way ---------------------------------------------------
- */
+/* ---- what is in the way ------------------------------------------------ */
 
 static void never_touches_an_existing_file(void **state)
 {
@@ -342,8 +341,7 @@ static void refuses_links_below_the_target(void **state)
   must_fail(spec_of(POINT1, in_scratch("r")), CAIRN_E_BAD_PATH, "vda.raw");
 }
 
-/* ---- what cannot be trusted ------------------------------------------------
- */
+/* ---- what cannot be trusted -------------------------------------------- */
 
 static void proves_what_it_writes(void **state)
 {
@@ -440,8 +438,7 @@ static void refuses_a_chain_without_its_base(void **state)
   assert_int_equal(access(in_scratch("r"), F_OK), -1);
 }
 
-/* ---- ends and faults --------------------------------------------------------
- */
+/* ---- ends and faults --------------------------------------------------- */
 
 static void ends_when_asked(void **state)
 {

@@ -684,6 +684,7 @@ static void compares_with_the_source(void **state)
   assert_string_equal(run->error.machine, VM1);
   assert_string_equal(run->error.disk, "vda");
   assert_int_equal(run->error.offset, 2 * BLOCK);
+  assert_non_null(strstr(run->error.message, "differs from the point"));
   source = json_object_get(report_of(run, 0), "source");
   assert_string_equal(text(json_array_get(source, 2), "result"), "different");
   assert_int_equal(number(json_array_get(source, 2), "offset"), 2 * BLOCK);

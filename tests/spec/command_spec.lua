@@ -686,6 +686,12 @@ describe("an export", function()
     fails(2, "a point in it is needed", cairn { "restore", out, "--to", dir })
     fails(2, "", cairn { "points", dir .. "/nosuch" })
     fails(2, "", cairn { "points", dir .. "/farm.lua" })
+    local no_id = id:sub(1, 1) == "F" and "0000FFFF" or "FFFF0000"
+    fails(2, no_id, cairn { "verify", out .. "/" .. no_id })
+    fails(2, no_id, cairn { "restore", out .. "/" .. no_id, "--to", dir .. "/x" })
+    fails(2, "", cairn { "verify", out .. "/" .. id:sub(1, 3) })
+    fails(2, "no reference point", cairn { "verify", mkdir(dir .. "/empty") })
+    assert.is_false(exists(dir .. "/x"))
     fails(2, "cannot find", cairn { "verify", dir .. "/nosuch/" .. id })
     fails(2, "cannot read the collection", cairn { "export", "--collection",
       dir .. "/nosuch.lua", "--to", out })

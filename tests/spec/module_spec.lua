@@ -394,6 +394,8 @@ describe("JSON", function()
       cairn.json_encode { c = 3, a = 1.0, b = 2 })
     assert.equal("[null,1]", cairn.json_encode { cairn.null, 1 })
     assert.equal("0.1", cairn.json_encode(0.1))
+    assert.equal('{"a":[],"b":{}}',
+      cairn.json_encode(cairn.json_decode '{"a":[],"b":{}}'))
   end)
 
   it("names the place of what has no JSON form", function()

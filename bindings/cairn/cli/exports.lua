@@ -221,9 +221,21 @@ local function findings_of(point)
   return lines
 end
 
--- Runs a job that reports: outcome, exit code. The exit code of a job that
--- could not begin is that of its error.
+-- What is wrong with the request itself is said before a job exists; damage is
+-- left to the job, which reports it.
+local is_request_error = { not_found = true, ambiguous = true,
+  not_an_export = true, bad_path = true, invalid_argument = true,
+  permission_denied = true, version = true }
+
 local function run_reporting(cairn, uv, spec)
+  local engine, message, code = cairn.open { store = ":memory:" }
+  if not engine then say.fail_with(cairn, message, code) end
+  local plan
+  plan, message, code = engine:plan(spec)
+  engine:close { mode = "kill", timeout = 1 }
+  if not plan and is_request_error[code] then
+    say.fail_with(cairn, message, code)
+  end
   local outcomes, exit = session.run({ cairn = cairn, uv = uv }, { spec })
   return outcomes[1], exit
 end

@@ -1,0 +1,354 @@
+---@meta cairn
+-- Types for editors (LuaLS). Written by scripts/lua_reference.lua from
+-- bindings/cairn/api.lua.
+
+---@class cairn.collection
+
+---@class cairn.policy
+
+---@class cairn.datetime
+
+---@class cairn.task
+
+---@class cairn.open.options
+
+---@class cairn
+---@field version string # of the module
+---@field null lightuserdata # JSON's null, and in job:set a property to be unset
+---@field errors table # the table of errors: list of rows, and rows by code: code, ErrorCode, MessageID, exit_code, summary, recommended_action, ErrorType, ProbableCause, CIMStatusCode
+---@field properties table # the properties of a job in order of declaration, and by name: name, type, is_writable, values, min, max, max_length, default, description, ...
+local cairn = {}
+
+---Opens an engine. Use `local engine <close> = assert(cairn.open())`.
+---@param options? cairn.open.options store (`":memory:"`, the default and the only one of this version), codes (`"dmtf"` or `"vendor"`: whose return codes), log (function of a message; default: standard error), queues (`{ default = { concurrency = 2 } }`), owner (CIM_Job.Owner), clock (`"virtual"`: time stands still and is moved by engine:advance), start (a virtual clock's first time)
+---@return cairn.engine? # the engine
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function cairn.open(options) end
+
+---Checks the description of a collection of machines. Raises an error object that names the place.
+---@param collection table `CollectionId`, `ElementName`, `source_directories`, `machines`: a list of `VirtualMachineId`, `ElementName`, `disks` (a list of `id`, `path`, `format` (`"raw"` or `"qcow2"`), `assume_quiescent`), and the lists of files `config`, `runtime`, `guest_state`
+---@return cairn.collection # a checked copy with absolute paths
+function cairn.collection(collection) end
+
+---What cairn.collection would have made of the table in that file; a collection comes out unchanged.
+---@param collection table what a file returned
+---@param file string the file's name
+---@return cairn.collection? # the collection
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function cairn.collection_from(collection, file) end
+
+---What a policy file returns. Raises an error object that names the place. Decision functions (base, select, on_failure, retain, throttle, notify) are not built yet and refused.
+---@param policy table `jobs`: a table of what engine:submit takes, by key
+---@return cairn.policy # a checked copy with absolute paths
+function cairn.policy(policy) end
+
+---Loads a policy file. Codes: `script_syntax`, `script_error`, `unknown_key`, `wrong_type`, ..., the message with file and line.
+---@param path string the file
+---@param settings? table<string, string> what `local set = ...` gets in the file, besides `set.file`
+---@return cairn.policy? # the policy: `jobs`, `name`, `file`
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function cairn.policy_load(path, settings) end
+
+---Lists the reference points in a directory.
+---@param directory string an export directory
+---@return table[]? # the reference points in it, by sequence; a damaged one has `error`
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function cairn.points(directory) end
+
+---Verifies exports on a private engine and waits for it.
+---@param options table directory, point (all points when left out), depth (`"set"`, `"chain"`, `"content"`, the default), source (a collection to compare with)
+---@return table? # the report
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function cairn.verify(options) end
+
+---Restores a point on a private engine and waits for it.
+---@param options table directory, point, to, machine, disk, format (`"raw"`, the default, or `"qcow2"`), overwrite
+---@return table? # the report
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function cairn.restore(options) end
+
+---Lets a luv loop drive the engine, through one poll handle. The loop stays alive while jobs are unfinished (held ones too), tasks run or somebody waits.
+---@param engine cairn.engine
+---@param uv? table luv; required when left out
+---@return boolean? # true
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function cairn.attach(engine, uv) end
+
+---Runs a function as a task, a coroutine in which everything may wait, on the engine of the running task, else on the one opened last.
+---@param fn function the body
+---@param ... any its arguments
+---@return cairn.task # with task:wait([timeout]) (what the function returned, or nil, message, code), task:kill(), task.status
+function cairn.spawn(fn, ...) end
+
+---Waits, by the engine's clock.
+---@param seconds number
+function cairn.sleep(seconds) end
+
+---A CIM datetime.
+---@param value string|number|cairn.datetime 25 characters, or Unix seconds
+---@return cairn.datetime # immutable; tostring gives the 25 characters; + - * / and comparison by the rules of CIM; fields microseconds, seconds, utc_offset, kind, precision
+function cairn.datetime(value) end
+
+---A CIM interval.
+---@param value string|number|cairn.datetime `"2h"`, `"1d12h"`, `"90s"`, seconds, or 25 characters
+---@return cairn.datetime # an interval
+function cairn.interval(value) end
+
+---Refuses what has no JSON form, naming the place.
+---@param value any
+---@return string? # JSON, keys sorted
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function cairn.json_encode(value) end
+
+---@param text string
+---@return any # the value; null is nil, in a list cairn.null
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function cairn.json_decode(text) end
+
+---@param value any
+---@return boolean
+function cairn.is_job(value) end
+
+---@param value any
+---@return boolean
+function cairn.is_engine(value) end
+
+---@param name string of a method's or CIM_Error's map: `"RequestedState"`, `"ProbableCause"`, ...
+---@return table[]? # list of { value, label }
+function cairn.value_map(name) end
+
+---What this page says about a name.
+---@param name? string
+---@return string
+function cairn.help(name) end
+
+---Not built yet: raises. So do cairn.merge, cairn.prune and cairn.kind.
+function cairn.schedule() end
+
+---@class cairn.engine
+local engine = {}
+
+---Creates a job. `run = function(job) ... end` is a body in Lua, run as a task.
+---@param spec table writable properties, Name, Caption, Description, ElementName, RecoveryAction, OtherRecoveryAction, queue, once, volatile, and one of export, verify, restore, run
+---@return cairn.job? # the job
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function engine:submit(spec) end
+
+---All or none.
+---@param specs table[]
+---@return cairn.job[]? # in the same order
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function engine:submit_all(specs) end
+
+---Checks and plans without running. Reads, writes nothing; blocks while it reads.
+---@param spec table
+---@return table? # what the job would do
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function engine:plan(spec) end
+
+---@param id string InstanceID, GUID, or at least 4 characters of one
+---@return cairn.job?
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function engine:job(id) end
+
+---@param filter? table properties and the values they must have, labels or numbers
+---@return cairn.job[] # in order of submission
+function engine:jobs(filter) end
+
+---@param id string|cairn.job
+---@return string? # why the job is as it is
+---@return table|string # the same as data; message when refused
+---@return string? # code, when refused
+function engine:why(id) end
+
+---Handlers are called in turns. They cannot wait; an error in one is logged and stops nothing.
+---@param name string `"Submitted"`, `"JobState"`, `"PercentComplete"`, `"Changed"`, `"Removed"`, `"Warning"`, `"RequestTimeout"`
+---@param fn fun(event: table) gets name, job, InstanceID, run_number, sequence, time (Unix microseconds) and JobState, PreviousJobState or PercentComplete
+---@return fun() # ends the subscription
+function engine:on(name, fn) end
+
+---The published service's method.
+---@param collection cairn.collection
+---@param directory string
+---@param setting_data? table base, format, digest, Name, machines: a list of VirtualMachineId and disks (ids); a machine without disks gives its configuration only
+---@return integer # 4096 started, 1 not supported, 2 failed, 3 time-out, 4 invalid parameter, 5 invalid state, 6 invalid type
+---@return cairn.job?
+---@return string? # message
+function engine:ExportReferencePoint(collection, directory, setting_data) end
+
+---Does what is due: one turn.
+---@param seconds? number wait at most so long for something to do
+---@return boolean # whether there may be more to do at once
+function engine:step(seconds) end
+
+---Drives the engine until every job has ended or is held.
+---@return boolean # true
+function engine:run() end
+
+---@return integer # readable when step has something to do
+function engine:pollfd() end
+
+---@return string # "r"
+function engine:events() end
+
+---@return number? # seconds until step has something to do; nil for never
+function engine:timeout() end
+
+---Takes the engine off its luv loop.
+function engine:detach() end
+
+---Ends the jobs and closes the engine; closed in any case. May be called again.
+---@param options? table mode (`"suspend"`, `"terminate"`, `"kill"`; default: terminate in memory, else suspend), timeout (10)
+---@return boolean? # true
+---@return string? # message, when refused
+---@return string? # `timeout`, when jobs had to be killed
+function engine:close(options) end
+
+---Waits until everything that happened is in the store.
+---@return boolean # true
+function engine:flush() end
+
+---Moves a virtual clock. Waits that drive an engine with a virtual clock move it by themselves when nothing else can happen.
+---@param seconds number
+---@return boolean? # true
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function engine:advance(seconds) end
+
+---The engine's time.
+---@return cairn.datetime
+function engine:now() end
+
+---Not built yet: nil, message, `not_supported`. So is engine:changes.
+function engine:history() end
+
+---@class cairn.job
+local job = {}
+
+---@param name string
+---@return any # the number behind a label; a timestamp in Unix microseconds, an interval in microseconds (math.maxinteger for never); what has no number as it is
+function job:number(name) end
+
+---Sets all or nothing.
+---@param changes table cairn.null unsets
+---@return boolean? # true
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function job:set(changes) end
+
+---@return fun(): string, any # for name, value in job:properties() do
+function job:properties() end
+
+---@param state string|integer `"Start"`, `"Suspend"`, `"Terminate"`, `"Kill"`, `"Service"`
+---@param timeout number|string|cairn.datetime|nil TimeoutPeriod; above 0 it is waited for
+---@return integer # 0 done, 4096 started, 3 not within the TimeoutPeriod (the request stands), 4097 not in this state, ...
+---@return nil
+---@return string? # message
+function job:RequestStateChange(state, timeout) end
+
+---@param delete_on_kill? boolean
+---@return integer # 0 done
+---@return nil
+---@return string? # message
+function job:KillJob(delete_on_kill) end
+
+---@return integer # 0
+---@return table? # a CIM_Error, or nil
+function job:GetError() end
+
+---@return integer # 0
+---@return table[]? # CIM_Errors, root cause first
+function job:GetErrorEx() end
+
+---Removes a job that has ended.
+---@return integer # 0, or a CIM status code
+---@return string? # message
+function job:DeleteInstance() end
+
+---Answers the question of a job in Query Pending.
+---@param text string
+---@return integer # 0 done
+---@return nil
+---@return string? # message
+function job:ResumeWithInput(text) end
+
+---Continues a suspended run, or only releases a hold.
+---@return boolean? # true
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function job:resume() end
+
+---Waits until the job has ended. Inside a task the task waits; outside, the engine or its luv loop is driven. In a handler, on a foreign coroutine or under a running loop it raises.
+---@param timeout? number
+---@return string? # the final JobState
+---@return string? # message
+---@return string? # `timeout`, `not_found`, `closed`
+function job:wait(timeout) end
+
+---@return table? # what an export, verify or restore reports; nil before it has ended
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function job:report() end
+
+---@return table? # { question =, choices = } while the job is in Query Pending
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function job:query() end
+
+---@param numbers? boolean numbers instead of labels
+---@return string? # the whole job as JSON
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function job:json(numbers) end
+
+---@param seconds number
+function job:sleep(seconds) end
+
+---@param percent number 0 to 100; never moves back, 100 is shown when the job has completed
+---@return boolean? # true
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function job:progress(percent) end
+
+---The job will end as Completed With Warnings.
+---@param message string
+---@return boolean? # true
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function job:warn(message) end
+
+---Waits in Query Pending for job:ResumeWithInput.
+---@param options table question, choices (a list of strings; free text when left out)
+---@return string? # the answer
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function job:ask(options) end
+
+---Runs a program and waits for it. No shell is involved.
+---@param options table `{ "program", "argument", ..., input =, env =, cwd = }`; env is added to the environment
+---@return table? # code or signal, stdout, stderr (at most the last MiB of each)
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function job:spawn(options) end
+
+---@param other cairn.job
+---@param timeout? number
+---@return string? # the other's final JobState
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function job:wait_for(other, timeout) end
+
+return cairn
