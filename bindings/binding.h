@@ -60,7 +60,7 @@ const char *cairn__lua_code(int id);
 void **cairn__lua_box(lua_State *L, void (*free_fn)(void *));
 /* Frees what the box at `index` holds now. */
 void cairn__lua_unbox(lua_State *L, int index);
-/* Registers functions into the table on top. */
+/* Registers functions into the table on top; a name that it has is a bug. */
 void cairn__lua_register(lua_State *L, const luaL_Reg *functions);
 
 /* ---- engine.c ---------------------------------------------------------------
@@ -111,5 +111,10 @@ void cairn__lua_decode(lua_State *L, const char *text, size_t length);
  * -------------------------------------------------------------------- */
 
 void cairn__lua_open_task(lua_State *L);
+
+/* ---- signal.c
+ * ------------------------------------------------------------------ */
+
+void cairn__lua_open_signal(lua_State *L); /* for the command only */
 
 #endif

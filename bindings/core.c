@@ -5,7 +5,10 @@
 #include "binding.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -69,6 +72,11 @@ void cairn__lua_unbox(lua_State *L, int index)
 
 void cairn__lua_register(lua_State *L, const luaL_Reg *functions)
 {
+  for (const luaL_Reg *f = functions; f->name != NULL; f++) {
+    if (lua_getfield(L, -1, f->name) != LUA_TNIL)
+      luaL_error(L, "cairn.core.%s is registered twice", f->name);
+    lua_pop(L, 1);
+  }
   luaL_setfuncs(L, functions, 0);
 }
 
@@ -279,6 +287,86 @@ static int core_errno_code(lua_State *L)
   return 1;
 }
 
+#define SCRIPT_MAX (16 << 20)
+
+/* Reads the file to its end, at most SCRIPT_MAX bytes; *text is the caller's,
+ * also after a failure. */
+static int read_all(int fd, const char *shown, char **text, size_t *length,
+                    struct cairn_error *err)
+{
+  size_t room = 0;
+  for (*length = 0;;) {
+    if (*length == room) {
+      char *more = cairn__realloc(*text, room = room ? 2 * room : 65536);
+      if (more == NULL)
+        return cairn__fail_memory(err);
+      *text = more;
+    }
+    ssize_t n = read(fd, *text + *length, room - *length);
+    if (n < 0 && errno == EINTR)
+      continue;
+    if (n < 0)
+      return cairn__fail_errno(err, errno, NULL, -1, "cannot read %s", shown);
+    *length += (size_t)n;
+    if (*length > SCRIPT_MAX)
+      return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
+                         "%s is larger than %d MiB, which no Lua file of this "
+                         "kind is",
+                         shown, SCRIPT_MAX >> 20);
+    if (n == 0)
+      return 0;
+  }
+}
+
+static int read_script(const char *path, const char *what, int is_stream_fine,
+                       char **text, size_t *length, struct cairn_error *err)
+{
+  /* opening a FIFO that nobody writes must not hold up whoever refuses it */
+  int flags = O_RDONLY | O_CLOEXEC | O_NOCTTY;
+  int fd = open(path, is_stream_fine ? flags : flags | O_NONBLOCK);
+  char printable[1024], shown[1100];
+  struct stat st;
+  int result;
+
+  snprintf(shown, sizeof shown, "%.64s %s", what,
+           cairn__printable(path, printable, sizeof printable));
+  if (fd < 0 || fstat(fd, &st) != 0)
+    result = cairn__fail_errno(err, errno, NULL, -1, "cannot open %s", shown);
+  else if (S_ISDIR(st.st_mode))
+    result = cairn__fail(err, CAIRN_E_BAD_PATH,
+                         "%s is a directory; a Lua file is expected", shown);
+  else if (!S_ISREG(st.st_mode) &&
+           !(is_stream_fine && (S_ISFIFO(st.st_mode) || isatty(fd))))
+    result =
+        cairn__fail(err, CAIRN_E_BAD_PATH, "%s is not a regular file", shown);
+  else
+    result = read_all(fd, shown, text, length, err);
+  if (fd >= 0)
+    close(fd);
+  return result;
+}
+
+/* read_script(path, what[, is_stream_fine]) -> text | nil, message, code: of a
+ * regular file of a sane size, or of a pipe or terminal too. `what` it is, for
+ * messages: "the policy" */
+static int core_read_script(lua_State *L)
+{
+  const char *path = luaL_checkstring(L, 1), *what = luaL_checkstring(L, 2);
+  int is_stream_fine = lua_toboolean(L, 3);
+  struct cairn_error err = {0};
+  char **text = (char **)cairn__lua_box(L, cairn_free);
+  size_t length = 0;
+
+  if (read_script(path, what, is_stream_fine, text, &length, &err) != 0)
+    return cairn__lua_fail(L, &err);
+  /* a "#!" line is for the system; the lines keep their numbers */
+  lua_pushstring(L, length > 0 && (*text)[0] == '#' ? "--" : "");
+  lua_pushlstring(L, *text, length);
+  cairn__lua_unbox(L, -3);
+  lua_concat(L, 2);
+  return 1;
+}
+
 /* points(directory) -> array | nil, message, code */
 static int core_points(lua_State *L)
 {
@@ -349,6 +437,7 @@ static const luaL_Reg functions[] = {
     {"cwd", core_cwd},
     {"monotonic", core_monotonic},
     {"errno_code", core_errno_code},
+    {"read_script", core_read_script},
     {"points", core_points},
     {"with_source", core_with_source},
     {NULL, NULL}};
@@ -372,5 +461,6 @@ CAIRN_LUA_EXPORT int luaopen_cairn_core(lua_State *L)
   cairn__lua_open_engine(L);
   cairn__lua_open_job(L);
   cairn__lua_open_task(L);
+  cairn__lua_open_signal(L);
   return 1;
 }

@@ -452,7 +452,8 @@ static const char **environment(lua_State *L, int index)
   for (size_t i = 0; i < inherited && environ[i] != NULL; i++) {
     size_t name = strcspn(environ[i], "=") + 1;
     size_t j = 0;
-    while (j < count && strncmp(vector[j], environ[i], name) != 0)
+    while (j < count && vector[j] != NULL &&
+           strncmp(vector[j], environ[i], name) != 0)
       j++;
     if (j == count)
       vector[n++] = environ[i];
@@ -461,7 +462,7 @@ static const char **environment(lua_State *L, int index)
   return vector;
 }
 
-/* process_start(engine, serial, argv, env | nil, cwd | nil, input | nil,
+/* program_start(engine, serial, argv, env | nil, cwd | nil, input | nil,
  * cookie) -> true | nil, message, code */
 static int process_start(lua_State *L)
 {
@@ -489,7 +490,7 @@ static int process_signal(lua_State *L)
                 &err);
 }
 
-/* process_output(engine, cookie, 1 | 2) -> text | nil, message, code */
+/* program_output(engine, cookie, 1 | 2) -> text | nil, message, code */
 static int process_output(lua_State *L)
 {
   struct cairn_error err = {0};
@@ -578,10 +579,10 @@ static const luaL_Reg functions[] = {{"open", engine_open},
                                      {"task_finish", task_finish},
                                      {"timer_start", timer_start},
                                      {"timer_stop", timer_stop},
-                                     {"process_start", process_start},
-                                     {"process_signal", process_signal},
-                                     {"process_output", process_output},
-                                     {"process_release", process_release},
+                                     {"program_start", process_start},
+                                     {"program_signal", process_signal},
+                                     {"program_output", process_output},
+                                     {"program_release", process_release},
                                      {NULL, NULL}};
 
 /* Event types the Lua side handles itself; the rest has public names. */

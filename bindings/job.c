@@ -51,8 +51,10 @@ struct cairn__lua_job *cairn__lua_check_job(lua_State *L, int index,
   lua_getiuservalue(L, index, 1);
   struct cairn__lua_engine *e = lua_touserdata(L, -1);
   lua_pop(L, 1); /* the job keeps it */
-  if (e == NULL || e->engine == NULL)
+  if (e == NULL || e->engine == NULL) {
     luaL_error(L, "attempt to use job %s of a closed engine", job->instance_id);
+    return NULL;
+  }
   *engine = e->engine;
   return job;
 }

@@ -314,7 +314,8 @@ return their code first.]],
 The body of a job is a task. It may take as long as it likes: after its slice
 (2 ms) it gives way by itself, except in an inner coroutine or in a callback of
 `table.sort` or `string.gsub`, where it must come back within a second or gets
-an error, and in one long call into C, which nothing can interrupt.
+an error, and in one long call into C, which nothing can interrupt. It may give
+way between any two instructions, so what several bodies share can change there.
 
 *Suspend* stops it where it waits or at the end of its slice, and what it has
 spawned. *Terminate* raises an error object with the code `terminated` at that

@@ -878,6 +878,22 @@ local function caught(ok, ...)
   error(err, 0)
 end
 
+-- A message about one specification, with where that was written if known.
+local function located(spec, message)
+  local origin = failure.origin[spec]
+  return origin and origin .. ": " .. message or message
+end
+
+-- The same for one of several: the engine says which, the encoder as a path.
+local function located_among(specs, message)
+  local number, text = message:match("^specification (%d+): (.*)$")
+  if not number then number, text = message:match("^%[(%d+)%][.:] ?(.*)$") end
+  local spec = specs[math.tointeger(number)]
+  if not spec then return message end
+  return ("%s: %s"):format(failure.origin[spec] or "specification " .. number,
+    text)
+end
+
 -- submit(spec) -> job | nil, message, code
 function methods.submit(engine, spec)
   local S = opened(engine)
@@ -885,9 +901,10 @@ function methods.submit(engine, spec)
     error("engine:submit: a table expected, got " .. type(spec), 2)
   end
   return caught(pcall(function()
-    local copy, body = prepared(S, spec, "engine:submit")
+    local copy, body = prepared(S, spec, failure.origin[spec]
+      or "engine:submit")
     local job, message, code = core.submit(engine, copy)
-    if not job then return nil, message, code end
+    if not job then return nil, located(spec, message), code end
     local _, serial = core.job_engine(job)
     if body then S.bodies[serial] = body end
     if S.poll then S.poll:ref() end
@@ -906,10 +923,10 @@ function methods.submit_all(engine, specs)
     local list, bodies = {}, {}
     for i, spec in ipairs(specs) do
       list[i], bodies[i] = prepared(S, spec,
-        ("engine:submit_all[%d]"):format(i))
+        failure.origin[spec] or ("engine:submit_all[%d]"):format(i))
     end
     local made, message, code = core.submit_all(engine, list)
-    if not made then return nil, message, code end
+    if not made then return nil, located_among(specs, message), code end
     for i, job in ipairs(made) do
       local _, serial = core.job_engine(job)
       if bodies[i] then S.bodies[serial] = bodies[i] end
@@ -926,7 +943,10 @@ function methods.plan(engine, spec)
     error("engine:plan: a table expected, got " .. type(spec), 2)
   end
   return caught(pcall(function()
-    return core.plan(engine, (prepared(S, spec, "engine:plan")))
+    local plan, message, code = core.plan(engine, (prepared(S, spec,
+      failure.origin[spec] or "engine:plan")))
+    if not plan then return nil, located(spec, message), code end
+    return plan
   end))
 end
 

@@ -15,6 +15,10 @@ core.set_error_metatable(Failure)
 failure.errors = core.errors()
 for _, row in ipairs(failure.errors) do failure.errors[row.code] = row end
 
+-- Where a specification was written ("FILE: jobs.KEY"), for those that
+-- policy_load returned.
+failure.origin = setmetatable({}, { __mode = "k" })
+
 function failure.new(code, format, ...)
   local message = select("#", ...) > 0 and format:format(...) or format
   return setmetatable({ code = code, message = message }, Failure)
@@ -45,11 +49,22 @@ function failure.stack(level)
   return table.concat(lines, "\n")
 end
 
+-- What was raised, as text: a plain table has its message, never an address.
+function failure.text(err)
+  local meta = getmetatable(err)
+  if type(err) == "table"
+    and not (type(meta) == "table" and rawget(meta, "__tostring")) then
+    local message = rawget(err, "message") or rawget(err, 1)
+    return message ~= nil and type(message) ~= "table" and tostring(message)
+      or "(a table without a message was raised)"
+  end
+  local ok, message = pcall(tostring, err)
+  return ok and message or "(an error object that cannot be shown)"
+end
+
 -- A message handler: the error as text, with that stack.
 function failure.traceback(err)
-  local ok, message = pcall(tostring, err)
-  if not ok then message = "(an error object that cannot be shown)" end
-  return message .. failure.stack(3)
+  return failure.text(err) .. failure.stack(3)
 end
 
 -- A name as messages show it: short, on one line.
@@ -63,9 +78,11 @@ function failure.nearest(word, candidates)
   return core.nearest(failure.shown(word), candidates)
 end
 
-local function sorted_names(fields)
+local function sorted_names(fields, unbuilt)
   local names = {}
-  for name in pairs(fields) do names[#names + 1] = name end
+  for name in pairs(fields) do
+    if not (unbuilt and unbuilt[name]) then names[#names + 1] = name end
+  end
   table.sort(names)
   return names
 end
@@ -80,8 +97,9 @@ end
 
 -- fields: name = "string" | "number" | "boolean" | "table" | "function" |
 -- "list" (of anything) | "any", with a trailing "!" when it must be there.
--- `what` is where, for messages. Raises.
-function failure.check_fields(t, fields, what)
+-- `what` is where, for messages. Names in `unbuilt` are known, for a message of
+-- their own, but not listed as valid. Raises.
+function failure.check_fields(t, fields, what, unbuilt)
   if type(t) ~= "table" then
     failure.raise("wrong_type", "%s: a table expected, got %s", what, type(t))
   end
@@ -89,12 +107,12 @@ function failure.check_fields(t, fields, what)
     if type(key) ~= "string" then
       failure.raise("unknown_key",
         "%s: names expected as keys, got %s (valid: %s)", what,
-        failure.shown(key), table.concat(sorted_names(fields), ", "))
+        failure.shown(key), table.concat(sorted_names(fields, unbuilt), ", "))
     elseif fields[key] == nil then
-      local names = sorted_names(fields)
       failure.raise("unknown_key", "%s: unknown key '%s'; did you mean '%s'? "
         .. "(valid: %s)", what, failure.shown(key),
-        failure.nearest(key, names), table.concat(names, ", "))
+        failure.nearest(key, sorted_names(fields)),
+        table.concat(sorted_names(fields, unbuilt), ", "))
     end
   end
   for _, name in ipairs(sorted_names(fields)) do

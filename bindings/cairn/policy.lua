@@ -17,8 +17,12 @@ local Policy = { __name = "cairn.policy" }
 -- Decided in an isolated state, which this version does not have.
 local decisions = { "base", "select", "on_failure", "retain", "throttle",
   "notify" }
+local built_kinds = { "export", "verify", "restore", "run" }
 local kinds = { "export", "verify", "restore", "merge", "prune", "run" }
-local unbuilt_kinds = { merge = true, prune = true }
+
+-- Known, so that they are refused by what they are, but not listed as valid.
+local unbuilt = { merge = true, prune = true }
+for _, name in ipairs(decisions) do unbuilt[name] = true end
 
 local policy_fields = { jobs = "table!", tests = "table", name = "string" }
 for _, name in ipairs(decisions) do policy_fields[name] = "function" end
@@ -67,7 +71,7 @@ local function refuse_decisions(t, what)
 end
 
 local function check_job(key, spec, base, what)
-  failure.check_fields(spec, job_fields, what)
+  failure.check_fields(spec, job_fields, what, unbuilt)
   refuse_decisions(spec, what)
   local found
   for _, kind in ipairs(kinds) do
@@ -81,8 +85,8 @@ local function check_job(key, spec, base, what)
   end
   if not found then
     failure.raise("invalid_argument", "%s: no kind; a job has exactly one of "
-      .. "%s", what, table.concat(kinds, ", "))
-  elseif unbuilt_kinds[found] then
+      .. "%s", what, table.concat(built_kinds, ", "))
+  elseif unbuilt[found] then
     failure.raise("not_supported", "%s: %s is not built yet in this version",
       what, found)
   end
@@ -109,7 +113,7 @@ end
 -- A new, checked policy; raises.
 local function check(t, base, what)
   if getmetatable(t) == Policy then return t end
-  failure.check_fields(t, policy_fields, what)
+  failure.check_fields(t, policy_fields, what, unbuilt)
   refuse_decisions(t, what)
   local out, keys = { jobs = {}, tests = t.tests, name = t.name }, {}
   for key in pairs(t.jobs) do
@@ -138,22 +142,6 @@ end
 function M.is(value) return getmetatable(value) == Policy end
 
 -- ---- loading --------------------------------------------------------------------------
-
-local function read(name)
-  local file, message, number = io.open(name, "rb")
-  if not file then
-    return nil, "cannot open the policy " .. message,
-      core.errno_code(number or 0)
-  end
-  local text
-  text, message, number = file:read("a")
-  file:close()
-  if not text then
-    return nil, ("cannot read the policy %s: %s"):format(name, message),
-      core.errno_code(number or 0)
-  end
-  return text
-end
 
 -- FILE:LINE: cairn.policy: ... 'key' ...: with the line on which the key is
 -- written, when the text shows it once.
@@ -187,15 +175,17 @@ function M.load(name, settings)
     error("cairn.policy_load: a table of settings expected, got "
       .. type(settings), 2)
   end
-  local text, message, code = read(name)
+  local text, message, code = core.read_script(name, "the policy")
   if not text then return nil, message, code end
   local set = {}
   for key, value in pairs(settings or {}) do set[key] = value end
+  if set.file ~= nil then
+    return nil, "the setting file cannot be given: it is the policy's own path",
+      "invalid_argument"
+  end
   set.file = path.absolute(name)
-  -- A "#!" line is for the system; the lines keep their numbers.
-  local source = text:sub(1, 1) == "#" and "--" .. text or text
   local chunk
-  chunk, message = load(source, "@" .. name, "t",
+  chunk, message = load(text, "@" .. name, "t",
     setmetatable({}, { __index = _G }))
   if not chunk then return nil, message, "script_syntax" end
   local ok, result = xpcall(chunk, function(err)
@@ -211,10 +201,11 @@ function M.load(name, settings)
     ok, result = pcall(check, result, path.base_of("@" .. name),
       name)
   elseif not failure.is(result) then
-    local shown
-    ok, shown = pcall(tostring, result.raised)
-    return nil, ok and shown or "(an error that cannot be shown)",
-      "script_error", result.trace
+    message = failure.text(result.raised)
+    if type(result.raised) ~= "string" then -- which would name the place
+      message = ("%s raised: %s"):format(name, message)
+    end
+    return nil, message, "script_error", result.trace
   end
   if not ok then
     if not failure.is(result) then error(result, 0) end
@@ -225,6 +216,7 @@ function M.load(name, settings)
   for key, spec in pairs(result.jobs) do
     spec.policy = result.name
     spec.policy_key = key
+    failure.origin[spec] = ("%s: jobs.%s"):format(name, failure.shown(key))
   end
   return result
 end

@@ -71,20 +71,20 @@ end
 local function signal_processes(task, number)
   for p in pairs(task.processes) do
     if core.is_open(p.engine) and p.S.processes[p.cookie] then
-      core.process_signal(p.engine, p.cookie, number)
+      core.program_signal(p.engine, p.cookie, number)
     end
   end
 end
 
 local function release_process(p)
-  if core.is_open(p.engine) then core.process_release(p.engine, p.cookie) end
+  if core.is_open(p.engine) then core.program_release(p.engine, p.cookie) end
 end
 
 -- They outlive the task only as long as it takes them to die.
 local function drop_processes(task)
   for p in pairs(task.processes) do
     if core.is_open(p.engine) and p.S.processes[p.cookie] then
-      core.process_signal(p.engine, p.cookie, SIGKILL)
+      core.program_signal(p.engine, p.cookie, SIGKILL)
       p.S.processes[p.cookie] = function() release_process(p) end
     else
       release_process(p)
@@ -488,7 +488,7 @@ function jobs.spawn(job, options)
   if #argv == 0 then error("job:spawn: [1] must be a program", 2) end
   local task = E.check_wait(S, "job:spawn", 2)
   local cookie = E.cookie(S)
-  local ok, message, code = core.process_start(engine, serial, argv,
+  local ok, message, code = core.program_start(engine, serial, argv,
     environment(options.env), options.cwd, options.input, cookie)
   if not ok then return nil, message, code end
   S.process_count = S.process_count + 1
@@ -498,15 +498,15 @@ function jobs.spawn(job, options)
     S.processes[cookie] = wake
     return function()
       if S.processes[cookie] == wake then -- ended by Terminate, not by itself
-        core.process_signal(engine, cookie, SIGTERM)
+        core.program_signal(engine, cookie, SIGTERM)
         S.processes[cookie] = function() release_process(p) end
       end
     end
   end, 2)
   if status == nil then return nil, "the engine was closed", "closed" end
-  local result = { stdout = core.process_output(engine, cookie, 1),
-    stderr = core.process_output(engine, cookie, 2) }
-  core.process_release(engine, cookie)
+  local result = { stdout = core.program_output(engine, cookie, 1),
+    stderr = core.program_output(engine, cookie, 2) }
+  core.program_release(engine, cookie)
   if task then task.processes[p] = nil end
   if status & 0x7f == 0 then
     result.code = status >> 8 & 0xff

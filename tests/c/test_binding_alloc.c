@@ -130,7 +130,8 @@ static const char setup[] =
     "    '/nonexistent', source = cairn.collection { CollectionId =\n"
     "      '11111111-2222-3333-4444-555555555555', machines = { {\n"
     "      VirtualMachineId = 'A1111111-2222-3333-4444-555555555555',\n"
-    "      disks = {} } } } } }):RequestStateChange 'Terminate'\n"
+    "      config = { '/nonexistent' } } } } } }):RequestStateChange "
+    "'Terminate'\n"
     "  assert(engine:close { mode = 'kill', timeout = 5 })\n"
     "end\n"
     "function rest() collectgarbage() collectgarbage() end\n";

@@ -9,6 +9,7 @@ local uv = require "luv"
 local commands = require "cairn.cli.commands"
 local options = require "cairn.cli.options"
 local progress = require "cairn.cli.progress"
+local summary = require "cairn.cli.summary"
 local text = require "cairn.cli.text"
 
 local function parse(name, ...)
@@ -89,6 +90,25 @@ describe("a command line", function()
   it("never lets control characters through into a message", function()
     local _, message = parse("points", "a", "\27[31mred\7")
     assert.is_nil(message:find("[\1-\9\11-\31]"))
+  end)
+end)
+
+describe("a plan", function()
+  it("is known to fail without space, or where files exist", function()
+    local GIB = 1 << 30
+    assert.is_nil(summary.obstacle { target_bytes = 2 * GIB,
+      free_bytes = 3 * GIB, has_space = true })
+    assert.is_nil(summary.obstacle { conflicts = {} })
+    local code, message = summary.obstacle { target_bytes = 2 * GIB,
+      free_bytes = GIB, has_space = false }
+    assert.equal(3, code)
+    assert.equal("not enough space: needs 2.00 GiB, 1.00 GiB free", message)
+    code, message = summary.obstacle { conflicts = { "/a\27", "/b" },
+      overwrite = false, has_space = true }
+    assert.equal(2, code)
+    assert.equal("/a\\x1b exists, and 1 more; --overwrite replaces it", message)
+    assert.is_nil(summary.obstacle { conflicts = { "/a" }, overwrite = true,
+      has_space = true })
   end)
 end)
 

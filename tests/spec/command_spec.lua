@@ -338,6 +338,138 @@ describe("cairn", function()
   end)
 end)
 
+-- ---- descriptors, signals ------------------------------------------------------------
+
+describe("cairn in poor surroundings", function()
+  local dir
+
+  local function shell(script, ...)
+    return spawn("bash", { "-c", script, command, ... }, { cwd = dir })
+  end
+
+  setup(function()
+    dir = mkdir(top .. "/poor")
+    write(dir .. "/disk.raw", noise(1 << 20, 7))
+    write(dir .. "/one.lua", ([[
+      return require "cairn".collection {
+        CollectionId = "7E1B8F0A-95C1-4D43-8E0B-3D3B6A1C5F01",
+        machines = { { VirtualMachineId = %q,
+          disks = { { id = "vda", path = "disk.raw", format = "raw" } } } } }
+    ]]):format(VM1))
+  end)
+
+  it("keeps off descriptors that were closed", function()
+    for i, closed in ipairs { "<&- >&- 2>&-", ">&- 2>&-", "<&-", "2>&-",
+      ">&-" } do
+      local to = "closed" .. i
+      local outcome = shell('"$0" export --collection one.lua --to "$1" '
+        .. closed, to)
+      -- a result that could not be written is no success
+      assert.equal(closed:find("%f[^ \0]>&%-") and 1 or 0, outcome.code,
+        closed .. outcome.err)
+      assert.truthy(find_file(dir .. "/" .. to, "manifest.json"))
+      succeeds(cairn { "verify", dir .. "/" .. to })
+    end
+    local outcome = shell('"$0" points closed1 >&-')
+    assert.equal(1, outcome.code)
+    assert.truthy(outcome.err:find("standard output: it is closed", 1, true))
+  end)
+
+  it("outlives the reader of its messages, and says when results are lost",
+    function()
+      local path = policy("pipes", [[
+        return { jobs = { a = { Name = "quiet", run = function(job)
+          for i = 1, 30 do io.stderr:write "line\n" job:sleep(0.01) end
+          -- children have the usual handling of a closed pipe
+          assert(os.execute "(yes; echo $? >&2) 2>&1 >/dev/full | true")
+          local p = io.popen "bash -c 'yes | head -1; echo ${PIPESTATUS[0]}'"
+          assert(p:read "a" == "y\n141\n")
+        end } } }
+      ]])
+      local outcome = shell(
+        '"$0" run "$1" 2> >(head -1 >/dev/null); echo "code $?"', path)
+      assert.truthy(outcome.out:find("quiet: Completed", 1, true), outcome.out)
+      assert.truthy(outcome.out:find("code 0\n", 1, true), outcome.out)
+      outcome = shell('"$0" run "$1" 2>err > >(true); echo "code $?"', path)
+      assert.equal("code 1\n", outcome.out)
+      assert.truthy(read(dir .. "/err"):find(
+        "cannot write standard output: Broken pipe", 1, true))
+    end)
+
+  it("may open as many files as the hard limit says", function()
+    local path = policy("limit", [[return { jobs = { a = { run = function()
+      print(io.popen("ulimit -n"):read "a") end } } }]])
+    local outcome = shell('ulimit -S -n 64; ulimit -H -n 300; "$0" run "$1"',
+      path)
+    assert.truthy(succeeds(outcome).out:find("300\n", 1, true), outcome.out)
+  end)
+
+  -- Sends a signal when the policy has written "started", another after the
+  -- message that `between` is.
+  local function stuck(body, signal, between)
+    local path = policy("stuck", "return { jobs = { a = { run = function() "
+      .. "io.stderr:write 'started\\n' " .. body .. " end } } }")
+    local sent = 0
+    return cairn({ "run", path }, { on_stderr = function(all, kill)
+      if sent == 0 and all:find("started\n", 1, true) then
+        sent = 1
+        kill(signal)
+      end
+      if sent == 1 and (not between or all:find(between, 1, true)) then
+        sent = 2
+        if not between then uv.sleep(100) end
+        kill(signal)
+      end
+    end })
+  end
+
+  for what, body in pairs {
+    ["a read of a pipe"] = "io.popen('exec sleep 10 2>&1'):read 'a'",
+    ["a program that it runs"] = "os.execute 'exec sleep 10 >/dev/null 2>&1'",
+    ["a pattern"] = "local s = ('a'):rep(400) s:find(('a-'):rep(40) .. 'b')",
+    ["a finalizer"] = "setmetatable({}, { __gc = function() while true do end "
+      .. "end }) while true do local _ = {} end",
+  } do
+    it("ends at the second SIGTERM when Lua is held up by " .. what, function()
+      local outcome = stuck(body, "sigterm")
+      assert.equal(15, outcome.signal, outcome.err)
+      assert.truthy(outcome.err:find("SIGTERM: ended at once", 1, true),
+        outcome.err)
+    end)
+  end
+
+  it("says when a signal cannot be heeded, and ends at the next one", function()
+    local outcome = stuck("io.popen('exec sleep 10 2>&1'):read 'a'", "sigint",
+      "SIGINT waits for Lua code that does not return")
+    assert.equal(2, outcome.signal, outcome.err)
+  end)
+
+  it("heeds a signal late rather than end when Lua returns in time", function()
+    local outcome = stuck("local p = io.popen 'sleep 0.5' p:read 'a' "
+      .. "coroutine.running() while true do local _ = {} end", "sigint")
+    assert.equal(0, outcome.signal, outcome.err)
+    assert.equal(1, outcome.code)
+    assert.truthy(outcome.err:find("a: Killed", 1, true), outcome.err)
+  end)
+
+  it("ends in words when a file it loads never ends", function()
+    local path = policy("endless", "io.stderr:write 'started\\n' "
+      .. "while true do end")
+    local outcome = cairn({ "run", path }, { on_stderr = function(all, kill)
+      if all == "started\n" then kill "sigint" end
+    end })
+    assert.equal(2, outcome.signal)
+    assert.equal("started\ncairn: SIGINT: ended; no job had begun\n",
+      outcome.err)
+  end)
+
+  it("leaves SIGHUP ignored under nohup", function()
+    local path = policy("nohup", [[return { jobs = { a = { run = function(job)
+      os.execute "kill -HUP $PPID" job:sleep(0.1) end } } }]])
+    succeeds(shell('trap "" HUP; exec "$0" run "$1"', path))
+  end)
+end)
+
 -- ---- bad policies ---------------------------------------------------------------------
 
 describe("cairn run", function()
@@ -376,6 +508,94 @@ describe("cairn run", function()
       fails(2, case[4], cairn { "run", policy(case[2], case[3]) })
     end)
   end
+
+  it("says which file and job a wrong value is in, wherever it was found",
+    function()
+      local path = policy("wrong", "return { jobs = { a = { run = print }, "
+        .. "b = { run = print, Priority = -1 } } }")
+      for _, more in ipairs { {}, { "--job", "b" }, { "--dry-run" },
+        { "--job", "b", "--dry-run" } } do
+        local outcome = cairn { "run", path, table.unpack(more) }
+        fails(2, "wrong%.lua: jobs%.b: Priority is %-1", outcome)
+        assert.is_nil(outcome.err:find("specification", 1, true))
+        assert.is_nil(outcome.err:find("engine:", 1, true))
+      end
+      -- what the encoder finds, and the engine's own check
+      path = policy("wrong_text", "return { jobs = { a = { run = print }, "
+        .. "b = { run = print, Caption = '\\xff' } } }")
+      for _, more in ipairs { {}, { "--job", "b" }, { "--dry-run" } } do
+        fails(2, "wrong_text%.lua: jobs%.b: Caption: ",
+          cairn { "run", path, table.unpack(more) })
+      end
+      local disk = "{ id = 'vd%s', path = '/x.raw', format = 'raw' }"
+      path = policy("wrong_disk", "return { jobs = { a = { run = print }, b = "
+        .. EXPORT:format("/tmp", disk:format "a" .. "," .. disk:format "A")
+        .. " } }")
+      for _, more in ipairs { {}, { "--job", "b" } } do
+        fails(2, "wrong_disk%.lua: jobs%.b: "
+          .. "export%.collection%.machines%[1%]%.disks%[2%]%.id: another disk",
+          cairn { "run", path, table.unpack(more) })
+      end
+    end)
+
+  it("refuses what would hold it up or is no Lua file, at once", function()
+    local fifo = top .. "/fifo"
+    run("mkfifo", fifo)
+    local large = assert(io.open(top .. "/large.lua", "w"))
+    large:seek("set", 16 << 20)
+    large:write "x"
+    large:close()
+    for _, case in ipairs { { fifo, "fifo is not a regular file" },
+      { "/dev/zero", "not a regular file" }, { top, "is a directory" },
+      { top .. "/large.lua", "larger than 16 MiB" } } do
+      fails(2, "the policy .*" .. case[2], cairn { "run", case[1] })
+      fails(2, "the collection .*" .. case[2], cairn { "export",
+        "--collection", case[1], "--to", top .. "/never" })
+      if case[1] ~= fifo then
+        fails(2, "the script .*" .. case[2], cairn { "console", case[1] })
+      end
+    end
+    local piped = spawn("bash", { "-c",
+      '"$0" console <(echo "print(6 * 7)")', command })
+    assert.equal("42\n", succeeds(piped).out)
+  end)
+
+  it("never reports success for a policy that ends the process", function()
+    fails(2, "exit1.lua:3: os.exit is not for", cairn { "run",
+      policy("exit1", "os.exit(0)") })
+    local outcome = cairn { "run", policy("exit2",
+      "return { jobs = { a = { run = function() os.exit(true) end } } }") }
+    assert.equal(1, outcome.code)
+    assert.truthy(outcome.err:find("exit2.lua:3: os.exit is not for", 1, true))
+    fails(2, "os.exit is not for", cairn { "export", "--collection",
+      write(top .. "/exit.lua", "os.exit(0, true)"), "--to", top .. "/never" })
+    assert.equal(7, cairn { "console", "-e", "os.exit(7)" }.code)
+  end)
+
+  it("shows the message of a raised table, never its address", function()
+    local path = policy("table", "error { code = 'x', message = 'the why' }")
+    local outcome = cairn { "run", path }
+    fails(2, "table.lua raised: the why", outcome)
+    path = write(top .. "/table2.lua", "error {}")
+    outcome = cairn { "export", "--collection", path, "--to", top .. "/never" }
+    fails(2, "a table without a message was raised", outcome)
+    assert.is_nil(outcome.err:find("0x", 1, true))
+  end)
+
+  it("refuses what it would ignore, and lists only what is built", function()
+    fails(2, "setting file cannot be given", cairn { "run",
+      policy("file", "return { jobs = { a = { run = print } } }"), "--set",
+      "file=x" })
+    local outcome = cairn { "run",
+      policy("list", "return { jobs = { a = { rum = print } } }") }
+    fails(2, "did you mean 'run'%? %(valid: ", outcome)
+    for _, name in ipairs { "merge", "prune", "select", "on_failure" } do
+      assert.is_nil(outcome.err:find(name, 1, true), name)
+    end
+    fails(2, "RunDay must be an integer, not a number beyond all integers",
+      cairn { "run", policy("beyond",
+        "return { jobs = { a = { run = print, RunDay = 1e300 } } }") })
+  end)
 
   it("refuses two disks with one id, and a bad id", function()
     local disk = "{ id = '%s', path = '/x.raw', format = 'raw' }"
@@ -665,6 +885,35 @@ describe("an export", function()
     run("cmp", dir .. "/a.raw", file)
   end)
 
+  it("cannot be compared with sources when it is one of several", function()
+    local two = dir .. "/two"
+    run("cp", "-a", out, two)
+    succeeds(cairn { "export", "--collection", dir .. "/farm.lua", "--to", two })
+    fails(2, "one point must be named; .*/two holds 2", cairn { "verify", two,
+      "--source", dir .. "/farm.lua" })
+  end)
+
+  it("needs the directory that the export directory is to be in", function()
+    local arguments = { "export", "--collection", dir .. "/farm.lua", "--to",
+      dir .. "/no/where", "--dry-run" }
+    fails(2, "would be in does not exist", cairn(arguments))
+    arguments[#arguments] = nil
+    local outcome = cairn(arguments)
+    assert.equal(1, outcome.code)
+    assert.truthy(outcome.err:find("would be in does not exist", 1, true))
+    assert.is_false(exists(dir .. "/no"))
+  end)
+
+  it("that --dry-run knows to fail ends it with another exit code", function()
+    local outcome = cairn { "restore", point, "--to", dir .. "/raw",
+      "--dry-run" }
+    assert.equal(2, outcome.code, outcome.err)
+    assert.truthy(outcome.err:find(
+      "would fail: .*vd.%.raw exists.*%-%-overwrite"), outcome.err)
+    succeeds(cairn { "restore", point, "--to", dir .. "/raw", "--dry-run",
+      "--overwrite" })
+  end)
+
   it("with --dry-run restores nothing", function()
     succeeds(cairn { "restore", point, "--to", dir .. "/dry", "--dry-run" })
     assert.is_false(exists(dir .. "/dry"))
@@ -689,11 +938,17 @@ describe("an export", function()
     local no_id = id:sub(1, 1) == "F" and "0000FFFF" or "FFFF0000"
     fails(2, no_id, cairn { "verify", out .. "/" .. no_id })
     fails(2, no_id, cairn { "restore", out .. "/" .. no_id, "--to", dir .. "/x" })
-    fails(2, "", cairn { "verify", out .. "/" .. id:sub(1, 3) })
+    fails(2, "too short.*4 or more", cairn { "verify",
+      out .. "/" .. id:sub(1, 3) })
     fails(2, "no reference point", cairn { "verify", mkdir(dir .. "/empty") })
     assert.is_false(exists(dir .. "/x"))
-    fails(2, "cannot find", cairn { "verify", dir .. "/nosuch/" .. id })
-    fails(2, "cannot read the collection", cairn { "export", "--collection",
+    fails(2, "there is no directory .*/nosuch\n", cairn { "verify",
+      dir .. "/nosuch/" .. id })
+    fails(2, "there is no directory nosuch, nor", cairn({ "verify", "nosuch" },
+      { cwd = dir }))
+    fails(2, "farm.lua is not a directory", cairn { "verify",
+      dir .. "/farm.lua" })
+    fails(2, "cannot open the collection", cairn { "export", "--collection",
       dir .. "/nosuch.lua", "--to", out })
     write(dir .. "/broken.lua", "return {")
     fails(2, "syntax error.*broken.lua:1", cairn { "export", "--collection",
@@ -725,6 +980,7 @@ describe("an export", function()
     assert.equal(1, #json_lines(outcome.out))
     outcome = cairn { "restore", copy .. "/" .. id, "--to", dir .. "/no" }
     assert.equal(1, outcome.code, outcome.err)
+    assert.truthy(outcome.out:find("not written: [^\n]*/vda%.raw"), outcome.out)
     assert.same({}, (function()
       local left = {}
       for _, path in ipairs(files_under(dir .. "/no")) do

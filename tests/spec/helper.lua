@@ -106,4 +106,26 @@ function support.engine(cairn, options)
   return assert(cairn.open(all)), log
 end
 
+-- Under LD_PRELOAD (a sanitizer's library) QEMU's programs hang, since their
+-- coroutines confuse it: they run without, through wrappers first in PATH.
+if (os.getenv "LD_PRELOAD" or "") ~= "" then
+  local wrappers = assert(uv.fs_realpath(build)) .. "/test-bin"
+  uv.fs_mkdir(wrappers, tonumber("755", 8))
+  for _, program in ipairs { "qemu-img", "qemu-io", "qemu-nbd" } do
+    for directory in os.getenv "PATH":gmatch "[^:]+" do
+      local path = directory .. "/" .. program
+      if directory ~= wrappers and uv.fs_access(path, "X") then
+        -- renamed into place: another process may be running it
+        local new = ("%s/.%s.%d"):format(wrappers, program, uv.os_getpid())
+        support.write(new,
+          ('#!/bin/sh\nunset LD_PRELOAD\nexec %s "$@"\n'):format(path))
+        assert(uv.fs_chmod(new, tonumber("755", 8)))
+        assert(uv.fs_rename(new, wrappers .. "/" .. program))
+        break
+      end
+    end
+  end
+  uv.os_setenv("PATH", wrappers .. ":" .. os.getenv "PATH")
+end
+
 _G.support = support

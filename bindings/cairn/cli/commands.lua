@@ -19,11 +19,13 @@ local json = { name = "json", help =
 local numbers = { name = "numbers", help =
   "with --json: value maps as numbers instead of labels" }
 local dry_run = { name = "dry-run", help =
-  "check everything and print what would be done; write nothing" }
+  "check everything and print what would be done; write nothing; the exit "
+  .. "code is 2 or 3 when it is known that the run would fail" }
 
 local exit_jobs = {
   { 0, "all well; warnings are on standard error" },
-  { 1, "a job ran and did not complete, or a check failed" },
+  { 1, "a job ran and did not complete, a check failed, or a result could not "
+    .. "be written" },
   { 2, "wrong use, bad input or a bad policy; no job existed" },
   { 3, "the environment: no permission, no space, a lock; no job existed" },
 }
@@ -34,11 +36,14 @@ commands.list = {
     summary = "run the jobs of a policy, each once, now",
     description = [[
 Loads POLICY.lua, submits its jobs and runs each of them once, now; their
-calendars are ignored. Progress and messages go to standard error, the result
-to standard output.
+calendars and ScheduledStartTime are ignored. Progress and messages go to
+standard error, the result to standard output.
 
 SIGINT (Ctrl-C), SIGTERM or SIGHUP terminates the jobs in order; a second one
-kills them. Nothing half written is ever published.
+kills them. Nothing half written is ever published. Lua code that does not
+return (io.popen, os.execute, a long pattern) holds up all jobs and this too:
+use job:spawn to run programs. When such code lets no signal through for 2
+seconds, a second signal ends the process at once, as that signal would.
 
 A job that asks a question is answered from the terminal; without one it is
 terminated.]],
@@ -56,7 +61,7 @@ terminated.]],
           end
         end,
         help = "a setting for the policy (its first argument, a table); may "
-          .. "be given again" },
+          .. "be given again; file is taken: the policy's own path" },
       json, numbers, dry_run,
       { name = "store", value = "FILE", is_hidden = true,
         check = function(value)
@@ -85,7 +90,8 @@ Exports the collection that FILE.lua returns into a new reference point under
       { name = "collection", value = "FILE.lua", required = true,
         help = "a Lua file that returns cairn.collection{...}" },
       { name = "to", value = "DIR", required = true,
-        help = "the export directory; created if it is missing" },
+        help = "the export directory; created if it is missing, but not the "
+          .. "directory that it is in, which may be an absent mount" },
       { name = "base", value = "ID",
         help = "the point to start from: an id, latest or none (the default)" },
       { name = "format", value = "FORMAT", choices = { "qcow2", "raw" },
@@ -169,7 +175,8 @@ characters.]],
     },
     options = {
       { name = "to", value = "DIR", required = true,
-        help = "where to write; created if it is missing" },
+        help = "where to write; created, with all directories above it, if "
+          .. "it is missing" },
       { name = "vm", value = "V",
         help = "only this machine: its VirtualMachineId or ElementName" },
       { name = "disk", value = "D", help = "only this disk, by its id" },

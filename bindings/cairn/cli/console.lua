@@ -2,7 +2,9 @@
 -- Every chunk runs as a Cairn task on luv's loop, so that whatever waits in it
 -- lets the engine and everything else go on, and Ctrl-C can end it.
 
+local core = require "cairn.core"
 local say = require "cairn.cli.say"
+local signals = require "cairn.cli.signals"
 local text = require "cairn.cli.text"
 
 local console = {}
@@ -102,16 +104,15 @@ end
 
 -- ---- a script, chunks --------------------------------------------------------------
 
-local function read_script(path)
-  if path ~= "-" then
-    local file, message, number = io.open(path, "r")
-    if not file then
-      say.fail(number == 13 and 3 or 2, "cannot read the script %s",
-        text.printable(message))
-    end
-    file:close()
+local function read_script(cairn, path)
+  local chunk, message, code
+  if path == "-" then
+    chunk, message = loadfile(nil, "t")
+  else
+    chunk, message, code = core.read_script(path, "the script", true)
+    if not chunk then say.fail_with(cairn, message, code) end
+    chunk, message = load(chunk, "@" .. path, "t")
   end
-  local chunk, message = loadfile(path ~= "-" and path or nil, "t")
   if not chunk then
     say.fail(2, "%s", text.printable_lines(message))
   end
@@ -141,7 +142,7 @@ function Console:run_chunks(sources)
 end
 
 function Console:run_script(path, arguments)
-  local chunk = read_script(path)
+  local chunk = read_script(self.cairn, path)
   self:open()
   _G.arg = table.move(arguments, 1, #arguments, 1, { [0] = path })
   local outcome = self:run(chunk, table.unpack(arguments))
@@ -291,14 +292,7 @@ function Console:open()
   if not engine then say.fail_with(cairn, message, code) end
   self.engine = engine
   cairn.attach(engine, uv)
-  for _, name in ipairs { "sigint", "sigterm", "sighup" } do
-    local signal = assert(uv.new_signal())
-    uv.signal_start(signal, name, function()
-      self:interrupt(name)
-    end)
-    uv.unref(signal)
-    table.insert(self.handles, signal)
-  end
+  self.handles = signals.watch(uv, function(name) self:interrupt(name) end)
   _G.cairn, _G.engine = cairn, engine
 end
 

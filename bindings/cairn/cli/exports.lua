@@ -1,5 +1,7 @@
 -- cairn export, points, verify, restore: exports on disk.
 
+local core = require "cairn.core"
+local failure = require "cairn.failure"
 local say = require "cairn.cli.say"
 local session = require "cairn.cli.session"
 local summary = require "cairn.cli.summary"
@@ -25,25 +27,18 @@ local function last_part(path) return path:match("([^/]+)/*$") or path end
 -- The collection that a Lua file returns. Its relative paths are relative to
 -- the file, which cairn.collection sees to.
 local function load_collection(cairn, path)
-  local file, message, number = io.open(path, "r")
-  if not file then
-    say.fail(number == 13 and 3 or 2, "cannot read the collection %s",
-      text.printable(message))
-  end
-  file:close()
+  local source, message, code = core.read_script(path, "the collection")
+  if not source then say.fail_with(cairn, message, code) end
   local chunk
-  chunk, message = loadfile(path, "t")
+  chunk, message = load(source, "@" .. path, "t")
   if not chunk then
     say.fail(2, "syntax error in the collection: %s",
       text.printable_lines(message))
   end
-  local ok, collection = xpcall(chunk, function(err)
-    if type(err) ~= "string" then return tostring(err) end
-    return err
-  end, path)
+  local ok, collection = pcall(chunk, path)
   if not ok then
     say.fail(2, "the collection raised an error: %s",
-      text.printable_lines(collection))
+      text.printable_lines(failure.text(collection)))
   end
   if type(collection) ~= "table" then
     say.fail(2, "%s returns a %s; it must return cairn.collection{...}",
@@ -51,7 +46,6 @@ local function load_collection(cairn, path)
   end
   -- A plain table is completed as cairn.collection would have done it; what
   -- has been through it comes out unchanged.
-  local code
   ok, collection, message, code = pcall(cairn.collection_from, collection,
     path)
   if not ok then
@@ -77,13 +71,19 @@ local function split_target(uv, target, needs_point)
     end
     return path, nil
   end
-  local directory, id = path:match("^(.*)/([^/]+)$")
-  if not id then directory, id = ".", path end
+  local directory, id = absolute(uv, path):match("^(.*)/([^/]+)$")
   if directory == "" then directory = "/" end
   local parent, message, name = uv.fs_stat(directory)
-  if not parent then
-    say.fail(name == "EACCES" and 3 or 2, "cannot find %s: %s",
-      text.printable(target), text.printable(message))
+  if name == "EACCES" then
+    say.fail(3, "cannot look at %s: %s", text.printable(target),
+      text.printable(message))
+  elseif not parent or parent.type ~= "directory" then
+    say.fail(2, "there is no directory %s", text.printable(directory))
+  elseif stat and not is_point then
+    say.fail(2, "%s is not a directory", text.printable(target))
+  elseif not is_point and not id:find("^{?[%x-]+}?$") then
+    say.fail(2, "there is no directory %s, nor is %s the id of a point",
+      text.printable(target), text.printable(id))
   end
   return directory, id
 end
@@ -148,6 +148,10 @@ function exports.points(cairn, uv, options)
       say.note(("cairn: %s: %s"):format(text.printable(point.directory
         or point.ReferencePointGroupId), text.printable_lines(why)))
     end
+    if point.remark then
+      say.note(("cairn: %s: %s"):format(text.printable(point.directory),
+        text.printable_lines(point.remark)))
+    end
     if options.json then
       say.result(assert(cairn.json_encode {
         ReferencePointGroupId = point.ReferencePointGroupId,
@@ -161,7 +165,7 @@ function exports.points(cairn, uv, options)
         machine_count = not point.error and machines or nil,
         disk_count = not point.error and disks or nil,
         bytes = not point.error and bytes or nil,
-        error = point.error,
+        error = point.error, remark = point.remark,
       }))
     elseif point.error then
       rows[i] = { text.printable(point.ReferencePointGroupId or "?"),
@@ -275,17 +279,25 @@ end
 
 -- ---- restore ----------------------------------------------------------------------
 
--- The files that were written, then the job.
+-- The files that were written and those that were not, then the job.
 local function print_restored(cairn, options, outcome)
   local report = outcome.report or {}
   if options.json then
     report.JobState = outcome.state
-    say.json(cairn, report, { files = true })
+    say.json(cairn, report, { files = true, not_written = true })
     return
   end
   for _, file in ipairs(report.files or {}) do
     say.result(("%s (%s)"):format(text.printable(file.path),
       text.bytes(file.length or 0)))
+  end
+  for _, path in ipairs(report.not_written or {}) do
+    say.result(("not written: %s"):format(text.printable(path)))
+  end
+  if #(report.not_written or {}) > 0 and #(report.files or {}) > 0 then
+    say.result(("%s of %d written; to repeat the restore there, remove them "
+      .. "or give --overwrite"):format(text.count(#report.files, "file"),
+      #report.files + #report.not_written))
   end
   say.result(summary.line(outcome))
 end

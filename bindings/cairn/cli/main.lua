@@ -114,6 +114,16 @@ local function top(argv)
   say.fail(2, "a command is missing; cairn --help lists them")
 end
 
+-- A policy, a collection or the body of a job that ends the process would make
+-- the command report success for work not done, or leave jobs behind. Only what
+-- the console runs says with what code it ends.
+local exit = os.exit
+
+local function refuse_exit()
+  error("os.exit is not for policies, collections and jobs: raise an error, "
+    .. "or return", 2)
+end
+
 local function dispatch(argv)
   local name = argv[1]
   if name == nil or name:sub(1, 1) == "-" then return top(argv) end
@@ -126,9 +136,11 @@ local function dispatch(argv)
   end
   if parsed.help then return help { command = name } end
   if name == "help" then return help(parsed) end
-  local uv = require "luv"
+  local cairn, uv = load_module(), require "luv"
+  require "cairn.core".process_start()
   require "cairn.cli.guard".install(uv)
-  return require(modules[name])[name](load_module(), uv, parsed)
+  os.exit = name == "console" and main.exit or refuse_exit -- luacheck: ignore
+  return require(modules[name])[name](cairn, uv, parsed)
 end
 
 -- Runs the command line argv; returns the exit code. Never raises.
@@ -156,7 +168,7 @@ end
 -- instructions in a library that would be unloaded. What must be ended in
 -- order (engines, the terminal, standard output) has been.
 function main.exit(code)
-  os.exit(code, false)
+  exit(code, false)
 end
 
 return main

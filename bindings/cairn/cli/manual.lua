@@ -106,6 +106,16 @@ function manual.page(commands, version)
   out[#out + 1] = ".SH EXIT STATUS"
   add_exits(out, commands.exits)
   for _, line in ipairs {
+    ".PP",
+    "A signal that comes before any job exists, or that finds Lua code which",
+    "does not return, ends the process as that signal: a shell shows 128 and",
+    "its number.",
+    ".SH NOTES",
+    "Every disk of a machine keeps descriptors open while its job runs. The",
+    "soft limit of open files is raised to the hard one (\\fBulimit \\-Hn\\fR),",
+    "also for the programs that a policy runs.",
+    ".PP",
+    "Paths and names must be UTF\\-8; others are refused.",
     ".SH ENVIRONMENT",
     ".TP",
     ".B NO_COLOR",

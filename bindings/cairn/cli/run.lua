@@ -49,8 +49,7 @@ function run.run(cairn, uv, options)
   if not policy then say.fail_with(cairn, message, code) end
   local specs = {}
   for i, key in ipairs(chosen(options.policy, policy.jobs, options.job)) do
-    local spec = {}
-    for name, value in pairs(policy.jobs[key]) do spec[name] = value end
+    local spec = policy.jobs[key] -- itself: messages say where it is from
     spec.once = true
     spec.Name = spec.Name or key
     specs[i] = spec

@@ -24,10 +24,13 @@ function say.fail_with(cairn, message, code)
   say.fail(known and known.exit_code or 1, "%s", text.printable_lines(message))
 end
 
-function say.result(line)
-  local ok, message = io.stdout:write(line, "\n")
-  if not ok then say.fail(1, "cannot write standard output: %s", message) end
+local function check_written(ok, message, number)
+  if ok then return end
+  say.fail(1, "cannot write standard output: %s", number == 9 and "it is closed"
+    or message)
 end
+
+function say.result(line) check_written(io.stdout:write(line, "\n")) end
 
 -- A value as JSON, keys sorted. `lists` names the members that are lists also
 -- when they are empty, which a Lua table cannot say.
@@ -55,10 +58,7 @@ function say.json(cairn, object, lists)
   say.result(encode(cairn, object, lists))
 end
 
-function say.flush()
-  local ok, message = io.stdout:flush()
-  if not ok then say.fail(1, "cannot write standard output: %s", message) end
-end
+function say.flush() check_written(io.stdout:flush()) end
 
 function say.note(line) io.stderr:write(line, "\n") end
 

@@ -6,6 +6,7 @@
 local guard = require "cairn.cli.guard"
 local progress = require "cairn.cli.progress"
 local say = require "cairn.cli.say"
+local signals = require "cairn.cli.signals"
 local text = require "cairn.cli.text"
 
 local session = {}
@@ -29,6 +30,7 @@ local function view_for(uv)
     local tty = uv.new_tty(2, false)
     -- The handle only tells the size. It must not keep the loop alive.
     if tty then uv.unref(tty) end
+    signals.set_cursor(true)
     return progress.bars {
       write = write,
       unicode = terminal.unicode,
@@ -70,8 +72,13 @@ end
 
 -- Submits specifications, all or none; ends the command when refused.
 function Session:submit(specs)
-  local ok, jobs, message, code = pcall(self.engine.submit_all, self.engine,
-    specs)
+  local ok, jobs, message, code
+  if #specs == 1 then -- no message needs to say which
+    ok, jobs, message, code = pcall(self.engine.submit, self.engine, specs[1])
+    if ok and jobs then jobs = { jobs } end
+  else
+    ok, jobs, message, code = pcall(self.engine.submit_all, self.engine, specs)
+  end
   if not ok then
     self:close()
     say.fail(2, "%s", text.printable_lines(jobs))
@@ -283,12 +290,10 @@ function Session:on_signal(name, handler)
 end
 
 function Session:watch_signals()
-  self.stoppers = {}
-  for _, name in ipairs { "sigint", "sigterm", "sighup" } do
-    table.insert(self.stoppers, self:on_signal(name, function()
-      self:interrupted(name:upper())
-    end))
-  end
+  self.stoppers = signals.watch(self.uv, function(name)
+    self:interrupted(name:upper())
+  end)
+  table.move(self.stoppers, 1, #self.stoppers, #self.handles + 1, self.handles)
   if self.tty then
     self:on_signal("sigwinch", function() self:draw() end)
     -- Stopped by Ctrl-Z: the shell gets its cursor back.
@@ -333,6 +338,7 @@ function Session:close()
   self.is_closed = true
   if self.input then self:stop_asking() end
   self.view:finish()
+  signals.set_cursor(false)
   for _, handle in ipairs(self.handles) do self.uv.close(handle) end
   self.handles = {}
   self.engine:close { mode = self.signals > 1 and "kill" or "terminate",

@@ -121,28 +121,38 @@ end
 
 function render.run() return { "  a Lua function" } end
 
+-- Why a run of this plan is known to fail: nil, or exit code, message.
+function summary.obstacle(plan)
+  if plan.conflicts and #plan.conflicts > 0 and not plan.overwrite then
+    return 2, ("%s exists%s; --overwrite replaces it"):format(
+      text.printable(plan.conflicts[1]), #plan.conflicts > 1
+      and (", and %d more"):format(#plan.conflicts - 1) or "")
+  elseif plan.has_space == false then
+    return 3, ("not enough space: needs %s, %s free"):format(
+      text.bytes(plan.target_bytes or plan.bytes_to_write or 0),
+      text.bytes(plan.free_bytes or plan.bytes_free or 0))
+  end
+end
+
 -- --dry-run: checks and plans every specification; nothing is written. Prints
--- one plan a job; the exit code.
+-- one plan a job; the exit code, of the first that would fail.
 function summary.plan(cairn, specs, options)
   local engine, message, code = cairn.open { store = ":memory:" }
   if not engine then say.fail_with(cairn, message, code) end
   local plans = {}
   for i, spec in ipairs(specs) do
-    if spec.run then
-      plans[i] = { Name = spec.Name, kind = "run" }
-    else
-      local ok, plan
-      ok, plan, message, code = pcall(engine.plan, engine, spec)
-      if not ok or not plan then
-        engine:close { mode = "kill", timeout = 1 }
-        if not ok then say.fail(2, "%s", text.printable_lines(plan)) end
-        say.fail_with(cairn, message, code)
-      end
-      plans[i] = plan
-      plan.Name = spec.Name
+    local ok, plan
+    ok, plan, message, code = pcall(engine.plan, engine, spec)
+    if not ok or not plan then
+      engine:close { mode = "kill", timeout = 1 }
+      if not ok then say.fail(2, "%s", text.printable_lines(plan)) end
+      say.fail_with(cairn, message, code)
     end
+    plans[i] = plan
+    plan.Name = spec.Name
   end
   engine:close { mode = "kill", timeout = 1 }
+  local exit = 0
   for _, plan in ipairs(plans) do
     if options.json then
       say.json(cairn, plan, { machines = true, files = true,
@@ -152,8 +162,14 @@ function summary.plan(cairn, specs, options)
       local lines = (render[plan.kind] or tree)(plan)
       for _, line in ipairs(lines) do say.result(line) end
     end
+    code, message = summary.obstacle(plan)
+    if code then
+      say.note(("cairn: %s would fail: %s"):format(text.printable(plan.Name),
+        message))
+      if exit == 0 then exit = code end
+    end
   end
-  return 0
+  return exit
 end
 
 return summary

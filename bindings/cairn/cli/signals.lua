@@ -1,0 +1,28 @@
+-- The signals that end a command, through luv's loop, and what ends the process
+-- when the loop cannot turn (bindings/signal.c).
+
+local core = require "cairn.core"
+
+local signals = {}
+
+-- Calls handler(name) for each of SIGINT, SIGTERM and SIGHUP that comes; one
+-- that is ignored from outside (nohup) stays so. Returns the handles.
+function signals.watch(uv, handler)
+  local handles = {}
+  for _, name in ipairs(core.process_signals()) do
+    local signal = assert(uv.new_signal())
+    uv.signal_start(signal, name, function()
+      core.process_seen()
+      handler(name)
+    end)
+    uv.unref(signal)
+    handles[#handles + 1] = signal
+  end
+  core.process_guard()
+  return handles
+end
+
+-- Whether an end by signal has to show the terminal's cursor again.
+function signals.set_cursor(is_hidden) core.process_cursor(is_hidden) end
+
+return signals
