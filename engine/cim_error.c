@@ -45,9 +45,10 @@ static json_t *cim_error(const struct cairn__job *j, int id,
       "PerceivedSeverity", severity, "ProbableCause", (int)info->probable_cause,
       "ProbableCauseDescription",
       map_label("ProbableCause", info->probable_cause), "RecommendedActions",
-      info->recommended_action, "ErrorSource", j->instance_id,
-      "ErrorSourceFormat", 0, "OtherErrorSourceFormat", "CIMStatusCode",
-      (json_int_t)info->cim_status_code, "CIMStatusCodeDescription",
+      cairn__error_advice(info->id, f ? f->system_errno : 0), "ErrorSource",
+      j->instance_id, "ErrorSourceFormat", 0, "OtherErrorSourceFormat",
+      "CIMStatusCode", (json_int_t)info->cim_status_code,
+      "CIMStatusCodeDescription",
       map_label("CIMStatusCode", info->cim_status_code));
 }
 
@@ -87,6 +88,14 @@ static int severity_of(int error_id)
              : CAIRN__SEVERITY_MAJOR;
 }
 
+/* A recurring job that waits for its next run tells of the last one. One that
+ * is Completed has no error, though its last run may have failed. */
+static int tells_error(int state)
+{
+  return state == CAIRN_SUSPENDED || state == CAIRN_TERMINATED ||
+         state == CAIRN_KILLED || state == CAIRN_EXCEPTION;
+}
+
 uint32_t cairn_job_get_errors(cairn_engine *e, cairn_job job, int is_ex,
                               char **out, struct cairn_error *err)
 {
@@ -105,9 +114,7 @@ uint32_t cairn_job_get_errors(cairn_engine *e, cairn_job job, int is_ex,
   errors = json_array();
   if (!errors)
     is_ok = 0;
-  /* A recurring job that waits for its next run tells of the last one. */
-  if (is_ok && j->error_id != CAIRN_OK &&
-      (cairn_state_is_final(j->state) || j->state == CAIRN_SUSPENDED))
+  if (is_ok && j->error_id != CAIRN_OK && tells_error(j->state))
     is_ok = add(errors, cim_error(j, j->error_id, cairn__job_message(j),
                                   severity_of(j->error_id), j->failure)) == 0;
   if (is_ok && is_ex && cairn_state_is_final(j->state))

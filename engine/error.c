@@ -51,11 +51,25 @@ const struct cairn_error_info *cairn_error_info(int id)
   return NULL;
 }
 
+const char *cairn__error_advice(int id, int system_errno)
+{
+  const struct cairn_error_info *info = cairn_error_info(id);
+  switch (system_errno) {
+  case EROFS:
+    return "Choose a place on a file system that is mounted for writing.";
+  case EMFILE:
+    return "Raise the limit of open files (ulimit -n): every disk keeps some "
+           "open during the whole export.";
+  case ENFILE:
+    return "Raise the system's limit of open files (sysctl fs.file-max).";
+  default:
+    return info != NULL ? info->recommended_action : "";
+  }
+}
+
 /* ---- text -------------------------------------------------------------- */
 
-/* Length of the UTF-8 character at s, or 0 when there is none: truncated,
- * overlong, a surrogate or beyond U+10FFFF. */
-static size_t utf8_length(const unsigned char *s)
+size_t cairn__utf8_length(const unsigned char *s)
 {
   if (s[0] < 0x80)
     return 1;
@@ -87,7 +101,7 @@ static void copy_printable(const char *s, char *out, size_t size,
   size_t cut = 0; /* the last place at which "..." still fits */
   while (*s != '\0' && size > 0) {
     const unsigned char *u = (const unsigned char *)s;
-    size_t length = utf8_length(u);
+    size_t length = cairn__utf8_length(u);
     char escaped[5];
     const char *piece = s;
     size_t piece_length = length;
@@ -211,7 +225,9 @@ int cairn__fail_errno(struct cairn_error *err, int errnum, const char *path,
   if (err == NULL)
     return -1;
   char buffer[128];
-  const char *reason = strerror_r(errnum, buffer, sizeof buffer);
+  const char *reason = errnum == EMFILE
+                           ? "Too many open files (the limit is ulimit -n)"
+                           : strerror_r(errnum, buffer, sizeof buffer);
   char path_copy[sizeof err->path];
   int has_path = path != NULL;
   if (path == err->path) { /* fill() clears it */
@@ -293,6 +309,30 @@ void cairn__error_locate(struct cairn_error *err, const char *machine,
     length = 0;
   char text[sizeof head + CAIRN_MESSAGE_MAX];
   snprintf(text, sizeof text, "%.*s%s", (int)length, head, rest);
+  copy_printable(text, err->message, sizeof err->message, "\n\t");
+}
+
+void cairn__error_name_machine(struct cairn_error *err, const char *name)
+{
+  if (err == NULL || err->machine[0] == '\0' || name == NULL || name[0] == '\0')
+    return;
+  char head[sizeof err->machine + sizeof "machine "], shown[128];
+  int length = snprintf(head, sizeof head, "machine %s", err->machine);
+  if (strncmp(err->message, head, (size_t)length) != 0)
+    return;
+  char text[sizeof head + sizeof shown + CAIRN_MESSAGE_MAX];
+  snprintf(text, sizeof text, "machine %s (%s)%s",
+           cairn__printable(name, shown, sizeof shown), err->machine,
+           err->message + length);
+  copy_printable(text, err->message, sizeof err->message, "\n\t");
+}
+
+void cairn__error_prefix(struct cairn_error *err, const char *head)
+{
+  if (err == NULL)
+    return;
+  char text[2 * CAIRN_MESSAGE_MAX];
+  snprintf(text, sizeof text, "%s: %s", head, err->message);
   copy_printable(text, err->message, sizeof err->message, "\n\t");
 }
 

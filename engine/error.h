@@ -23,11 +23,22 @@ int cairn__fail_memory(struct cairn_error *err);
  * "machine M, disk D: ..." */
 void cairn__error_locate(struct cairn_error *err, const char *machine,
                          const char *disk);
+/* After cairn__error_locate: has the message call the machine by its name as
+ * well, "machine web1 (M), ..."; nothing when it has none (NULL or ""). */
+void cairn__error_name_machine(struct cairn_error *err, const char *name);
+/* "HEAD: " before the message. */
+void cairn__error_prefix(struct cairn_error *err, const char *head);
 void cairn__error_set_path(struct cairn_error *err, const char *path,
                            int64_t offset);
+/* What to do about an error: the table's advice, or a better one where the
+ * errno (0 = none) tells more. */
+const char *cairn__error_advice(int id, int system_errno);
 /* A path or name made printable (control bytes as \xHH), for messages; the
  * buffer is returned. */
 const char *cairn__printable(const char *s, char *buffer, size_t size);
+/* Bytes of the UTF-8 character (RFC 3629) at s, 0 when there is none: cut off,
+ * overlong, a surrogate or beyond U+10FFFF. s ends in a NUL. */
+size_t cairn__utf8_length(const unsigned char *s);
 /* The candidate most like `word` (edit distance, case ignored). */
 const char *cairn__nearest(const char *word, const char *const *candidates,
                            size_t count);

@@ -14,6 +14,7 @@
 
 #include "error.h"
 #include "memory.h"
+#include "qcow2.h"
 
 enum {
   MIN_CLUSTER_BITS = 9,
@@ -35,17 +36,6 @@ enum {
 #define INCOMPATIBLE_EXTENDED_L2 (1u << 4)
 
 #define OFFSET_MASK 0x00fffffffffffe00ull
-
-static uint32_t be32(const unsigned char *p)
-{
-  return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 |
-         p[3];
-}
-
-static uint64_t be64(const unsigned char *p)
-{
-  return (uint64_t)be32(p) << 32 | be32(p + 4);
-}
 
 __attribute__((format(printf, 5, 6))) static void
 say(struct cairn_error *err, int id, const struct cairn__held *h,
@@ -165,8 +155,8 @@ static int read_extensions(const struct cairn__held *h,
       return 0;
     if (read_bytes(h, head, sizeof head, at, "header extension", err) != 0)
       return -1;
-    type = be32(head);
-    length = be32(head + 4);
+    type = cairn__get_be32(head);
+    length = cairn__get_be32(head + 4);
     at += sizeof head;
     if (type == EXTENSION_END)
       return 0;
@@ -210,7 +200,7 @@ int cairn__qcow2_header_read(const struct cairn__held *h,
                       "real format (\"qemu-img info\" shows it)");
   if (read_bytes(h, raw, V2_HEADER, 0, "header", err) != 0)
     return -1;
-  q->version = be32(raw + 4);
+  q->version = cairn__get_be32(raw + 4);
   if (q->version != 2 && q->version != 3)
     return fail_image(err, CAIRN_E_SOURCE_FORMAT, h, 4,
                       "is a qcow2 image of version %u; supported are 2 and 3",
@@ -218,17 +208,17 @@ int cairn__qcow2_header_read(const struct cairn__held *h,
   if (q->version == 3) {
     if (read_bytes(h, raw, V3_HEADER, 0, "header", err) != 0)
       return -1;
-    q->incompatible = be64(raw + 72);
-    header_length = be32(raw + 100);
+    q->incompatible = cairn__get_be64(raw + 72);
+    header_length = cairn__get_be32(raw + 100);
   }
-  backing_offset = be64(raw + 8);
-  backing_length = be32(raw + 16);
-  q->cluster_bits = be32(raw + 20);
-  q->virtual_size = be64(raw + 24);
-  q->l1_size = be32(raw + 36);
-  q->l1_offset = be64(raw + 40);
-  q->snapshots = be32(raw + 60);
-  if (check_features(h, q, be32(raw + 32), err) != 0 ||
+  backing_offset = cairn__get_be64(raw + 8);
+  backing_length = cairn__get_be32(raw + 16);
+  q->cluster_bits = cairn__get_be32(raw + 20);
+  q->virtual_size = cairn__get_be64(raw + 24);
+  q->l1_size = cairn__get_be32(raw + 36);
+  q->l1_offset = cairn__get_be64(raw + 40);
+  q->snapshots = cairn__get_be32(raw + 60);
+  if (check_features(h, q, cairn__get_be32(raw + 32), err) != 0 ||
       check_geometry(h, q, err) != 0)
     return -1;
   cluster = (uint64_t)1 << q->cluster_bits;
@@ -313,7 +303,7 @@ static int check_l2(const struct cairn__held *h,
   if (read_bytes(h, table, cluster, offset, "L2 table", err) != 0)
     return -1;
   for (size_t i = 0; i < cluster; i += step) {
-    uint64_t entry = be64(table + i);
+    uint64_t entry = cairn__get_be64(table + i);
     uint64_t at = guest + (uint64_t)(i / step) * cluster;
 
     if (entry == 0)
@@ -353,11 +343,11 @@ int cairn__qcow2_tables_check(const struct cairn__held *h,
   if (read_bytes(h, l1, (size_t)count * 8, q->l1_offset, "L1 table", err) != 0)
     goto out;
   for (uint64_t i = 0; i < count; i++) {
-    uint64_t offset = be64(l1 + i * 8) & OFFSET_MASK;
+    uint64_t offset = cairn__get_be64(l1 + i * 8) & OFFSET_MASK;
 
     if (offset == 0)
       continue;
-    if (run && cairn__run_is_ending(run) && cairn__run_gate(run, err) != 0)
+    if (run && cairn__run_gate(run, err) != 0)
       goto out;
     if (offset & (cluster - 1)) {
       fail_cluster(h, q->l1_offset + i * 8, i * slice, "L2 table", offset,
@@ -451,7 +441,7 @@ static int allowed_init(struct allowed *a,
     if (!realpath(o->directories[i], real))
       return cairn__fail_errno(
           err, errno, o->directories[i], -1,
-          "source_directories[%zu], \"%s\", cannot be used", i,
+          "source_directories[%zu], \"%s\", cannot be used", i + 1,
           cairn__printable(o->directories[i], shown, sizeof shown));
     if (allowed_add(a, real) != 0)
       return cairn__fail_memory(err);

@@ -34,7 +34,7 @@ int cairn__qcow2_header_read(const struct cairn__held *h,
                              struct cairn_error *err);
 /* Walks the tables: SOURCE_CORRUPT when one, or a cluster, is not aligned or
  * lies beyond the end of the file (QEMU reads those as zeros and says
- * nothing). `run` (may be NULL) lets it end early. */
+ * nothing). `run` (may be NULL, else entered) has its gate passed. */
 int cairn__qcow2_tables_check(const struct cairn__held *h,
                               const struct cairn__qcow2_header *header,
                               struct cairn__run *run, struct cairn_error *err);

@@ -8,6 +8,7 @@
 #include "digest.h"
 #include "error.h"
 #include "manifest.h"
+#include "spec.h"
 
 #define WHERE_MAX   256
 #define DISK_ID_MAX 64
@@ -55,26 +56,6 @@ static const struct key disk_keys[] = {
 
 /* ---- values -------------------------------------------------------------- */
 
-static const char *type_name(const json_t *v)
-{
-  switch (json_typeof(v)) {
-  case JSON_OBJECT:
-    return "an object";
-  case JSON_ARRAY:
-    return "an array";
-  case JSON_STRING:
-    return "a string";
-  case JSON_INTEGER:
-  case JSON_REAL:
-    return "a number";
-  case JSON_TRUE:
-  case JSON_FALSE:
-    return "a boolean";
-  default:
-    return "null";
-  }
-}
-
 static int check_type(const json_t *v, int type, const char *where,
                       struct cairn_error *err)
 {
@@ -94,7 +75,7 @@ static int check_type(const json_t *v, int type, const char *where,
   if (is_right)
     return 0;
   return cairn__fail(err, CAIRN_E_WRONG_TYPE, "%s must be %s, not %s", where,
-                     wanted[type], type_name(v));
+                     wanted[type], cairn__json_type_text(v));
 }
 
 static int check_text(const json_t *v, const char *where,
@@ -131,7 +112,7 @@ static int check_paths(const json_t *array, const char *where,
 
   json_array_foreach(array, i, v)
   {
-    snprintf(item, sizeof item, "%s[%zu]", where, i);
+    snprintf(item, sizeof item, "%s[%zu]", where, i + 1);
     if (check_type(v, TYPE_PATH, item, err) != 0 ||
         check_path(v, item, err) != 0)
       return -1;
@@ -257,20 +238,6 @@ static int check_choice(json_t *object, const char *where, const char *name,
 
 /* ---- the collection ------------------------------------------------------ */
 
-static int is_disk_id(const char *s)
-{
-  size_t n = strlen(s);
-
-  if (n == 0 || n > DISK_ID_MAX || s[0] == '.' || s[0] == '_' || s[0] == '-')
-    return 0;
-  for (; *s; s++) {
-    if (!((*s >= 'a' && *s <= 'z') || (*s >= 'A' && *s <= 'Z') ||
-          (*s >= '0' && *s <= '9') || *s == '.' || *s == '_' || *s == '-'))
-      return 0;
-  }
-  return 1;
-}
-
 /* File systems may fold case, and disk ids become file names. */
 static int add_disk_id(json_t *seen, const char *id, const char *where,
                        struct cairn_error *err)
@@ -306,7 +273,7 @@ static int check_disk(json_t *disk, const char *where, json_t *seen,
   if (check_object(disk, where, disk_keys, COUNT(disk_keys), err) != 0)
     return -1;
   id = json_string_value(json_object_get(disk, "id"));
-  if (!is_disk_id(id))
+  if (!cairn__is_disk_id(id))
     return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
                        "%s.id must be 1 to %d letters, digits, \".\", \"_\" "
                        "or \"-\", beginning with a letter or digit, not "
@@ -337,7 +304,7 @@ static int check_machine(json_t *machine, const char *where,
     return cairn__fail_memory(err);
   json_array_foreach(json_object_get(machine, "disks"), i, disk)
   {
-    snprintf(item, sizeof item, "%.180s.disks[%zu]", where, i);
+    snprintf(item, sizeof item, "%.180s.disks[%zu]", where, i + 1);
     result = check_disk(disk, item, seen, err);
     if (result != 0)
       break;
@@ -368,7 +335,7 @@ int cairn__collection_check(json_t *collection, const char *where,
   {
     const char *id;
 
-    snprintf(item, sizeof item, "%.180s.machines[%zu]", where, i);
+    snprintf(item, sizeof item, "%.180s.machines[%zu]", where, i + 1);
     result = check_machine(machine, item, err);
     if (result != 0)
       break;

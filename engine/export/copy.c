@@ -8,9 +8,10 @@
  * and the bytes of the result do not depend on timing; memory is one piece per
  * thread.
  *
- * The gate is passed before a ticket is drawn, never while one is held:
- * whoever waits for a ticket waits for threads that are working. The first
- * error stops all. */
+ * A run that is suspended stands still wherever its threads are: before a
+ * ticket is drawn they pass the gate, a source that waits for somebody else
+ * passes it too, and whoever waits for a thread that may have parked there has
+ * left the run meanwhile. The first error stops all. */
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -38,15 +39,17 @@ struct piece {
 struct pipeline {
   struct cairn__copy *c;
   uint64_t blocks; /* of the disk */
-  pthread_mutex_t lock;
-  pthread_cond_t turn;
-  /* under lock */
+  /* what is handed out next; held while the source looks for extents */
+  pthread_mutex_t drawing;
   uint64_t offset;             /* extents before it were handed out */
   struct cairn__extent extent; /* holds offset, when has_extent */
   int has_extent;
   uint64_t next_block; /* blocks before it were handed out or are holes */
   uint64_t tickets;    /* drawn */
-  uint64_t due;        /* the ticket whose turn it is */
+  pthread_mutex_t lock;
+  pthread_cond_t turn;
+  /* under lock */
+  uint64_t due; /* the ticket whose turn it is */
   int is_failed;
   struct cairn_error error;
   /* only by the thread whose ticket is due */
@@ -79,8 +82,9 @@ static void fail_all(struct pipeline *p, const struct cairn_error *error)
 
 /* ---- handing out --------------------------------------------------------- */
 
-/* Extent that holds p->offset; 1 there is one, 0 the end, -1 error. */
-static int current_extent_locked(struct pipeline *p, struct cairn_error *err)
+/* With `drawing` held. Extent that holds p->offset; 1 there is one, 0 the end,
+ * -1 error. */
+static int current_extent(struct pipeline *p, struct cairn_error *err)
 {
   struct cairn__source *s = p->c->source;
 
@@ -99,16 +103,16 @@ static int current_extent_locked(struct pipeline *p, struct cairn_error *err)
   return 1;
 }
 
-/* 1 a piece, 0 no more, -1 error. A piece grows until it is full or a whole
- * block of hole follows. */
-static int draw_locked(struct pipeline *p, struct piece *piece,
-                       struct cairn_error *err)
+/* With `drawing` held. 1 a piece, 0 no more, -1 error. A piece grows until it
+ * is full or a whole block of hole follows. */
+static int draw_piece(struct pipeline *p, struct piece *piece,
+                      struct cairn_error *err)
 {
   uint64_t end = 0; /* of the piece, in bytes; 0 = none begun */
 
   memset(piece, 0, sizeof *piece);
   for (;;) {
-    int found = current_extent_locked(p, err);
+    int found = current_extent(p, err);
     uint64_t left, stop;
 
     if (found < 0)
@@ -214,13 +218,18 @@ static int settle(struct pipeline *p, struct worker *w,
 
 static int await_turn(struct pipeline *p, uint64_t ticket)
 {
-  int is_failed;
+  int is_failed, is_waiting;
 
   pthread_mutex_lock(&p->lock);
+  is_waiting = p->due != ticket && !p->is_failed;
+  if (is_waiting)
+    cairn__run_leave(p->c->run);
   while (p->due != ticket && !p->is_failed)
     pthread_cond_wait(&p->turn, &p->lock);
   is_failed = p->is_failed;
   pthread_mutex_unlock(&p->lock);
+  if (is_waiting)
+    cairn__run_enter(p->c->run);
   return is_failed ? -1 : 0;
 }
 
@@ -271,6 +280,32 @@ static int copy_piece(struct pipeline *p, struct worker *w,
   return 0;
 }
 
+static int has_failed(struct pipeline *p)
+{
+  int is_failed;
+
+  pthread_mutex_lock(&p->lock);
+  is_failed = p->is_failed;
+  pthread_mutex_unlock(&p->lock);
+  return is_failed;
+}
+
+/* 1 a piece, 0 no more, -1 error. Whoever draws may be parked in the source. */
+static int draw(struct pipeline *p, struct piece *piece,
+                struct cairn_error *err)
+{
+  int found;
+
+  if (pthread_mutex_trylock(&p->drawing) != 0) {
+    cairn__run_leave(p->c->run);
+    pthread_mutex_lock(&p->drawing);
+    cairn__run_enter(p->c->run);
+  }
+  found = has_failed(p) ? 0 : draw_piece(p, piece, err);
+  pthread_mutex_unlock(&p->drawing);
+  return found;
+}
+
 /* Between enter and leave. */
 static void work(struct worker *w)
 {
@@ -279,15 +314,8 @@ static void work(struct worker *w)
   struct piece piece;
 
   for (;;) {
-    int found = 0;
-
-    if (cairn__run_gate(p->c->run, &err) != 0)
-      break;
-    pthread_mutex_lock(&p->lock);
-    if (!p->is_failed)
-      found = draw_locked(p, &piece, &err);
-    pthread_mutex_unlock(&p->lock);
-    if (found <= 0 || copy_piece(p, w, &piece, &err) != 0)
+    if (cairn__run_gate(p->c->run, &err) != 0 || draw(p, &piece, &err) <= 0 ||
+        copy_piece(p, w, &piece, &err) != 0)
       break;
   }
   if (err.id != CAIRN_OK)
@@ -398,12 +426,14 @@ int cairn__copy_run(struct cairn__copy *c, struct cairn_error *err)
     cairn__free(p.page);
     return cairn__fail_memory(err);
   }
+  pthread_mutex_init(&p.drawing, NULL);
   pthread_mutex_init(&p.lock, NULL);
   pthread_cond_init(&p.turn, NULL);
   run_workers(&p, workers, count);
   result = finish(&p, err);
   pthread_cond_destroy(&p.turn);
   pthread_mutex_destroy(&p.lock);
+  pthread_mutex_destroy(&p.drawing);
   for (unsigned i = 0; i < count; i++)
     cairn__free_aligned(workers[i].buf);
   cairn__free(workers);

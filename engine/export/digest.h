@@ -83,8 +83,7 @@ int cairn__tree_append(struct cairn__tree *t, const unsigned char *leaves,
  * root is taken (a header is written last). */
 void cairn__tree_set_first(struct cairn__tree *t, const unsigned char *leaf);
 uint64_t cairn__tree_count(const struct cairn__tree *t);
-void cairn__tree_root(struct cairn__tree *t, uint64_t size,
-                      unsigned char *out);
+void cairn__tree_root(struct cairn__tree *t, uint64_t size, unsigned char *out);
 
 /* The tree digest of an open file of this size, read once through io; holes
  * are not read. The optional gate is called between requests of 1 MiB;
@@ -92,8 +91,8 @@ void cairn__tree_root(struct cairn__tree *t, uint64_t size,
  * (cairn__error_set_path). */
 int cairn__tree_file(const struct cairn_io *io, int fd, uint64_t size,
                      const struct cairn__digester *d,
-                     int (*gate)(void *arg, struct cairn_error *err),
-                     void *arg, unsigned char *root, struct cairn_error *err);
+                     int (*gate)(void *arg, struct cairn_error *err), void *arg,
+                     unsigned char *root, struct cairn_error *err);
 
 /* ---- digest map -------------------------------------------------------------
  *
@@ -115,9 +114,11 @@ struct cairn__map_info {
 };
 
 struct cairn__map_writer;
+/* path: what messages call it (NULL: name). */
 int cairn__map_create(const struct cairn_io *io, int dirfd, const char *name,
-                      const struct cairn__digester *d, uint64_t virtual_size,
-                      uint64_t length, const unsigned char point[16],
+                      const char *path, const struct cairn__digester *d,
+                      uint64_t virtual_size, uint64_t length,
+                      const unsigned char point[16],
                       struct cairn__map_writer **out, struct cairn_error *err);
 /* Ascending; blocks left out are zero markers. */
 int cairn__map_append(struct cairn__map_writer *w, uint64_t first_block,
@@ -132,10 +133,11 @@ int cairn__map_finish(struct cairn__map_writer *w, unsigned char *root,
 void cairn__map_abort(struct cairn__map_writer *w); /* NULL allowed */
 
 struct cairn__map;
-/* Opens and checks header and size. */
+/* Opens and checks header and size. path: what messages call it (NULL: name).
+ */
 int cairn__map_open(const struct cairn_io *io, int dirfd, const char *name,
-                    const struct cairn__digester *d, struct cairn__map **out,
-                    struct cairn_error *err);
+                    const char *path, const struct cairn__digester *d,
+                    struct cairn__map **out, struct cairn_error *err);
 const struct cairn__map_info *cairn__map_get_info(const struct cairn__map *m);
 /* Digests of blocks first..first+count-1 (within one page). Each page's own
  * digest is checked when it is loaded: CAIRN_E_EXPORT_CORRUPT. One thread. */

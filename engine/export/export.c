@@ -87,6 +87,7 @@ static int find_sequence(struct export *x, struct cairn_error *err)
   const char *collection = text_of(x->collection, "CollectionId");
   json_t *points, *p;
   json_int_t highest = 0;
+  char shown[512];
   size_t i;
 
   if (cairn__points_read(x->io, x->publication.path, &points, err) != 0)
@@ -100,7 +101,17 @@ static int find_sequence(struct export *x, struct cairn_error *err)
       highest = n;
   }
   json_decref(points);
-  x->sequence = highest + 1;
+  x->sequence = cairn__publication_last_sequence(&x->publication, collection);
+  if (x->sequence < highest)
+    x->sequence = highest;
+  if (++x->sequence > CAIRN__SEQUENCE_MAX)
+    return cairn__fail(
+        err, CAIRN_E_OUT_OF_RANGE,
+        "\"%s\" holds a point of this collection with the "
+        "sequence %lld, and none is higher; export into "
+        "another directory",
+        cairn__printable(x->publication.path, shown, sizeof shown),
+        (long long)CAIRN__SEQUENCE_MAX);
   if (highest > 0 && strcmp(text_of(x->spec, "base"), "latest") == 0) {
     x->fallback = NO_INCREMENTS;
     cairn__run_warn(x->run, "all disks are exported in full: %s", x->fallback);
@@ -197,10 +208,13 @@ static int write_disk(struct disk_job *j, struct cairn_error *err)
   struct cairn__source *s = j->d->source;
   struct cairn__map_writer *map = NULL;
   struct cairn__sink *sink = NULL;
+  char path[PATH_MAX];
 
   if (open_sink(j, &sink, err) != 0)
     return -1;
-  if (cairn__map_create(x->io, j->dirfd, j->map_name, &x->digester,
+  snprintf(path, sizeof path, "%s/%s/%s", x->publication.point_path, j->m->id,
+           j->map_name);
+  if (cairn__map_create(x->io, j->dirfd, j->map_name, path, &x->digester,
                         s->virtual_size, s->length, x->point, &map, err) != 0) {
     sink->ops->abort(sink);
     return -1;
@@ -349,6 +363,14 @@ static int export_machine(struct export *x, struct cairn__member *m,
   int fd = -1, result;
 
   if (m->disk_count == 0 && m->files.count == 0) {
+    const char *name = text_of(m->spec, "ElementName");
+    char shown[200];
+
+    cairn__run_warn(x->run,
+                    "machine %s%s%s%s has neither disks nor files: the point "
+                    "holds nothing of it",
+                    name ? cairn__printable(name, shown, sizeof shown) : "",
+                    name ? " (" : "", m->id, name ? ")" : "");
     m->result = CAIRN__MEMBER_OK;
     return 0;
   }
@@ -468,7 +490,10 @@ static int publish(struct export *x, struct cairn_error *err)
 {
   if (cairn__members_check_still(&x->members, err) != 0 ||
       write_secret(x, err) != 0 || write_manifest(x, err) != 0 ||
-      cairn__run_gate(x->run, err) != 0)
+      cairn__run_gate(x->run, err) != 0 ||
+      cairn__publication_keep_sequence(&x->publication,
+                                       text_of(x->collection, "CollectionId"),
+                                       x->sequence, err) != 0)
     return -1;
   return cairn__publication_publish(&x->publication, x->run, x->run->point_uuid,
                                     err);
@@ -689,11 +714,16 @@ static int open_target(const struct cairn_io *io, const char *directory,
     if (fd >= 0)
       return fd;
   }
+  cairn__printable(directory, shown, sizeof shown);
+  if (errnum == ENOENT)
+    return cairn__fail(err, CAIRN_E_BAD_PATH,
+                       "cannot create the export directory \"%s\": the "
+                       "directory that it would be in does not exist; make it "
+                       "first",
+                       shown);
   cairn__fail_errno(err, errnum, directory, -1,
-                    "cannot open the export directory \"%s\"%s",
-                    cairn__printable(directory, shown, sizeof shown),
-                    errnum == ENOENT ? " (its parent has to exist)" : "");
-  if (err && (errnum == ENOENT || errnum == ENOTDIR))
+                    "cannot open the export directory \"%s\"", shown);
+  if (err && errnum == ENOTDIR)
     err->id = CAIRN_E_BAD_PATH;
   return -1;
 }
@@ -829,7 +859,9 @@ static int export_plan(const struct cairn_io *io, const json_t *spec,
   o.target_fd = open_target(io, o.target_path, &is_new, err);
   if (o.target_fd < 0)
     return -1;
-  result = is_new ? 0 : has_earlier_point(io, spec, &has_earlier, err);
+  result = cairn__publication_check_target(io, o.target_fd, o.target_path, err);
+  if (result == 0 && !is_new)
+    result = has_earlier_point(io, spec, &has_earlier, err);
   if (has_earlier && strcmp(text_of(spec, "base"), "latest") == 0)
     fallback = NO_INCREMENTS;
   if (result == 0)

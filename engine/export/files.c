@@ -12,6 +12,9 @@
 
 #define CHUNK_BLOCKS 16u
 #define CHUNK        ((size_t)CHUNK_BLOCKS * CAIRN__BLOCK)
+/* Synced each time so much was written: a saved state has gigabytes, and who
+ * waits in one fsync for all of them ends at nobody's request. */
+#define SYNC_BYTES ((uint64_t)32 << 20)
 
 const char *const cairn__file_roles[] = {"config", "runtime", "guest-state",
                                          NULL};
@@ -69,8 +72,45 @@ static char *free_name(const struct cairn__machine_files *f, const char *role,
   return name;
 }
 
+#define MADE_WHEN_READ                                                         \
+  "as files do that the kernel makes when they are read; copy it to an "       \
+  "ordinary file and name that"
+
+/* A file of /proc has no size and content all the same. */
+static int refuse_hidden_content(const struct cairn_io *io, const char *source,
+                                 struct cairn_error *err)
+{
+  char byte;
+  ssize_t got;
+  int fd =
+      io->openat(io, AT_FDCWD, source, O_RDONLY | O_NONBLOCK | O_NOCTTY, 0);
+
+  if (fd < 0)
+    return fail_file_errno(err, errno, source, "open");
+  got = cairn__io_read_full(io, fd, &byte, 1, 0);
+  if (got < 0)
+    fail_file_errno(err, errno, source, "read");
+  (void)io->close(io, fd);
+  if (got > 0)
+    return fail_file(err, CAIRN_E_BAD_PATH, source,
+                     "holds data although its size is 0, " MADE_WHEN_READ);
+  return got < 0 ? -1 : 0;
+}
+
+/* Names the list and the place in it: "runtime[2]: ..." */
+static int fail_in_list(struct cairn_error *err, const char *role, size_t index)
+{
+  char where[64];
+
+  if (err && (err->id == CAIRN_E_TERMINATED || err->id == CAIRN_E_KILLED))
+    return -1;
+  snprintf(where, sizeof where, "%s[%zu]", cairn__file_role_key(role), index);
+  cairn__error_prefix(err, where);
+  return -1;
+}
+
 static int find_one(const struct cairn_io *io, struct cairn__machine_files *f,
-                    const char *role, const char *source,
+                    const char *role, size_t index, const char *source,
                     struct cairn_error *err)
 {
   struct cairn__machine_file *file = &f->list[f->count];
@@ -87,10 +127,13 @@ static int find_one(const struct cairn_io *io, struct cairn__machine_files *f,
                          ? "is a directory; name the files in it"
                          : "is a fifo, a device or a socket; only regular "
                            "files can be exported");
+  if (file->st.st_size == 0 && refuse_hidden_content(io, source, err) != 0)
+    return -1;
   file->name = free_name(f, role, base);
   if (!file->name)
     return cairn__fail_memory(err);
   file->role = role;
+  file->index = index;
   file->source = source;
   f->count++;
   return 0;
@@ -117,9 +160,9 @@ int cairn__machine_files_find(const struct cairn_io *io, const json_t *machine,
     json_array_foreach(json_object_get(machine, cairn__file_role_key(*role)), i,
                        v)
     {
-      if (find_one(io, out, *role, json_string_value(v), err) != 0) {
+      if (find_one(io, out, *role, i + 1, json_string_value(v), err) != 0) {
         cairn__machine_files_free(out);
-        return -1;
+        return fail_in_list(err, *role, i + 1);
       }
     }
   }
@@ -192,7 +235,11 @@ static int copy_chunk(const struct transfer *t, uint64_t offset, size_t n,
   if (got < 0)
     return fail_file_errno(err, errno, t->file->source, "read");
   if ((size_t)got < n)
-    return fail_changed(t, err);
+    return check_same(t, err) != 0
+               ? -1
+               : fail_file(
+                     err, CAIRN_E_BAD_PATH, t->file->source,
+                     "holds less data than its size tells, " MADE_WHEN_READ);
   memset(t->buf + n, 0, CHUNK - n);
   for (size_t at = 0; at < n; at += CAIRN__BLOCK) {
     size_t piece = n - at < CAIRN__BLOCK ? n - at : CAIRN__BLOCK;
@@ -221,6 +268,9 @@ static int copy_content(const struct transfer *t, struct cairn_error *err)
                    size - offset < CHUNK ? (size_t)(size - offset) : CHUNK,
                    err) != 0)
       return -1;
+    if ((offset + CHUNK) % SYNC_BYTES == 0 &&
+        t->io->fdatasync(t->io, t->to) != 0)
+      return fail_write(t, errno, (int64_t)offset, err);
   }
   /* Zeros at the end were not written. */
   if (t->io->ftruncate(t->io, t->to, (off_t)size) != 0 ||
@@ -294,5 +344,5 @@ out:
     (void)t.io->close(t.io, t.from);
   cairn__tree_free(t.tree);
   cairn__free_aligned(t.buf);
-  return result;
+  return result == 0 ? 0 : fail_in_list(err, file->role, file->index);
 }

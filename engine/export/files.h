@@ -14,6 +14,7 @@
 
 struct cairn__machine_file {
   const char *role;   /* "config", "runtime", "guest-state" */
+  size_t index;       /* in the specification's list of this role, from 1 */
   const char *source; /* absolute; the specification's */
   char *name;         /* in the directory of the role */
   struct stat st;     /* when the point was taken */

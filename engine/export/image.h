@@ -51,39 +51,38 @@ struct cairn__source {
 
 struct cairn__source_options {
   const struct cairn_io *io;
-  const char *path, *format;        /* "raw" or "qcow2" */
-  const char *const *directories;   /* where backing files may lie, besides
-                                       the image's own directory */
+  const char *path, *format;      /* "raw" or "qcow2" */
+  const char *const *directories; /* where backing files may lie, besides
+                                     the image's own directory */
   size_t directory_count;
-  int assume_quiescent;             /* block devices: the caller vouches */
-  unsigned readers;                 /* wanted */
-  const char *work_directory;       /* absolute; sockets and pid files of
-                                       helpers */
+  int assume_quiescent;       /* block devices: the caller vouches */
+  unsigned readers;           /* wanted */
+  const char *work_directory; /* absolute; sockets and pid files of
+                                 helpers */
 };
 /* Raw file or block device, under QEMU's lock protocol. */
 int cairn__source_open_raw(const struct cairn__source_options *o,
-                           struct cairn__source **out,
-                           struct cairn_error *err);
+                           struct cairn__source **out, struct cairn_error *err);
 /* qcow2 through one qemu-nbd, chain checked and given explicitly. `run` (may
  * be NULL) lets the wait for the server end early. The kernel ends the server
  * with the calling thread, which therefore has to live until the source is
  * closed. work_directory NULL: a private one below /tmp. */
 int cairn__source_open_qcow2(const struct cairn__source_options *o,
-                             struct cairn__run *run,
-                             struct cairn__source **out,
+                             struct cairn__run *run, struct cairn__source **out,
                              struct cairn_error *err);
 void cairn__source_close(struct cairn__source *s); /* NULL allowed */
 
-/* ---- sinks -------------------------------------------------------------------
- * reserve() is called in ascending block order by one thread at a time; it
- * settles where the blocks will lie, so that the file's bytes do not depend on
- * timing. write() may be called by any thread, in any order, for reserved
- * blocks. finish() writes what remains (tables, then the header, last), syncs
- * and frees; abort() closes and frees, leaving the file to whoever removes the
- * work directory. */
+/* ---- sinks
+ * ------------------------------------------------------------------- reserve()
+ * is called in ascending block order by one thread at a time; it settles where
+ * the blocks will lie, so that the file's bytes do not depend on timing.
+ * write() may be called by any thread, in any order, for reserved blocks.
+ * finish() writes what remains (tables, then the header, last), syncs and
+ * frees; abort() closes and frees, leaving the file to whoever removes the work
+ * directory. */
 
 struct cairn__file_result {
-  uint64_t size; /* bytes of the file */
+  uint64_t size;                           /* bytes of the file */
   unsigned char digest[CAIRN__DIGEST_MAX]; /* tree digest of the file */
 };
 
@@ -110,8 +109,8 @@ struct cairn__sink {
 struct cairn__sink_options {
   const struct cairn_io *io;
   int dirfd;
-  const char *name;      /* created, O_EXCL, 0600 */
-  const char *path;      /* for messages */
+  const char *name; /* created, O_EXCL, 0600 */
+  const char *path; /* for messages */
   uint64_t length, virtual_size;
   const struct cairn__digester *digester;
   const char *backing_name, *backing_format; /* qcow2 overlay, or NULL */
@@ -123,10 +122,10 @@ int cairn__sink_open_qcow2(const struct cairn__sink_options *o,
 int cairn__sink_open_raw(const struct cairn__sink_options *o,
                          struct cairn__sink **out, struct cairn_error *err);
 
-/* ---- reading what an export holds --------------------------------------------
- * Our own reader of our own files: version 3, 64 KiB clusters, no compression,
- * encryption, snapshots or external data. `layer` walks one file; it never
- * opens a backing file by itself. */
+/* ---- reading what an export holds
+ * -------------------------------------------- Our own reader of our own files:
+ * version 3, 64 KiB clusters, no compression, encryption, snapshots or external
+ * data. `layer` walks one file; it never opens a backing file by itself. */
 
 struct cairn__layer;
 struct cairn__layer_info {
@@ -135,12 +134,13 @@ struct cairn__layer_info {
   int has_point, has_base;
   unsigned char point[16], base[16];
 };
-/* format "qcow2" or "raw" (length then gives the content's length). */
+/* format "qcow2" or "raw" (length then gives the content's length). path: what
+ * messages call it (NULL: name). */
 int cairn__layer_open(const struct cairn_io *io, int dirfd, const char *name,
-                      const char *format, uint64_t length,
+                      const char *path, const char *format, uint64_t length,
                       struct cairn__layer **out, struct cairn_error *err);
-const struct cairn__layer_info *cairn__layer_get_info(
-    const struct cairn__layer *l);
+const struct cairn__layer_info *
+cairn__layer_get_info(const struct cairn__layer *l);
 /* States and file offsets of blocks first..first+count-1, within one page of
  * 8192 blocks. One thread. raw: holes are ZERO, the rest DATA. */
 int cairn__layer_blocks(struct cairn__layer *l, uint64_t first, size_t count,
@@ -172,17 +172,18 @@ int cairn__source_open_layers(struct cairn__layer **layers, size_t count,
                               unsigned readers, struct cairn__source **out,
                               struct cairn_error *err);
 
-/* ---- the copy ------------------------------------------------------------------ */
+/* ---- the copy
+ * ------------------------------------------------------------------ */
 
 struct cairn__copy {
   struct cairn__run *run; /* gate and bytes_done; its io and clock */
   struct cairn__source *source;
-  struct cairn__sink *sink;              /* NULL: read and check only */
+  struct cairn__sink *sink; /* NULL: read and check only */
   const struct cairn__digester *digester;
-  struct cairn__map_writer *map_writer;  /* gets the digests, or NULL */
-  struct cairn__map *map;                /* checked against, or NULL:
-                                            CAIRN_E_DIGEST_MISMATCH */
-  unsigned threads;                      /* 0 = choose */
+  struct cairn__map_writer *map_writer; /* gets the digests, or NULL */
+  struct cairn__map *map;               /* checked against, or NULL:
+                                           CAIRN_E_DIGEST_MISMATCH */
+  unsigned threads;                     /* 0 = choose */
   /* results */
   uint64_t bytes_read, bytes_written, bytes_zero, bytes_skipped;
 };

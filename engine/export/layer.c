@@ -22,7 +22,7 @@
 struct cairn__layer {
   const struct cairn_io *io;
   int fd;
-  char *name;
+  char *name; /* for messages */
   struct cairn__layer_info info;
   struct timespec modified;
   uint64_t blocks, pages;
@@ -43,7 +43,7 @@ __attribute__((format(printf, 4, 5))) static int
 corrupt(const struct cairn__layer *l, uint64_t offset, struct cairn_error *err,
         const char *fmt, ...)
 {
-  char name[256], text[256];
+  char name[512], text[256];
   va_list arguments;
 
   va_start(arguments, fmt);
@@ -60,7 +60,7 @@ static int layer_errno(const struct cairn__layer *l, uint64_t offset,
                        const char *what, struct cairn_error *err)
 {
   int errnum = errno;
-  char name[256];
+  char name[512];
 
   cairn__printable(l->name, name, sizeof name);
   return cairn__fail_errno(err, errnum, l->name, (int64_t)offset,
@@ -348,7 +348,7 @@ static int open_raw(struct cairn__layer *l, uint64_t length,
 }
 
 int cairn__layer_open(const struct cairn_io *io, int dirfd, const char *name,
-                      const char *format, uint64_t length,
+                      const char *path, const char *format, uint64_t length,
                       struct cairn__layer **out, struct cairn_error *err)
 {
   struct cairn__layer *l;
@@ -363,7 +363,7 @@ int cairn__layer_open(const struct cairn_io *io, int dirfd, const char *name,
   l->io = io;
   l->fd = -1;
   l->page = NO_PAGE;
-  l->name = cairn__strdup(name);
+  l->name = cairn__strdup(path != NULL ? path : name);
   if (l->name == NULL) {
     cairn__fail_memory(err);
     goto fail;
@@ -432,7 +432,7 @@ int cairn__layer_check_still(const struct cairn__layer *l,
                              struct cairn_error *err)
 {
   struct stat st;
-  char name[256];
+  char name[512];
 
   if (l->io->fstat(l->io, l->fd, &st) != 0) {
     return layer_errno(l, 0, "look at", err);

@@ -6,6 +6,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/fs.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -210,6 +211,61 @@ int cairn__qemu_lock(const struct cairn_io *io, int fd, const char *path,
   return 0;
 }
 
+/* ---- loop devices -------------------------------------------------------- */
+
+/* The first line of a file; 0 or -1. */
+static int read_line(const char *path, char *line, size_t size)
+{
+  FILE *f = fopen(path, "re");
+  int is_read = f && fgets(line, (int)size, f) != NULL;
+
+  if (f)
+    fclose(f);
+  if (!is_read)
+    return -1;
+  line[strcspn(line, "\n")] = '\0';
+  return 0;
+}
+
+/* A loop device writes its file without any lock. One that may (not read-only)
+ * is refused. Best effort: what /sys does not show is left to
+ * cairn__held_check_still. */
+static int refuse_loop(const struct cairn__held *h, struct cairn_error *err)
+{
+  DIR *devices = opendir("/sys/block");
+  struct dirent *e;
+  char shown[512];
+  int result = 0;
+
+  if (!devices)
+    return 0;
+  while (result == 0 && (e = readdir(devices)) != NULL) {
+    char path[64], file[PATH_MAX], is_read_only[8];
+    struct stat st;
+
+    if (strncmp(e->d_name, "loop", 4) != 0)
+      continue;
+    snprintf(path, sizeof path, "/sys/block/%.16s/loop/backing_file",
+             e->d_name);
+    if (read_line(path, file, sizeof file) != 0 || stat(file, &st) != 0 ||
+        !is_same_file(&h->st, &st))
+      continue;
+    snprintf(path, sizeof path, "/sys/block/%.16s/ro", e->d_name);
+    if (read_line(path, is_read_only, sizeof is_read_only) == 0 &&
+        strcmp(is_read_only, "1") == 0)
+      continue;
+    cairn__fail(err, CAIRN_E_SOURCE_IN_USE,
+                "\"%s\" is in use: /dev/%.16s may write it; detach that loop "
+                "device (losetup -d), attach it read-only (losetup -r), or "
+                "declare assume_quiescent when nothing writes it",
+                cairn__printable(h->path, shown, sizeof shown), e->d_name);
+    cairn__error_set_path(err, h->path, -1);
+    result = -1;
+  }
+  closedir(devices);
+  return result;
+}
+
 /* ---- opening ------------------------------------------------------------- */
 
 static int fail_open(struct cairn_error *err, int errnum, const char *path)
@@ -319,6 +375,8 @@ static int open_file(struct cairn__held *h, int assume_quiescent,
       *err = cause;
     return -1;
   }
+  if (!h->is_block && !assume_quiescent && refuse_loop(h, err) != 0)
+    return -1;
   /* The size and the times that count are those under the lock. */
   if (io->fstat(io, h->fd, &h->st) != 0)
     return fail_open(err, errno, h->path);

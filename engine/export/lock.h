@@ -10,7 +10,8 @@
  *
  * A block device has writers that take no such lock, so it must be free:
  * opened exclusively (which a mount, a volume manager or a swap area
- * prevents), or the caller vouches for it with assume_quiescent. */
+ * prevents), or the caller vouches for it with assume_quiescent. So has a file
+ * behind a loop device, which must be read-only or vouched for. */
 #ifndef CAIRN_EXPORT_LOCK_H
 #define CAIRN_EXPORT_LOCK_H
 

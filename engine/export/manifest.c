@@ -329,7 +329,7 @@ static unsigned role_of(const char *name)
   return 0;
 }
 
-static int is_disk_id(const char *s)
+int cairn__is_disk_id(const char *s)
 {
   static const char alnum[] =
       "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
@@ -362,7 +362,7 @@ static int path_is_right(const json_t *file, unsigned role, const char *name)
     return strcmp(path, wanted) == 0;
   }
   int n = snprintf(wanted, sizeof wanted, "%s/%s/", vm, name);
-  return strncmp(path, wanted, (size_t)n) == 0;
+  return strncmp(path, wanted, (size_t)n) == 0 && !strchr(path + n, '/');
 }
 
 static int check_image(const struct check *c, const json_t *file, unsigned role,
@@ -398,13 +398,13 @@ static int check_digests_size(const struct check *c, const json_t *image,
   return 0;
 }
 
-/* `paths`, `directories`, `disks`: what earlier files have taken. */
+/* `paths`, `disks`: what earlier files have taken. */
 static int check_file(const struct check *c, const json_t *file, size_t index,
                       const json_t *manifest, const json_t *machines,
-                      json_t *paths, json_t *directories, json_t *disks)
+                      json_t *paths, json_t *disks)
 {
   char where[WHERE_MAX], key[160];
-  snprintf(where, sizeof where, "files[%zu]", index);
+  snprintf(where, sizeof where, "files[%zu]", index + 1);
   if (!json_is_object(file))
     return refuse(c, "an object is wanted", where);
   const char *name = text_of(file, "role");
@@ -420,7 +420,7 @@ static int check_file(const struct check *c, const json_t *file, size_t index,
   const char *vm = text_of(file, "VirtualMachineId");
   if (vm && !json_object_get(machines, vm))
     return refuse(c, "VirtualMachineId is none of \"machines\"", where);
-  if ((role & ROLES_OF_DISK) && !is_disk_id(text_of(file, "disk")))
+  if ((role & ROLES_OF_DISK) && !cairn__is_disk_id(text_of(file, "disk")))
     return refuse(c, "disk is no disk id", where);
   if ((role & ROLES_IMAGE) && check_image(c, file, role, where) != 0)
     return -1;
@@ -441,15 +441,6 @@ static int check_file(const struct check *c, const json_t *file, size_t index,
     return refuse(c, "path occurs twice", where);
   if (set_add(paths, path, c->err) != 0)
     return -1;
-  char parent[PATH_MAX];
-  for (const char *slash = strchr(path, '/'); slash;
-       slash = strchr(slash + 1, '/')) {
-    size_t n = (size_t)(slash - path);
-    memcpy(parent, path, n);
-    parent[n] = 0;
-    if (set_add(directories, parent, c->err) != 0)
-      return -1;
-  }
   if (!(role & ROLES_OF_DISK))
     return 0;
   /* one image and one map per disk: they are matched at the end */
@@ -466,29 +457,23 @@ static int check_files(const struct check *c, const json_t *manifest,
                        const json_t *machines)
 {
   int result = -1;
-  json_t *paths = json_object(), *directories = json_object();
-  json_t *disks = json_object();
+  json_t *paths = json_object(), *disks = json_object();
   const json_t *files = json_object_get(manifest, "files");
   size_t i;
   json_t *file;
-  if (!paths || !directories || !disks) {
+  if (!paths || !disks) {
     cairn__fail_memory(c->err);
     goto out;
   }
   json_array_foreach(files, i, file)
   {
-    if (check_file(c, file, i, manifest, machines, paths, directories, disks) !=
-        0)
+    if (check_file(c, file, i, manifest, machines, paths, disks) != 0)
       goto out;
   }
   json_array_foreach(files, i, file)
   {
     char where[WHERE_MAX], key[160];
-    snprintf(where, sizeof where, "files[%zu]", i);
-    if (json_object_get(directories, text_of(file, "path"))) {
-      refuse(c, "path is also the directory of another file", where);
-      goto out;
-    }
+    snprintf(where, sizeof where, "files[%zu]", i + 1);
     unsigned role = role_of(text_of(file, "role"));
     if (!(role & ROLES_OF_DISK))
       continue;
@@ -513,7 +498,6 @@ static int check_files(const struct check *c, const json_t *manifest,
   result = 0;
 out:
   json_decref(paths);
-  json_decref(directories);
   json_decref(disks);
   return result;
 }
@@ -526,7 +510,7 @@ static int check_machines(const struct check *c, const json_t *manifest,
   char where[WHERE_MAX];
   json_array_foreach(json_object_get(manifest, "machines"), i, machine)
   {
-    snprintf(where, sizeof where, "machines[%zu]", i);
+    snprintf(where, sizeof where, "machines[%zu]", i + 1);
     if (check_members(c, machine, machine_members, ROLES_ALL, where) != 0)
       return -1;
     if (strcmp(text_of(machine, "result"), "ok") != 0)
@@ -539,14 +523,14 @@ static int check_machines(const struct check *c, const json_t *manifest,
   }
   json_array_foreach(json_object_get(manifest, "failed"), i, machine)
   {
-    snprintf(where, sizeof where, "failed[%zu]", i);
+    snprintf(where, sizeof where, "failed[%zu]", i + 1);
     const char *id = text_of(machine, "VirtualMachineId");
     if (!id || !cairn__guid_is_canonical(id))
       return refuse(c, "an object with a VirtualMachineId is wanted", where);
   }
   json_array_foreach(json_object_get(manifest, "warnings"), i, machine)
   {
-    snprintf(where, sizeof where, "warnings[%zu]", i);
+    snprintf(where, sizeof where, "warnings[%zu]", i + 1);
     if (!json_is_string(machine))
       return refuse(c, "a string is wanted", where);
   }
@@ -571,6 +555,8 @@ static int check_shape(struct check *c, const json_t *manifest)
       time.kind != CAIRN_TIMESTAMP ||
       time.microseconds != integer_of(manifest, "unix_us"))
     return refuse(c, "time and unix_us must be the same instant", "");
+  if (integer_of(manifest, "sequence") > CAIRN__SEQUENCE_MAX)
+    return refuse(c, "sequence has more than 18 digits", "");
   json_t *machines = json_object();
   if (!machines)
     return cairn__fail_memory(c->err);

@@ -14,6 +14,7 @@
 #define CAIRN__MANIFEST_NAME    "manifest.json"
 #define CAIRN__MANIFEST_VERSION 1
 #define CAIRN__MANIFEST_MAX     (64u << 20) /* bytes */
+#define CAIRN__SEQUENCE_MAX     INT64_C(999999999999999999)
 #define CAIRN__SECRET_NAME      "chain.secret"
 /* The text of the member "note". */
 #define CAIRN__MANIFEST_NOTE                                                   \
@@ -52,6 +53,8 @@ int cairn__secret_read(const struct cairn_io *io, int dirfd, const char *path,
 /* 1 when the text is a GUID as manifests have it: 36 characters, upper case,
  * no braces. */
 int cairn__guid_is_canonical(const char *s);
+/* [A-Za-z0-9][A-Za-z0-9._-]{0,63}: also a file's name. */
+int cairn__is_disk_id(const char *s);
 /* Takes a GUID in any case, with or without braces; 0, or -1. */
 int cairn__guid_canonical(const char *s, char out[37]);
 /* A path that a manifest may have: relative, no empty component, no "." or

@@ -112,7 +112,7 @@ static void writer_free(struct cairn__map_writer *w)
 static int writer_errno(struct cairn__map_writer *w, uint64_t offset,
                         const char *what, struct cairn_error *err)
 {
-  char name[256];
+  char name[512];
 
   return cairn__fail_errno(
       err, errno, w->name, (int64_t)offset, "cannot %s %s at offset %" PRIu64,
@@ -229,13 +229,14 @@ static int go_to_page(struct cairn__map_writer *w, uint64_t page,
 }
 
 int cairn__map_create(const struct cairn_io *io, int dirfd, const char *name,
-                      const struct cairn__digester *d, uint64_t virtual_size,
-                      uint64_t length, const unsigned char point[16],
+                      const char *path, const struct cairn__digester *d,
+                      uint64_t virtual_size, uint64_t length,
+                      const unsigned char point[16],
                       struct cairn__map_writer **out, struct cairn_error *err)
 {
   struct cairn__map_writer *w;
   unsigned char header[HEADER_SIZE];
-  char printable[256];
+  char printable[512];
 
   *out = NULL;
   w = cairn__calloc(1, sizeof *w);
@@ -256,7 +257,7 @@ int cairn__map_create(const struct cairn_io *io, int dirfd, const char *name,
                        " bytes with a virtual size of %" PRIu64,
                        length, virtual_size);
   }
-  w->name = cairn__strdup(name);
+  w->name = cairn__strdup(path != NULL ? path : name);
   w->page = cairn__calloc(1, (size_t)page_stride(d));
   w->block = cairn__malloc(CAIRN__BLOCK);
   w->content = cairn__tree_new(d);
@@ -274,8 +275,8 @@ int cairn__map_create(const struct cairn_io *io, int dirfd, const char *name,
   w->fd = io->openat(io, dirfd, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW,
                      0600);
   if (w->fd < 0) {
-    cairn__fail_errno(err, errno, name, -1, "cannot create %s",
-                      cairn__printable(name, printable, sizeof printable));
+    cairn__fail_errno(err, errno, w->name, -1, "cannot create %s",
+                      cairn__printable(w->name, printable, sizeof printable));
     writer_free(w);
     return -1;
   }
@@ -387,7 +388,7 @@ struct cairn__map {
 static int corrupt(const struct cairn__map *m, uint64_t offset,
                    const char *what, struct cairn_error *err)
 {
-  char name[256];
+  char name[512];
 
   cairn__fail(err, CAIRN_E_EXPORT_CORRUPT,
               "digest map %s is damaged at offset %" PRIu64 ": %s",
@@ -399,7 +400,7 @@ static int corrupt(const struct cairn__map *m, uint64_t offset,
 static int reader_errno(const struct cairn__map *m, uint64_t offset,
                         const char *what, struct cairn_error *err)
 {
-  char name[256];
+  char name[512];
 
   return cairn__fail_errno(err, errno, m->name, (int64_t)offset,
                            "cannot %s digest map %s", what,
@@ -412,7 +413,7 @@ static int check_header(struct cairn__map *m, const unsigned char *header,
   const struct cairn__digester *d = m->digester;
   struct cairn__map_info *info = &m->info;
   unsigned char sum[16];
-  char name[256];
+  char name[512];
 
   if (memcmp(header, map_magic, sizeof map_magic) != 0) {
     return corrupt(m, 0, "it does not begin as a digest map", err);
@@ -466,8 +467,8 @@ static int check_header(struct cairn__map *m, const unsigned char *header,
 }
 
 int cairn__map_open(const struct cairn_io *io, int dirfd, const char *name,
-                    const struct cairn__digester *d, struct cairn__map **out,
-                    struct cairn_error *err)
+                    const char *path, const struct cairn__digester *d,
+                    struct cairn__map **out, struct cairn_error *err)
 {
   struct cairn__map *m;
   unsigned char header[HEADER_SIZE];
@@ -483,7 +484,7 @@ int cairn__map_open(const struct cairn_io *io, int dirfd, const char *name,
   m->digester = d;
   m->fd = -1;
   m->loaded = NO_PAGE;
-  m->name = cairn__strdup(name);
+  m->name = cairn__strdup(path != NULL ? path : name);
   m->page = cairn__malloc((size_t)page_stride(d));
   if (m->name == NULL || m->page == NULL) {
     cairn__fail_memory(err);

@@ -25,6 +25,8 @@ int cairn__member_fail(struct cairn__member *m, struct cairn__member_disk *d,
   if (d)
     d->result = CAIRN__MEMBER_FAILED;
   cairn__error_locate(err, m->id, d ? d->id : NULL);
+  cairn__error_name_machine(
+      err, json_string_value(json_object_get(m->spec, "ElementName")));
   return -1;
 }
 

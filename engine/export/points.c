@@ -23,6 +23,7 @@
 #include "memory.h"
 
 #define DIRECTORY_FLAGS (O_RDONLY | O_DIRECTORY | O_NOCTTY)
+#define PREFIX_MIN      4 /* characters that abbreviate an id, at least */
 
 static const char *text_of(const json_t *object, const char *name)
 {
@@ -441,7 +442,7 @@ static int matches(const struct cairn__point *p, const char *wanted)
   if (cairn__guid_canonical(wanted, id) == 0)
     return strcmp(cairn__point_id(p), id) == 0;
   size_t n = strlen(wanted);
-  return n >= 4 && strncasecmp(cairn__point_id(p), wanted, n) == 0;
+  return n >= PREFIX_MIN && strncasecmp(cairn__point_id(p), wanted, n) == 0;
 }
 
 /* A second handle on a point that is open already. */
@@ -509,6 +510,11 @@ static int scan(struct cairn__exports *x, const char *wanted,
     cairn__fail(err, CAIRN_E_AMBIGUOUS,
                 "\"%s\" is more than one reference point: %s, %s", printable,
                 match->path, same);
+  } else if (strlen(wanted) < PREFIX_MIN) {
+    cairn__fail(err, CAIRN_E_NOT_FOUND,
+                "\"%s\" is too short for a reference point of %s: an id or %d "
+                "or more of its first characters are needed",
+                printable, x->path, PREFIX_MIN);
   } else if (there[0]) {
     cairn__fail(err, CAIRN_E_NOT_FOUND,
                 "%s holds no reference point \"%s\"; it holds %s", x->path,
@@ -627,35 +633,43 @@ const json_t *cairn__point_map(const struct cairn__point *p, const char *vm,
 
 /* A failed open below a point: what is missing or not a plain file there is
  * damage, the rest is the system's trouble. */
-static int fail_open(struct cairn_error *err, int errnum, const char *path)
+static int fail_open(struct cairn_error *err, int errnum,
+                     const struct cairn__point *p, const char *path)
 {
-  char printable[1024];
-  cairn__printable(path, printable, sizeof printable);
+  char whole[2 * PATH_MAX], printable[1024];
+  snprintf(whole, sizeof whole, "%s/%s", p->path, path);
+  cairn__printable(whole, printable, sizeof printable);
   if (errnum == ENOENT)
-    return cairn__fail(err, CAIRN_E_EXPORT_CORRUPT, "%s is missing", printable);
-  if (errnum == ELOOP || errnum == ENOTDIR || errnum == ENXIO)
-    return cairn__fail(err, CAIRN_E_EXPORT_CORRUPT,
-                       "%s is a symbolic link or special, or lies below one; "
-                       "a regular file is wanted",
-                       printable);
-  return cairn__fail_errno(err, errnum, path, -1, "cannot open %s", printable);
+    cairn__fail(err, CAIRN_E_EXPORT_CORRUPT, "%s is missing", printable);
+  else if (errnum == ELOOP || errnum == ENOTDIR || errnum == ENXIO)
+    cairn__fail(err, CAIRN_E_EXPORT_CORRUPT,
+                "%s is a symbolic link or special, or lies below one; "
+                "a regular file is wanted",
+                printable);
+  else
+    cairn__fail_errno(err, errnum, whole, -1, "cannot open %s", printable);
+  cairn__error_set_path(err, whole, -1);
+  return -1;
 }
 
-int cairn__open_parent(const struct cairn_io *io, int dirfd, const char *path,
-                       int *parent, const char **name, struct cairn_error *err)
+/* Walks to the directory that holds `path` (relative, as in a manifest).
+ * *name points into path. The caller closes *parent. */
+static int open_parent(const struct cairn_io *io, const struct cairn__point *p,
+                       const char *path, int *parent, const char **name,
+                       struct cairn_error *err)
 {
   char component[NAME_MAX + 1];
   const char *whole = path;
   *parent = -1;
   *name = path;
-  int fd = io->openat(io, dirfd, ".", DIRECTORY_FLAGS, 0);
+  int fd = io->openat(io, p->fd, ".", DIRECTORY_FLAGS, 0);
   if (fd < 0)
-    return fail_open(err, errno, whole);
+    return fail_open(err, errno, p, whole);
   for (const char *slash; (slash = strchr(path, '/')); path = slash + 1) {
     size_t n = (size_t)(slash - path);
     if (n > NAME_MAX) {
       io->close(io, fd);
-      return fail_open(err, ENAMETOOLONG, whole);
+      return fail_open(err, ENAMETOOLONG, p, whole);
     }
     memcpy(component, path, n);
     component[n] = 0;
@@ -663,7 +677,7 @@ int cairn__open_parent(const struct cairn_io *io, int dirfd, const char *path,
     int saved = errno;
     io->close(io, fd);
     if (next < 0)
-      return fail_open(err, saved, whole);
+      return fail_open(err, saved, p, whole);
     fd = next;
   }
   *parent = fd;
@@ -679,22 +693,22 @@ int cairn__open_file(const struct cairn_io *io, const struct cairn__point *p,
   const char *name;
   struct stat here;
   *fd = -1;
-  if (cairn__open_parent(io, p->fd, path, &parent, &name, err) != 0)
+  if (open_parent(io, p, path, &parent, &name, err) != 0)
     return -1;
   int opened = io->openat(io, parent, name,
                           O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0);
   int saved = errno;
   io->close(io, parent);
   if (opened < 0)
-    return fail_open(err, saved, path);
+    return fail_open(err, saved, p, path);
   if (io->fstat(io, opened, &here) != 0) {
     saved = errno;
     io->close(io, opened);
-    return fail_open(err, saved, path);
+    return fail_open(err, saved, p, path);
   }
   if (!S_ISREG(here.st_mode)) {
     io->close(io, opened);
-    return fail_open(err, ENOTDIR, path);
+    return fail_open(err, ENOTDIR, p, path);
   }
   if (st)
     *st = here;
@@ -713,7 +727,7 @@ static int open_parent_of_file(const struct cairn_io *io,
   if (cairn__open_file(io, p, path, &fd, NULL, err) != 0)
     return -1;
   io->close(io, fd);
-  return cairn__open_parent(io, p->fd, path, parent, name, err);
+  return open_parent(io, p, path, parent, name, err);
 }
 
 int cairn__point_digester(const struct cairn_io *io,
@@ -775,9 +789,12 @@ fail_image(struct cairn_error *err, const struct cairn__point *p,
   va_start(args, fmt);
   vsnprintf(what, sizeof what, fmt, args);
   va_end(args);
-  return cairn__fail(err, CAIRN_E_EXPORT_CORRUPT, "%s/%s: %s",
-                     cairn__printable(p->path, printable, sizeof printable),
-                     text_of(image, "path"), what);
+  cairn__fail(err, CAIRN_E_EXPORT_CORRUPT, "%s/%s: %s",
+              cairn__printable(p->path, printable, sizeof printable),
+              text_of(image, "path"), what);
+  snprintf(what, sizeof what, "%s/%s", p->path, text_of(image, "path"));
+  cairn__error_set_path(err, what, -1);
+  return -1;
 }
 
 static int is_same_id(const char *text, const unsigned char bytes[16])
@@ -875,8 +892,12 @@ int cairn__point_open_layer(struct cairn__exports *x,
   if (open_parent_of_file(x->io, p, text_of(image, "path"), &parent, &name,
                           err) != 0)
     return -1;
-  int result = cairn__layer_open(x->io, parent, name, text_of(image, "format"),
-                                 number_of(image, "length"), &layer, err);
+  char *path = cairn__format("%s/%s", p->path, text_of(image, "path"));
+  int result = path ? cairn__layer_open(x->io, parent, name, path,
+                                        text_of(image, "format"),
+                                        number_of(image, "length"), &layer, err)
+                    : cairn__fail_memory(err);
+  cairn__free(path);
   x->io->close(x->io, parent);
   if (result != 0)
     return -1;
@@ -901,7 +922,10 @@ int cairn__point_open_map(const struct cairn_io *io,
   if (open_parent_of_file(io, p, text_of(entry, "path"), &parent, &name, err) !=
       0)
     return -1;
-  int result = cairn__map_open(io, parent, name, d, &map, err);
+  char *path = cairn__format("%s/%s", p->path, text_of(entry, "path"));
+  int result = path ? cairn__map_open(io, parent, name, path, d, &map, err)
+                    : cairn__fail_memory(err);
+  cairn__free(path);
   io->close(io, parent);
   if (result != 0)
     return -1;

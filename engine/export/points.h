@@ -68,12 +68,9 @@ const json_t *cairn__point_image(const struct cairn__point *p, const char *vm,
 const json_t *cairn__point_map(const struct cairn__point *p, const char *vm,
                                const char *disk);
 
-/* Walks to the directory that holds `path` (relative, as in a manifest) below
- * dirfd. *name points into path. The caller closes *parent. */
-int cairn__open_parent(const struct cairn_io *io, int dirfd, const char *path,
-                       int *parent, const char **name, struct cairn_error *err);
-/* Opens a regular file for reading. EXPORT_CORRUPT when it is missing, a
- * symbolic link or no regular file. *st may be NULL. */
+/* Opens a regular file of the point for reading (`path` relative, as in its
+ * manifest). EXPORT_CORRUPT when it is missing, a symbolic link or no regular
+ * file. *st may be NULL. */
 int cairn__open_file(const struct cairn_io *io, const struct cairn__point *p,
                      const char *path, int *fd, struct stat *st,
                      struct cairn_error *err);

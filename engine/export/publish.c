@@ -11,10 +11,13 @@
 #include <unistd.h>
 
 #include "error.h"
+#include "manifest.h"
 #include "memory.h"
 #include "server.h"
 
 #define DIRECTORY_LOCK ".cairn.lock"
+#define LOCK_FILE_MAX  (1u << 20) /* bytes of it that are read */
+#define OWNER_LENGTH   16
 #define OWNER_LOCK     "owner.lock"
 #define POINT          "point"
 #define PREFIX         ".partial-"
@@ -72,16 +75,14 @@ static int lock_file(const struct cairn_io *io, int fd)
   return result;
 }
 
-/* For people who look: the lock itself does not need it. */
+/* For people who look: the lock itself does not need it. Always of one length,
+ * so that what follows it in the lock file of the directory stays. */
 static int write_owner(const struct cairn_io *io, int fd)
 {
-  char text[32];
+  char text[OWNER_LENGTH + 1];
 
-  snprintf(text, sizeof text, "%ld\n", (long)getpid());
-  return io->ftruncate(io, fd, 0) != 0 ||
-                 cairn__io_write_full(io, fd, text, strlen(text), 0) != 0
-             ? -1
-             : 0;
+  snprintf(text, sizeof text, "%-*ld\n", OWNER_LENGTH - 1, (long)getpid());
+  return cairn__io_write_full(io, fd, text, OWNER_LENGTH, 0);
 }
 
 static long read_owner(const struct cairn_io *io, int fd)
@@ -95,10 +96,91 @@ static long read_owner(const struct cairn_io *io, int fd)
   return strtol(text, NULL, 10);
 }
 
+/* ---- sequences -----------------------------------------------------------
+ * Behind the owner's line: "CollectionId sequence", a line each, appended. A
+ * manifest that is damaged no longer says which number it has; without this
+ * the number would be given again. */
+
+/* Lines of another form say nothing: the file is an aid, what manifests say
+ * counts besides. */
+static int add_sequence(json_t *sequences, const char *line)
+{
+  char id[37] = "";
+  long long n = 0;
+  int end = 0;
+
+  if (sscanf(line, "%36s %18lld%n", id, &n, &end) != 2 || line[end] != '\0' ||
+      !cairn__guid_is_canonical(id) ||
+      n <= json_integer_value(json_object_get(sequences, id)))
+    return 0;
+  return json_object_set_new(sequences, id, json_integer(n));
+}
+
+static int read_sequences(struct cairn__publication *p, struct cairn_error *err)
+{
+  char *text = cairn__malloc(LOCK_FILE_MAX + 1), *line, *rest;
+  ssize_t n;
+  int result = 0;
+
+  p->sequences = json_object();
+  if (!text || !p->sequences) {
+    cairn__free(text);
+    return cairn__fail_memory(err);
+  }
+  n = cairn__io_read_full(p->io, p->lock_fd, text, LOCK_FILE_MAX, 0);
+  if (n < 0)
+    result = fail_name(err, errno, "read", p->path, DIRECTORY_LOCK);
+  text[n > 0 ? n : 0] = '\0';
+  for (line = strtok_r(text, "\n", &rest); line && result == 0;
+       line = strtok_r(NULL, "\n", &rest)) {
+    if (add_sequence(p->sequences, line) != 0)
+      result = cairn__fail_memory(err);
+  }
+  cairn__free(text);
+  return result;
+}
+
+json_int_t cairn__publication_last_sequence(const struct cairn__publication *p,
+                                            const char *collection)
+{
+  return json_integer_value(json_object_get(p->sequences, collection));
+}
+
+/* Every line has its length and keeps its place, so what is written over is
+ * what was there, but for the one that changes. */
+int cairn__publication_keep_sequence(struct cairn__publication *p,
+                                     const char *collection,
+                                     json_int_t sequence,
+                                     struct cairn_error *err)
+{
+  const struct cairn_io *io = p->io;
+  const char *id;
+  json_t *n;
+  off_t at = OWNER_LENGTH;
+
+  if (json_object_set_new(p->sequences, collection, json_integer(sequence)) !=
+      0)
+    return cairn__fail_memory(err);
+  json_object_foreach(p->sequences, id, n)
+  {
+    char line[64];
+    int length = snprintf(line, sizeof line, "%s %018lld\n", id,
+                          (long long)json_integer_value(n));
+
+    if (cairn__io_write_full(io, p->lock_fd, line, (size_t)length, at) != 0)
+      return fail_name(err, errno, "write", p->path, DIRECTORY_LOCK);
+    at += length;
+  }
+  if (io->fsync(io, p->lock_fd) != 0)
+    return fail_name(err, errno, "sync", p->path, DIRECTORY_LOCK);
+  return 0;
+}
+
 static int lock_directory(struct cairn__publication *p, struct cairn_error *err)
 {
   const struct cairn_io *io = p->io;
   char shown[512], who[48] = "";
+  struct stat st;
   long pid;
   int result;
 
@@ -107,9 +189,10 @@ static int lock_directory(struct cairn__publication *p, struct cairn_error *err)
   if (p->lock_fd < 0)
     return fail_name(err, errno, "create", p->path, DIRECTORY_LOCK);
   result = lock_file(io, p->lock_fd);
-  if (result < 0)
+  if (result < 0 || io->fstat(io, p->lock_fd, &st) != 0)
     return fail_name(err, errno, "lock", p->path, DIRECTORY_LOCK);
-  if (result > 0) {
+  /* Without a name: another export has just given the directory up. */
+  if (result > 0 || st.st_nlink == 0) {
     pid = read_owner(io, p->lock_fd);
     if (pid > 0)
       snprintf(who, sizeof who, ", by process %ld", pid);
@@ -120,6 +203,9 @@ static int lock_directory(struct cairn__publication *p, struct cairn_error *err)
     cairn__error_set_path(err, p->path, -1);
     return -1;
   }
+  p->is_locked = 1;
+  if (read_sequences(p, err) != 0)
+    return -1;
   if (write_owner(io, p->lock_fd) != 0)
     return fail_name(err, errno, "write", p->path, DIRECTORY_LOCK);
   return 0;
@@ -127,32 +213,106 @@ static int lock_directory(struct cairn__publication *p, struct cairn_error *err)
 
 /* ---- the export directory ------------------------------------------------ */
 
-static int sync_parent(struct cairn__publication *p, struct cairn_error *err)
+/* 1 when the directory holds a point's manifest, sound or not; 0, -1. */
+static int is_point(const struct cairn_io *io, int dirfd, const char *path,
+                    struct cairn_error *err)
+{
+  struct cairn_error why;
+  json_t *manifest = NULL;
+
+  cairn__error_clear(&why);
+  if (cairn__manifest_read(io, dirfd, path, &manifest, &why) == 0) {
+    json_decref(manifest);
+    return 1;
+  }
+  if (why.id == CAIRN_E_EXPORT_CORRUPT || why.id == CAIRN_E_VERSION)
+    return 1;
+  if (why.id == CAIRN_E_NOT_AN_EXPORT || why.id == CAIRN_E_PERMISSION_DENIED)
+    return 0;
+  if (err)
+    *err = why;
+  return -1;
+}
+
+int cairn__publication_check_target(const struct cairn_io *io, int dirfd,
+                                    const char *path, struct cairn_error *err)
+{
+  struct stat here, above;
+  char shown[512];
+  int fd = io->openat(io, dirfd, ".", O_PATH | O_DIRECTORY, 0), result = 0;
+
+  if (fd < 0 || io->fstat(io, fd, &here) != 0)
+    result = fail_path(err, errno, "look at", path);
+  while (result == 0) {
+    int next, found = is_point(io, fd, path, err);
+
+    if (found < 0)
+      result = -1;
+    if (found > 0) {
+      result = cairn__fail(err, CAIRN_E_BAD_PATH,
+                           "the export directory \"%s\" is a reference point "
+                           "or lies in one; name the directory that holds "
+                           "the points, or another",
+                           cairn__printable(path, shown, sizeof shown));
+      cairn__error_set_path(err, path, -1);
+    }
+    if (result != 0)
+      break;
+    next = io->openat(io, fd, "..", O_PATH | O_DIRECTORY, 0);
+    if (next < 0 && errno == EACCES)
+      break; /* what is above cannot be told, nor could it hold a point */
+    if (next < 0 || io->fstat(io, next, &above) != 0)
+      result = fail_path(err, errno, "look above", path);
+    close_fd(io, &fd);
+    fd = next;
+    if (result == 0 && above.st_dev == here.st_dev &&
+        above.st_ino == here.st_ino)
+      break; /* the root */
+    here = above;
+  }
+  close_fd(io, &fd);
+  return result;
+}
+
+/* Opens what the export directory is, or is to be, created in. */
+static int open_above(struct cairn__publication *p, struct cairn_error *err)
 {
   const char *slash = strrchr(p->path, '/');
   char *parent =
       cairn__strndup(p->path, slash == p->path ? 1 : (size_t)(slash - p->path));
-  int fd, result = 0;
+  char shown[512];
+  int fd;
 
   if (!parent)
     return cairn__fail_memory(err);
   fd = p->io->openat(p->io, AT_FDCWD, parent, O_RDONLY | O_DIRECTORY, 0);
-  if (fd < 0 || p->io->fsync(p->io, fd) != 0)
-    result = fail_path(err, errno, "sync", parent);
-  close_fd(p->io, &fd);
+  if (fd < 0) {
+    int errnum = errno;
+
+    if (errnum == ENOENT) {
+      cairn__fail(err, CAIRN_E_BAD_PATH,
+                  "cannot create the export directory \"%s\": the directory "
+                  "that it would be in does not exist; make it first",
+                  cairn__printable(p->path, shown, sizeof shown));
+      cairn__error_set_path(err, p->path, -1);
+    } else {
+      fail_path(err, errnum, "open what is to hold the export directory",
+                p->path);
+    }
+  }
   cairn__free(parent);
-  return result;
+  return fd;
 }
 
 static int open_directory(struct cairn__publication *p, struct cairn_error *err)
 {
   const struct cairn_io *io = p->io;
   char shown[512];
-  int errnum;
+  int errnum, above, result;
 
   p->dirfd = io->openat(io, AT_FDCWD, p->path, O_RDONLY | O_DIRECTORY, 0);
   if (p->dirfd >= 0)
-    return 0;
+    return cairn__publication_check_target(io, p->dirfd, p->path, err);
   errnum = errno;
   if (errnum == ENOTDIR) {
     cairn__fail(err, CAIRN_E_BAD_PATH,
@@ -164,21 +324,25 @@ static int open_directory(struct cairn__publication *p, struct cairn_error *err)
   }
   if (errnum != ENOENT)
     return fail_path(err, errnum, "open the export directory", p->path);
-  if (io->mkdirat(io, AT_FDCWD, p->path, 0700) != 0 && errno != EEXIST) {
-    errnum = errno;
-    fail_path(err, errnum,
-              errnum == ENOENT
-                  ? "create the export directory (its parent has to exist)"
-                  : "create the export directory",
-              p->path);
-    if (err && errnum == ENOENT)
-      err->id = CAIRN_E_BAD_PATH;
+  above = open_above(p, err);
+  if (above < 0)
     return -1;
+  result = cairn__publication_check_target(io, above, p->path, err);
+  if (result == 0) {
+    p->is_new = io->mkdirat(io, AT_FDCWD, p->path, 0700) == 0;
+    if (!p->is_new && errno != EEXIST)
+      result = fail_path(err, errno, "create the export directory", p->path);
   }
-  p->dirfd = io->openat(io, AT_FDCWD, p->path, O_RDONLY | O_DIRECTORY, 0);
-  if (p->dirfd < 0)
-    return fail_path(err, errno, "open the export directory", p->path);
-  return sync_parent(p, err);
+  if (result == 0) {
+    p->dirfd = io->openat(io, AT_FDCWD, p->path, O_RDONLY | O_DIRECTORY, 0);
+    if (p->dirfd < 0)
+      result = fail_path(err, errno, "open the export directory", p->path);
+  }
+  if (result == 0 && io->fsync(io, above) != 0)
+    result =
+        fail_path(err, errno, "sync what holds the export directory", p->path);
+  close_fd(io, &above);
+  return result;
 }
 
 int cairn__publication_open(struct cairn__publication *p, const char *directory,
@@ -437,11 +601,18 @@ void cairn__publication_close(struct cairn__publication *p,
   }
   close_fd(io, &p->owner_fd);
   close_fd(io, &p->workfd);
+  if (p->is_new && !p->is_published && !is_kept) {
+    /* Whoever opened the lock file meanwhile sees that it has no name. */
+    if (p->is_locked)
+      (void)io->unlinkat(io, p->dirfd, DIRECTORY_LOCK, 0);
+    (void)io->unlinkat(io, AT_FDCWD, p->path, AT_REMOVEDIR);
+  }
   close_fd(io, &p->lock_fd);
   close_fd(io, &p->dirfd);
   cairn__free(p->point_path);
   cairn__free(p->work_path);
   cairn__free(p->work_name);
   cairn__free(p->path);
+  json_decref(p->sequences);
   cairn__publication_init(p, io);
 }

@@ -1,11 +1,14 @@
 /* The export directory, the work directory in it, and the one rename that
  * publishes.
  *
- *   <ExportDirectory>/.cairn.lock                  one export at a time
- *   <ExportDirectory>/.partial-<job>-<run>-<epoch>/
- *       owner.lock       locked as long as its owner lives
- *       nbd-N.sock, nbd-N.pid
- *       point/           what becomes <ExportDirectory>/<point's id>
+ * In the export directory:
+ *
+ *   .cairn.lock              one export at a time; keeps the last sequence
+ *                            given to each collection
+ *   .partial-<job>-<run>-<epoch>/
+ *     owner.lock             locked as long as its owner lives
+ *     nbd-N.sock, nbd-N.pid  of its helpers
+ *     point/                 what becomes <ReferencePointGroupId>
  *
  * Both locks are of open file descriptions, so the kernel drops them with their
  * owner, however it ends. What is published is the directory point/, complete
@@ -13,6 +16,8 @@
  * at which a half point, or a whole one with a lock file in it, can be seen. */
 #ifndef CAIRN_EXPORT_PUBLISH_H
 #define CAIRN_EXPORT_PUBLISH_H
+
+#include <jansson.h>
 
 #include "cairn.h"
 #include "io.h"
@@ -22,10 +27,13 @@ struct cairn__publication {
   const struct cairn_io *io;
   char *path; /* the export directory, absolute, no slash at the end */
   int dirfd, lock_fd;
+  json_t *sequences; /* CollectionId -> the last one given here */
   char *work_name, *work_path;
   int workfd, owner_fd;
   int pointfd; /* what is written goes here */
   char *point_path;
+  int is_new;    /* the export directory was created for this run */
+  int is_locked; /* and is ours alone */
   int is_published;
 };
 
@@ -33,9 +41,14 @@ void cairn__publication_init(struct cairn__publication *p,
                              const struct cairn_io *io);
 /* Opens the export directory (a symbolic link to it is followed), creating it
  * with mode 0700 when only it is missing, and locks it: DIRECTORY_LOCKED names
- * the process that has it. */
+ * the process that has it. BAD_PATH when it is a reference point or lies in
+ * one: nothing may be added there. */
 int cairn__publication_open(struct cairn__publication *p, const char *directory,
                             struct cairn_error *err);
+/* BAD_PATH when the open directory is a reference point or lies in one; `path`
+ * is what the message names. */
+int cairn__publication_check_target(const struct cairn_io *io, int dirfd,
+                                    const char *path, struct cairn_error *err);
 /* Removes work directories of ours whose owner is gone, ending servers that
  * such an owner left. What cannot be removed becomes a warning. */
 int cairn__publication_clean(struct cairn__publication *p,
@@ -44,6 +57,15 @@ int cairn__publication_clean(struct cairn__publication *p,
 int cairn__publication_begin(struct cairn__publication *p,
                              const struct cairn__run *run,
                              struct cairn_error *err);
+/* The last sequence that was given to a point of the collection here, even if
+ * that point is damaged or gone by now; 0 = none that is known of. */
+json_int_t cairn__publication_last_sequence(const struct cairn__publication *p,
+                                            const char *collection);
+/* Keeps it, synced: before the point that has it can be seen. */
+int cairn__publication_keep_sequence(struct cairn__publication *p,
+                                     const char *collection,
+                                     json_int_t sequence,
+                                     struct cairn_error *err);
 /* EXISTS when the directory already holds something of this name. */
 int cairn__publication_check_free(struct cairn__publication *p,
                                   const char *name, struct cairn_error *err);
@@ -52,8 +74,9 @@ int cairn__publication_check_free(struct cairn__publication *p,
 int cairn__publication_publish(struct cairn__publication *p,
                                struct cairn__run *run, const char *name,
                                struct cairn_error *err);
-/* Ends: removes the work directory, or what is left of it, unless is_kept, and
- * lets the locks go. Idempotent. */
+/* Ends: removes the work directory, or what is left of it, and an export
+ * directory that was created for nothing, unless is_kept, and lets the locks
+ * go. Idempotent. */
 void cairn__publication_close(struct cairn__publication *p,
                               struct cairn__run *run, int is_kept);
 

@@ -4,16 +4,21 @@
  * is written (disks block by block against the digest map, other files against
  * their tree digest), synced, and only then given its name. So a name that
  * exists is a file that is complete, and a failure leaves nothing but files
- * that were completed before it, which the report lists.
+ * that were completed before it; the report lists these, and those that were
+ * not written. What a process that was killed has left under a temporary name
+ * is removed by the next restore into the same directory.
  *
  * An existing file is never touched unless `overwrite` is set; then the new one
  * takes its name in one step. */
+#include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/file.h>
 #include <sys/random.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -27,8 +32,12 @@
 #include "spec.h"
 
 #define BATCH           16u /* blocks of a plain file copied at once */
+#define SYNC_BYTES      ((uint64_t)32 << 20)
 #define DIRECTORY_FLAGS (O_RDONLY | O_DIRECTORY | O_NOCTTY)
 #define WALK_FLAGS      (O_PATH | O_DIRECTORY) /* needs no right to read */
+#define TEMPORARY       ".cairn-restore-"      /* token "-" number ".partial" */
+#define SHARE_WAIT_MS   10
+#define SHARE_TRIES     100
 
 #ifndef RENAME_NOREPLACE
 #define RENAME_NOREPLACE 1
@@ -69,6 +78,7 @@ struct target {
   const json_t *file; /* the manifest's entry */
   int is_disk;
   char *path; /* below `to` */
+  char *full; /* with it: for messages and the report */
 };
 
 struct restore {
@@ -80,11 +90,13 @@ struct restore {
   struct cairn__digester digester;
   struct target *targets;
   size_t count;
+  size_t written; /* targets before it are complete */
   int to_fd;      /* -1: does not exist (yet) */
   json_t *made;   /* absolute paths of the directories that we made */
   json_t *report; /* array of files completed */
   char token[17]; /* in the names of temporary files */
   unsigned serial;
+  const struct target *cleaned; /* left-overs beside it are gone */
 };
 
 static const char *to_of(const struct restore *r)
@@ -200,9 +212,11 @@ static int choose_targets(struct restore *r, struct cairn_error *err)
     t->path = is_disk ? cairn__format("%s/%s.%s", its_vm, text_of(file, "disk"),
                                       format)
                       : cairn__strdup(text_of(file, "path"));
-    if (!t->path)
-      return cairn__fail_memory(err);
     r->count++;
+    if (t->path)
+      t->full = cairn__format("%s/%s", to_of(r), t->path);
+    if (!t->full)
+      return cairn__fail_memory(err);
   }
   if (r->count > 0)
     return 0;
@@ -218,11 +232,10 @@ static int choose_targets(struct restore *r, struct cairn_error *err)
 static int fail_to(const struct restore *r, int errnum, const char *what,
                    const char *path, struct cairn_error *err)
 {
-  char printable[1024];
-  return cairn__fail_errno(
-      err, errnum, path, -1, "cannot %s %s%s%s", what,
-      cairn__printable(to_of(r), printable, sizeof printable),
-      path[0] ? "/" : "", path);
+  char full[2 * PATH_MAX], printable[1024];
+  snprintf(full, sizeof full, "%s%s%s", to_of(r), path[0] ? "/" : "", path);
+  return cairn__fail_errno(err, errnum, full, -1, "cannot %s %s", what,
+                           cairn__printable(full, printable, sizeof printable));
 }
 
 static int is_same(const struct stat *a, const struct stat *b)
@@ -460,13 +473,13 @@ static int refuse_conflicts(struct restore *r, struct cairn_error *err)
 {
   json_t *conflicts = NULL;
   char printable[1024], to[1024];
-  if (json_is_true(json_object_get(r->spec, "overwrite")))
-    return 0;
+  int is_overwriting = json_is_true(json_object_get(r->spec, "overwrite"));
+  /* also when overwriting: a directory is never replaced */
   if (find_conflicts(r, &conflicts, err) != 0)
     return -1;
   size_t n = json_array_size(conflicts);
   int result = 0;
-  if (n > 0)
+  if (n > 0 && !is_overwriting)
     result = cairn__fail(
         err, CAIRN_E_EXISTS,
         "%s/%s exists already%s; choose another target, or restore with "
@@ -479,6 +492,16 @@ static int refuse_conflicts(struct restore *r, struct cairn_error *err)
   return result;
 }
 
+static void locate(const struct restore *r, const struct target *t,
+                   struct cairn_error *err)
+{
+  const char *vm = text_of(t->file, "VirtualMachineId");
+  cairn__error_locate(err, vm, text_of(t->file, "disk"));
+  if (vm)
+    cairn__error_name_machine(err,
+                              text_of(machine_of(r->p, vm), "ElementName"));
+}
+
 /* ---- writing ------------------------------------------------------------ */
 
 struct output {
@@ -488,6 +511,77 @@ struct output {
   int is_there; /* the temporary file exists */
 };
 
+/* Whether the name is that of a temporary file of a restore. */
+static int is_temporary(const char *name)
+{
+  size_t n = strlen(TEMPORARY);
+  if (strncmp(name, TEMPORARY, n) != 0)
+    return 0;
+  name += n;
+  for (n = 0; n < 16; n++)
+    if (!isxdigit((unsigned char)name[n]))
+      return 0;
+  name += n;
+  if (*name++ != '-' || !isdigit((unsigned char)*name))
+    return 0;
+  while (isdigit((unsigned char)*name))
+    name++;
+  return strcmp(name, ".partial") == 0;
+}
+
+/* Best effort: what cannot be removed is named in a warning. */
+static void remove_left_overs(struct restore *r, int dirfd,
+                              const struct target *t, int is_alone)
+{
+  const struct cairn_io *io = r->io;
+  const struct dirent *e;
+  DIR *dir = io->fdopendir(io, dirfd);
+  if (!dir)
+    return;
+  rewinddir(dir);
+  while ((e = readdir(dir))) {
+    if (!is_temporary(e->d_name) ||
+        (is_alone && io->unlinkat(io, dirfd, e->d_name, 0) == 0))
+      continue;
+    char printable[1024];
+    cairn__printable(t->full, printable, sizeof printable);
+    cairn__run_warn(r->run,
+                    "%.*s/%s was left by a restore that did not end, and "
+                    "cannot be removed; remove it when nothing restores there",
+                    (int)(strrchr(printable, '/') - printable), printable,
+                    e->d_name);
+  }
+  closedir(dir);
+}
+
+static int is_beside(const struct target *t, const struct target *other)
+{
+  size_t n = (size_t)(strrchr(t->full, '/') - t->full);
+  return strncmp(t->full, other->full, n + 1) == 0 &&
+         strchr(other->full + n + 1, '/') == NULL;
+}
+
+/* Who has temporary files in a directory holds a shared lock on it, so whoever
+ * gets it alone may remove those of the dead. On a file system without such
+ * locks nothing is removed. The lock lasts until the descriptor is closed. */
+static void share_directory(struct restore *r, int dirfd,
+                            const struct target *t)
+{
+  if (!r->cleaned || !is_beside(t, r->cleaned)) {
+    int is_alone = flock(dirfd, LOCK_EX | LOCK_NB) == 0;
+    if (is_alone || errno != EWOULDBLOCK)
+      remove_left_overs(r, dirfd, t, is_alone);
+    r->cleaned = t;
+  }
+  /* somebody may be cleaning; a stranger's lock is not waited for for long */
+  for (int i = 0; i < SHARE_TRIES; i++) {
+    if (flock(dirfd, LOCK_SH | LOCK_NB) == 0 ||
+        (errno != EWOULDBLOCK && errno != EINTR))
+      break;
+    (void)poll(NULL, 0, SHARE_WAIT_MS);
+  }
+}
+
 static int output_open(struct restore *r, const struct target *t,
                        struct output *o, struct cairn_error *err)
 {
@@ -495,7 +589,8 @@ static int output_open(struct restore *r, const struct target *t,
   o->parent = open_parent(r, t->path, 1, &o->name, err);
   if (o->parent < 0)
     return -1;
-  snprintf(o->temporary, sizeof o->temporary, ".cairn-restore-%s-%u.partial",
+  share_directory(r, o->parent, t);
+  snprintf(o->temporary, sizeof o->temporary, TEMPORARY "%s-%u.partial",
            r->token, r->serial++);
   return 0;
 }
@@ -539,12 +634,11 @@ static void output_close(struct restore *r, struct output *o,
 static int report_file(struct restore *r, const struct target *t,
                        const struct cairn__copy *copy, struct cairn_error *err)
 {
-  json_t *entry =
-      json_pack("{s:s, s:s?, s:s?, s:o, s:I}", "role", text_of(t->file, "role"),
-                "VirtualMachineId", text_of(t->file, "VirtualMachineId"),
-                "disk", text_of(t->file, "disk"), "path",
-                json_sprintf("%s/%s", to_of(r), t->path), "length",
-                (json_int_t)number_of(t->file, t->is_disk ? "length" : "size"));
+  json_t *entry = json_pack(
+      "{s:s, s:s?, s:s?, s:o, s:I}", "role", text_of(t->file, "role"),
+      "VirtualMachineId", text_of(t->file, "VirtualMachineId"), "disk",
+      text_of(t->file, "disk"), "path", json_string(t->full), "length",
+      (json_int_t)number_of(t->file, t->is_disk ? "length" : "size"));
   if (entry && copy &&
       (json_object_set_new(entry, "format",
                            json_string(text_of(r->spec, "format"))) != 0 ||
@@ -588,9 +682,9 @@ static int check_map(struct restore *r, const json_t *image,
     cairn__tree_root(tree, info->virtual_size, root);
     if (memcmp(root, wanted, d->size) != 0)
       result = cairn__fail(err, CAIRN_E_EXPORT_CORRUPT,
-                           "%s: the digest map differs from \"content\" in "
-                           "the manifest",
-                           text_of(image, "path"));
+                           "%s/%s: the digest map differs from \"content\" "
+                           "in the manifest",
+                           r->p->path, text_of(image, "path"));
   }
   cairn__tree_free(tree);
   cairn__free(page);
@@ -623,7 +717,7 @@ static int copy_disk(struct restore *r, const struct target *t,
   struct cairn__sink_options options = {.io = r->io,
                                         .dirfd = o->parent,
                                         .name = o->temporary,
-                                        .path = t->path,
+                                        .path = t->full,
                                         .length = number_of(image, "length"),
                                         .virtual_size =
                                             number_of(image, "virtual_size"),
@@ -683,12 +777,12 @@ static int copy_bytes(struct restore *r, const struct target *t, int from,
       break;
     ssize_t got = cairn__io_read_full(io, from, buf, n, (off_t)at);
     if (got < 0)
-      result =
-          cairn__fail_errno(err, errno, text_of(t->file, "path"), (int64_t)at,
-                            "cannot read %s", text_of(t->file, "path"));
+      result = cairn__fail_errno(err, errno, text_of(t->file, "path"),
+                                 (int64_t)at, "cannot read %s/%s", r->p->path,
+                                 text_of(t->file, "path"));
     else if ((size_t)got != n)
       result = cairn__fail(err, CAIRN_E_EXPORT_CORRUPT,
-                           "%s became shorter while it was read",
+                           "%s/%s became shorter while it was read", r->p->path,
                            text_of(t->file, "path"));
     if (result == 0 && cairn__io_write_full(io, to, buf, n, (off_t)at) != 0)
       result = fail_to(r, errno, "write", t->path, err);
@@ -701,6 +795,9 @@ static int copy_bytes(struct restore *r, const struct target *t, int from,
     }
     at += n;
     r->run->bytes_done += n;
+    /* not all in the last fsync, which no request interrupts */
+    if (result == 0 && at % SYNC_BYTES == 0 && io->fdatasync(io, to) != 0)
+      result = fail_to(r, errno, "write", t->path, err);
   }
   if (result == 0)
     result = cairn__digest_parse(d, text_of(t->file, "digest"), leaf, err);
@@ -791,8 +888,7 @@ static int restore_target(struct restore *r, const struct target *t,
     result = (t->is_disk ? restore_disk : restore_plain)(r, t, &o, err);
   output_close(r, &o, err);
   if (result != 0)
-    cairn__error_locate(err, text_of(t->file, "VirtualMachineId"),
-                        text_of(t->file, "disk"));
+    locate(r, t, err);
   return result;
 }
 
@@ -820,8 +916,10 @@ static int restore_prepare(struct restore *r, struct cairn_error *err)
 
 static void restore_close(struct restore *r)
 {
-  for (size_t i = 0; i < r->count; i++)
+  for (size_t i = 0; i < r->count; i++) {
     cairn__free(r->targets[i].path);
+    cairn__free(r->targets[i].full);
+  }
   cairn__free(r->targets);
   if (r->to_fd >= 0)
     r->io->close(r->io, r->to_fd);
@@ -846,8 +944,7 @@ static int target_bytes(struct restore *r, const struct target *t,
     cairn__source_close(source);
   }
   if (result != 0)
-    cairn__error_locate(err, text_of(t->file, "VirtualMachineId"),
-                        text_of(t->file, "disk"));
+    locate(r, t, err);
   return result;
 }
 
@@ -874,10 +971,22 @@ static int restore(struct restore *r, struct cairn_error *err)
     if (result != 0)
       return -1;
   }
-  for (size_t i = 0; i < r->count; i++)
-    if (restore_target(r, &r->targets[i], err) != 0)
+  for (; r->written < r->count; r->written++)
+    if (restore_target(r, &r->targets[r->written], err) != 0)
       return -1;
   return 0;
+}
+
+/* Paths of the files that were wanted and are not complete. */
+static json_t *list_not_written(const struct restore *r)
+{
+  json_t *array = json_array();
+  for (size_t i = r->written; i < r->count; i++)
+    if (json_array_append_new(array, json_string(r->targets[i].full)) != 0) {
+      json_decref(array);
+      return NULL;
+    }
+  return array;
 }
 
 /* After a failure: the directories that we made and that stayed empty. */
@@ -902,10 +1011,11 @@ static void restore_main(struct cairn__run *run)
   if (result != 0 && err->id != CAIRN_E_KILLED)
     remove_made(&r);
   run->report =
-      json_pack("{s:s?, s:s, s:s, s:s, s:O?}", "ReferencePointGroupId",
+      json_pack("{s:s?, s:s, s:s, s:s, s:O?, s:o?}", "ReferencePointGroupId",
                 r.p ? cairn__point_id(r.p) : NULL, "directory",
                 text_of(run->spec, "directory"), "to", to_of(&r), "format",
-                text_of(run->spec, "format"), "files", r.report);
+                text_of(run->spec, "format"), "files", r.report, "not_written",
+                list_not_written(&r));
   if (!run->report && result == 0)
     cairn__fail_memory(err);
   restore_close(&r);
@@ -926,7 +1036,7 @@ static int plan_targets(struct restore *r, json_t *files, json_t *conflicts,
     if (is_there < 0 || target_bytes(r, t, &bytes, err) != 0)
       return -1;
     *total += bytes;
-    json_t *path = json_sprintf("%s/%s", to_of(r), t->path);
+    json_t *path = json_string(t->full);
     if (is_there && json_array_append(conflicts, path) != 0) {
       json_decref(path);
       return cairn__fail_memory(err);

@@ -26,9 +26,10 @@
 #define SOCKET_NUMBER 3  /* where systemd's protocol puts it */
 #define BACKLOG       64
 #define EXEC_WAIT_MS  10000
-#define TERM_WAIT_MS  3000
+#define END_WAIT_MS   500
 #define KILL_WAIT_MS  10000
 #define RECORD_MAX    1024
+#define LAST_LINES    4
 
 #ifndef CLOSE_RANGE_CLOEXEC
 #define CLOSE_RANGE_CLOEXEC (1u << 2)
@@ -190,7 +191,7 @@ struct launch {
   char *listen_pid; /* in env: "LISTEN_PID=", room for digits behind it */
   const int *files;
   size_t file_count;
-  int null_fd, error_fd, listen_fd, report_fd;
+  int null_fd, error_fd, listen_fd, report_fd, start_fd, start_other_fd;
   pid_t parent;
 };
 
@@ -216,6 +217,10 @@ __attribute__((noreturn)) static void child_main(const struct launch *l)
   if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0)
     child_fail(l);
   if (getppid() != l->parent)
+    _exit(127);
+  /* Until the parent has hold of this process; its end of file: it has not. */
+  close(l->start_other_fd);
+  if (read(l->start_fd, digits, 1) != 1)
     _exit(127);
   (void)setpgid(0, 0);
   for (; pid > 0; pid /= 10)
@@ -418,8 +423,12 @@ static int lift(int *fd)
   return lifted < 0 ? -1 : 0;
 }
 
+/* The embedding program may ignore SIGCHLD or collect every child there is:
+ * a process number alone could be somebody else's by the time it is used. So
+ * the child waits until there is a descriptor of it, and only that is used
+ * from then on. */
 static int launch(struct cairn__server *s, struct launch *l, int report[2],
-                  struct cairn_error *err)
+                  int start[2], struct cairn_error *err)
 {
   sigset_t all, old;
   int saved;
@@ -427,13 +436,16 @@ static int launch(struct cairn__server *s, struct launch *l, int report[2],
   l->null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
   s->error_fd = memfd_create("cairn-server-stderr", MFD_CLOEXEC);
   if (l->null_fd < 0 || s->error_fd < 0 || pipe2(report, O_CLOEXEC) != 0 ||
-      lift(&l->null_fd) != 0 || lift(&s->error_fd) != 0 ||
-      lift(&s->listen_fd) != 0 || lift(&report[1]) != 0)
+      pipe2(start, O_CLOEXEC) != 0 || lift(&l->null_fd) != 0 ||
+      lift(&s->error_fd) != 0 || lift(&s->listen_fd) != 0 ||
+      lift(&report[1]) != 0 || lift(&start[0]) != 0 || lift(&start[1]) != 0)
     return cairn__fail_errno(err, errno, NULL, -1,
                              "cannot prepare the start of %s", s->program);
   l->error_fd = s->error_fd;
   l->listen_fd = s->listen_fd;
   l->report_fd = report[1];
+  l->start_fd = start[0];
+  l->start_other_fd = start[1];
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &old);
   s->pid = fork();
@@ -448,12 +460,12 @@ static int launch(struct cairn__server *s, struct launch *l, int report[2],
   }
   close_fd(&report[1]);
   s->pidfd = pidfd_open(s->pid, 0);
-  if (s->pidfd < 0) {
-    saved = errno;
-    kill(s->pid, SIGKILL); /* ours, and not yet waited for */
-    return cairn__fail_errno(err, saved, NULL, -1, "cannot watch %s",
+  if (s->pidfd < 0)
+    return cairn__fail_errno(err, errno, NULL, -1, "cannot watch %s",
                              s->program);
-  }
+  if (write(start[1], "", 1) != 1)
+    return cairn__fail_errno(err, errno, NULL, -1, "cannot start %s",
+                             s->program);
   if (await_exec(report[0]) != 0)
     return cairn__fail_errno(err, errno, s->program, -1, "cannot start %s",
                              s->program);
@@ -464,7 +476,7 @@ int cairn__server_start(struct cairn__server *s, const char *const *argv,
                         struct cairn_error *err)
 {
   char listen_pid[32], listen_fds[16];
-  int report[2] = {-1, -1}, result = -1;
+  int report[2] = {-1, -1}, start[2] = {-1, -1}, result = -1;
   struct launch l = {.null_fd = -1};
 
   l.program = s->program;
@@ -475,13 +487,15 @@ int cairn__server_start(struct cairn__server *s, const char *const *argv,
   l.file_count = s->file_count;
   l.parent = getpid();
   if (l.env)
-    result = launch(s, &l, report, err);
+    result = launch(s, &l, report, start, err);
   else
     cairn__fail_memory(err);
   cairn__free(l.env);
   close_fd(&l.null_fd);
   close_fd(&report[0]);
   close_fd(&report[1]);
+  close_fd(&start[0]);
+  close_fd(&start[1]);
   /* Its copies are its own now; with ours gone, a connection to a server that
    * has died fails instead of waiting. */
   close_files(s);
@@ -519,14 +533,55 @@ int cairn__server_wait(const struct cairn__server *s, int timeout_ms)
   return ready > 0;
 }
 
+int cairn__server_end_of(const struct cairn__server *s, char *text, size_t size)
+{
+  siginfo_t info = {0};
+
+  snprintf(text, size, "has ended");
+  if (s->pid <= 0 ||
+      waitid(P_PIDFD, (id_t)s->pidfd, &info, WEXITED | WNOHANG | WNOWAIT) !=
+          0 ||
+      info.si_pid == 0)
+    return 0;
+  if (info.si_code == CLD_EXITED) {
+    snprintf(text, size, "has ended with exit code %d", info.si_status);
+    return 0;
+  }
+  snprintf(text, size, "was killed by signal %d", info.si_status);
+  return info.si_status;
+}
+
+/* Cuts the text into lines and takes the last few different ones, in their
+ * order. */
+static size_t last_lines(char *text, char *lines[LAST_LINES])
+{
+  char *rest, *line;
+  size_t count = 0, same;
+
+  for (line = strtok_r(text, "\n", &rest); line;
+       line = strtok_r(NULL, "\n", &rest)) {
+    for (same = 0; same < count && strcmp(lines[same], line) != 0; same++)
+      continue;
+    /* A repeated line counts where it came last. */
+    if (same == count && count < LAST_LINES)
+      count++;
+    else if (same == count)
+      same = 0;
+    memmove(&lines[same], &lines[same + 1],
+            (count - 1 - same) * sizeof lines[0]);
+    lines[count - 1] = line;
+  }
+  return count;
+}
+
 void cairn__server_last_words(const struct cairn__server *s, char *text,
                               size_t size)
 {
   char raw[8192];
-  char *from = raw, *quote;
+  char *from = raw, *quote, *lines[LAST_LINES];
   struct stat st;
   ssize_t n;
-  size_t used = 0;
+  size_t used = 0, count;
 
   text[0] = '\0';
   if (s->error_fd < 0 || fstat(s->error_fd, &st) != 0)
@@ -542,35 +597,37 @@ void cairn__server_last_words(const struct cairn__server *s, char *text,
   quote = strstr(raw, "}': ");
   if (quote)
     from = quote + 4;
-  if (strlen(from) >= size)
-    from += strlen(from) - (size - 1);
-  for (; *from && used + 1 < size; from++) {
-    if (*from != '\n')
-      text[used++] = *from;
-    else if (from[1] && used + 2 < size) {
-      text[used++] = ';';
-      text[used++] = ' ';
-    }
+  count = last_lines(from, lines);
+  for (size_t i = 0; i < count; i++)
+    used += strlen(lines[i]) + 2;
+  for (size_t i = 0; i < count; i++) {
+    size_t had = strlen(text);
+
+    /* The end of it all matters most. */
+    if (used < size || i + 1 == count)
+      snprintf(text + had, size - had, "%s%s", had > 0 ? "; " : "", lines[i]);
+    used -= strlen(lines[i]) + 2;
   }
-  text[used] = '\0';
 }
 
 static void end_process(struct cairn__server *s)
 {
-  int status;
+  siginfo_t info;
 
   if (s->pid <= 0)
     return;
   if (s->pidfd >= 0) {
-    (void)pidfd_send_signal(s->pidfd, SIGTERM, NULL, 0);
-    if (!cairn__server_wait(s, TERM_WAIT_MS)) {
-      (void)pidfd_send_signal(s->pidfd, SIGKILL, NULL, 0);
-      (void)cairn__server_wait(s, KILL_WAIT_MS);
-    }
+    /* It only reads and has nothing to finish; one that is stopped would not
+     * see anything milder. */
+    (void)pidfd_send_signal(s->pidfd, SIGKILL, NULL, 0);
+    (void)cairn__server_wait(s, END_WAIT_MS);
   }
   /* A process that not even SIGKILL ends (it hangs in the kernel) is left to
    * whoever inherits it rather than waited for. */
-  (void)waitpid(s->pid, &status, s->pidfd >= 0 ? WNOHANG : 0);
+  if (s->pidfd >= 0)
+    (void)waitid(P_PIDFD, (id_t)s->pidfd, &info, WEXITED | WNOHANG);
+  else /* it was never let go and ends by itself */
+    (void)waitid(P_PID, (id_t)s->pid, &info, WEXITED);
   s->pid = 0;
   close_fd(&s->pidfd);
 }

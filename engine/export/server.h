@@ -47,7 +47,12 @@ int cairn__server_start(struct cairn__server *s, const char *const *argv,
 int cairn__server_connect(const struct cairn__server *s);
 /* 1 when it has ended, waiting at most so long for it. Any thread. */
 int cairn__server_wait(const struct cairn__server *s, int timeout_ms);
-/* The end of what it wrote to standard error, on one line, or "". */
+/* How it has ended: "was killed by signal 9", "has ended with exit code 1";
+ * the signal, or 0. Only after cairn__server_wait has said 1. */
+int cairn__server_end_of(const struct cairn__server *s, char *text,
+                         size_t size);
+/* The last few lines that it wrote to standard error, each once, in one line,
+ * or "". */
 void cairn__server_last_words(const struct cairn__server *s, char *text,
                               size_t size);
 /* Ends it and removes what it had in the directory. Idempotent. */

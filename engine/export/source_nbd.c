@@ -129,12 +129,14 @@ static int fail_server(struct nbd_source *n, const char *what,
                        struct cairn_error *err)
 {
   static const char *const busy[] = {"failed to get", "another process", NULL};
-  char text[900], shown[512];
-  int id = CAIRN_E_HELPER_FAILED;
+  char text[900], shown[512], end[64] = "";
+  int id = CAIRN_E_HELPER_FAILED, signal_number = 0;
 
   /* Its connections end a moment before it does. */
   int is_gone = cairn__server_wait(&n->server, 1000);
 
+  if (is_gone)
+    signal_number = cairn__server_end_of(&n->server, end, sizeof end);
   last_words(n, text, sizeof text);
   if (text[0] && is_corruption(text))
     id = CAIRN_E_SOURCE_CORRUPT;
@@ -142,20 +144,15 @@ static int fail_server(struct nbd_source *n, const char *what,
     id = CAIRN_E_SOURCE_IN_USE;
   else if (!is_gone)
     id = CAIRN_E_NBD;
-  cairn__fail(err, id, "qemu-nbd %s \"%s\"%s: %s", what,
+  cairn__fail(err, id, "qemu-nbd %s \"%s\"%s%s%s%s", what,
               cairn__printable(n->source.path, shown, sizeof shown),
-              is_gone ? ", and has ended" : "",
-              text[0] ? text : "it gave no reason");
+              is_gone ? ", and " : "", end,
+              text[0] || !signal_number ? ": " : "",
+              text[0]          ? text
+              : !signal_number ? "it gave no reason"
+                               : "");
   cairn__error_set_path(err, n->source.path, -1);
   return -1;
-}
-
-static int fail_ending(struct nbd_source *n, struct cairn_error *err)
-{
-  if (cairn__run_gate(n->run, err) != 0)
-    return -1;
-  return cairn__fail(err, CAIRN_E_TERMINATED,
-                     "terminated at a client's request");
 }
 
 static int fail_timeout(struct nbd_source *n, const char *what, int64_t offset,
@@ -181,9 +178,20 @@ static int fail_point(struct nbd_source *n, const char *what, int64_t offset,
       cairn__printable(n->source.path, shown, sizeof shown));
 }
 
-static int is_ending(struct nbd_source *n)
+/* Between two polls of a wait: 0 go on waiting, -1 the run is to end. A run
+ * that is suspended parks here with its requests in flight, whether or not the
+ * server ever answers them; the wait is prolonged by that time. */
+static int pass_gate(struct nbd_source *n, int64_t *end,
+                     struct cairn_error *err)
 {
-  return n->run && cairn__run_is_ending(n->run);
+  int64_t before = now_us();
+
+  if (!n->run)
+    return 0;
+  if (cairn__run_gate(n->run, err) != 0)
+    return -1;
+  *end += now_us() - before;
+  return 0;
 }
 
 /* ---- connections --------------------------------------------------------- */
@@ -220,9 +228,9 @@ static int connect_handle(struct nbd_source *n, struct nbd_handle **out,
     return fail_server(n, "could not serve", err);
   }
   while (nbd_aio_is_connecting(h)) {
-    if (is_ending(n)) {
+    if (pass_gate(n, &end, err) != 0) {
       nbd_close(h);
-      return fail_ending(n, err);
+      return -1;
     }
     if (now_us() > end) {
       nbd_close(h);
@@ -350,9 +358,9 @@ static int query_status(struct nbd_source *n, uint64_t offset,
     return fail_server(n, "refused a block status request for", err);
   }
   while (!request.is_done) {
-    if (is_ending(n)) {
+    if (pass_gate(n, &end, err) != 0) {
       disconnect(&n->status);
-      return fail_ending(n, err);
+      return -1;
     }
     if (now_us() > end) {
       disconnect(&n->status);
@@ -467,9 +475,9 @@ static int try_read(struct nbd_source *n, struct nbd_handle **h,
       disconnect(h);
       return 1;
     }
-    if (batch.outstanding > 0 && is_ending(n)) {
+    if (batch.outstanding > 0 && pass_gate(n, &end, err) != 0) {
       disconnect(h);
-      return fail_ending(n, err);
+      return -1;
     }
     if (batch.outstanding > 0 && now_us() > end) {
       disconnect(h);

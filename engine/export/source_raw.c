@@ -45,11 +45,31 @@ static int fail_read(struct raw_source *r, int errnum, uint64_t offset,
       (unsigned long long)offset);
 }
 
+/* A file of /proc or /sys: its size says nothing about its content. */
+static int fail_made(struct raw_source *r, struct cairn_error *err)
+{
+  char shown[512];
+
+  cairn__fail(err, CAIRN_E_BAD_PATH,
+              "\"%s\" holds %s data than its size (%llu bytes) tells, as "
+              "files do that the kernel makes when they are read; a disk is a "
+              "regular file or a block device",
+              cairn__printable(r->source.path, shown, sizeof shown),
+              r->source.length == 0 ? "more" : "less",
+              (unsigned long long)r->source.length);
+  cairn__error_set_path(err, r->source.path, -1);
+  return -1;
+}
+
 static int fail_short(struct raw_source *r, uint64_t offset,
                       struct cairn_error *err)
 {
   char shown[512];
+  struct stat st;
 
+  if (!r->held.is_block && r->io->fstat(r->io, r->held.fd, &st) == 0 &&
+      (uint64_t)st.st_size == r->source.length)
+    return fail_made(r, err);
   cairn__fail(err, CAIRN_E_SOURCE_CHANGED,
               "\"%s\" changed while it was read: it ends at offset %llu, its "
               "length was %llu",
@@ -200,6 +220,20 @@ static const struct cairn__source_ops raw_ops = {
     .close = raw_close,
 };
 
+/* One byte from a file whose size is 0. */
+static int refuse_hidden_content(struct raw_source *r, struct cairn_error *err)
+{
+  char byte;
+  ssize_t got;
+
+  if (r->source.length > 0)
+    return 0;
+  got = cairn__io_read_full(r->io, r->held.fd, &byte, 1, 0);
+  if (got < 0)
+    return fail_read(r, errno, 0, err);
+  return got == 0 ? 0 : fail_made(r, err);
+}
+
 /* The guest writes the first bytes of a raw disk, so a qcow2 header there may
  * be its doing: whoever reads this image by its looks would follow a backing
  * name that the guest chose. */
@@ -271,7 +305,7 @@ int cairn__source_open_raw(const struct cairn__source_options *o,
   r->source.readers = o->readers == 0            ? 1
                       : o->readers > MAX_READERS ? MAX_READERS
                                                  : o->readers;
-  if (refuse_qcow2_header(r, err) != 0) {
+  if (refuse_hidden_content(r, err) != 0 || refuse_qcow2_header(r, err) != 0) {
     raw_close(&r->source);
     return -1;
   }

@@ -9,7 +9,7 @@
 
 #define KEYS_MAX 32
 
-static const char *json_type_text(const json_t *v)
+const char *cairn__json_type_text(const json_t *v)
 {
   switch (json_typeof(v)) {
   case JSON_OBJECT:
@@ -80,7 +80,8 @@ static int check_value(const char *kind, const struct cairn__spec_key *k,
                                                  : json_is_string(v);
   if (!is_right)
     return cairn__fail(err, CAIRN_E_WRONG_TYPE, "%s: \"%s\" must be %s, not %s",
-                       kind, k->name, wanted[k->type], json_type_text(v));
+                       kind, k->name, wanted[k->type],
+                       cairn__json_type_text(v));
   if (!json_is_string(v))
     return 0;
   const char *text = json_string_value(v);

@@ -22,6 +22,9 @@ struct cairn__spec_key {
   const char *fallback;       /* of a string: put in when absent; or NULL */
 };
 
+/* "an object", "a string", ... for messages. */
+const char *cairn__json_type_text(const json_t *v);
+
 /* 0 when `spec` is an object with these keys and no others; absent ones have
  * got their defaults then, and members that are null are gone. `kind` heads
  * the messages. UNKNOWN_KEY, WRONG_TYPE, INVALID_ARGUMENT, BAD_PATH. */

@@ -16,10 +16,12 @@
  * are its own until all are done, so the report's order is the manifest's. */
 #include <errno.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <unistd.h>
 
 #include "collection.h"
@@ -50,6 +52,28 @@ static int is_image(const json_t *file)
 {
   const char *role = text_of(file, "role");
   return strcmp(role, "disk") == 0 || strcmp(role, "log") == 0;
+}
+
+static void name_machine(const struct cairn__point *p, const char *id,
+                         struct cairn_error *err)
+{
+  size_t i;
+  json_t *machine;
+  json_array_foreach(json_object_get(p->manifest, "machines"), i, machine)
+  {
+    if (strcmp(text_of(machine, "VirtualMachineId"), id) == 0)
+      cairn__error_name_machine(err, text_of(machine, "ElementName"));
+  }
+}
+
+/* Says of which machine and disk an error is. */
+static void locate(const struct cairn__point *p, const json_t *file,
+                   struct cairn_error *err)
+{
+  const char *vm = text_of(file, "VirtualMachineId");
+  cairn__error_locate(err, vm, text_of(file, "disk"));
+  if (vm)
+    name_machine(p, vm, err);
 }
 
 /* ---- the specification -------------------------------------------------- */
@@ -92,6 +116,7 @@ struct verify {
   struct cairn__exports x;
   enum depth depth;
   json_t *points; /* the report's */
+  json_t *seen;   /* ReferencePointGroupId -> the directory that has it */
   size_t point_count, damaged, findings;
   struct cairn_error first; /* the first finding as an error */
 };
@@ -444,8 +469,7 @@ static int check_content(struct point_check *c, struct cairn_error *err)
     if (item->err.id != CAIRN_OK && result == 0) {
       if (err)
         *err = item->err;
-      cairn__error_locate(err, text_of(item->check.file, "VirtualMachineId"),
-                          text_of(item->check.file, "disk"));
+      locate(c->p, item->check.file, err);
       result = -1;
     }
     if (merge(&c->found, &item->check.found) != 0 && result == 0)
@@ -456,30 +480,56 @@ static int check_content(struct point_check *c, struct cairn_error *err)
 
 /* ---- the report --------------------------------------------------------- */
 
+/* " (at offset N of the file, M of the disk)", as far as it is known and
+ * `what` does not say it already. */
+static void format_place(const json_t *finding, const char *what, char *text,
+                         size_t size)
+{
+  const json_t *offset = json_object_get(finding, "offset");
+  const json_t *guest = json_object_get(finding, "guest_offset");
+  int has_offset = json_is_integer(offset) && !strstr(what, "at offset");
+  int has_guest = json_is_integer(guest);
+  char file[64] = "", disk[64] = "";
+  if (has_offset)
+    snprintf(file, sizeof file, "%lld of the file",
+             (long long)json_integer_value(offset));
+  if (has_guest)
+    snprintf(disk, sizeof disk, "%lld of the disk",
+             (long long)json_integer_value(guest));
+  text[0] = 0;
+  if (has_offset || has_guest)
+    snprintf(text, size, " (at offset %s%s%s)", file,
+             has_offset && has_guest ? ", " : "", disk);
+}
+
 /* Remembers the first thing that is wrong, as the error of the run. */
 static void note_first(struct verify *v, const struct cairn__point *p,
                        const json_t *finding)
 {
-  char path[1024];
+  char path[1024], place[160], whole[2 * PATH_MAX];
   if (v->first.id != CAIRN_OK)
     return;
   const char *file = text_of(finding, "file");
   const char *what = text_of(finding, "what");
   const json_t *offset = json_object_get(finding, "offset");
   cairn__printable(p->path, path, sizeof path);
+  format_place(finding, what, place, sizeof place);
   /* some name the file already */
-  if (strncmp(what, path, strlen(path)) == 0)
-    cairn__fail(&v->first, CAIRN_E_EXPORT_CORRUPT, "%s", what);
+  if (strstr(what, path))
+    cairn__fail(&v->first, CAIRN_E_EXPORT_CORRUPT, "%s%s", what, place);
   else
-    cairn__fail(&v->first, CAIRN_E_EXPORT_CORRUPT, "%s/%s: %s", path, file,
-                what);
+    cairn__fail(&v->first, CAIRN_E_EXPORT_CORRUPT, "%s/%s: %s%s", path, file,
+                what, place);
   v->first.offset = -1;
-  cairn__error_set_path(&v->first, file,
+  snprintf(whole, sizeof whole, "%s/%s", p->path, file);
+  cairn__error_set_path(&v->first, whole,
                         json_is_integer(offset) ? json_integer_value(offset)
                                                 : -1);
-  if (text_of(finding, "machine"))
+  if (text_of(finding, "machine")) {
     cairn__error_locate(&v->first, text_of(finding, "machine"),
                         text_of(finding, "disk"));
+    name_machine(p, text_of(finding, "machine"), &v->first);
+  }
 }
 
 static int report_point(struct point_check *c, struct cairn_error *err)
@@ -555,17 +605,44 @@ static int check_point(struct point_check *c, struct cairn_error *err)
   {
     if (is_image(file) && !is_bad(c, file) &&
         check_chain_of(c, file, err) != 0) {
-      cairn__error_locate(err, text_of(file, "VirtualMachineId"),
-                          text_of(file, "disk"));
+      locate(c->p, file, err);
       return -1;
     }
   }
   return c->v->depth == DEPTH_CONTENT ? check_content(c, err) : 0;
 }
 
+/* A point that was moved or copied is whole, but not what it was made as. */
+static int warn_of_place(struct verify *v, const struct cairn__point *p,
+                         struct cairn_error *err)
+{
+  const char *id = cairn__point_id(p);
+  const char *other = text_of(v->seen, id);
+  const char *name = strrchr(p->path, '/');
+  char shown[512];
+  cairn__printable(p->path, shown, sizeof shown);
+  name = name ? name + 1 : p->path;
+  if (other)
+    cairn__run_warn(v->run,
+                    "%s holds the same reference point (%s) as \"%s\": one of "
+                    "them is a copy, move it elsewhere",
+                    shown, id, other);
+  else if (strcasecmp(name, id) != 0 && name[0] && strcmp(name, ".") != 0 &&
+           strcmp(name, "..") != 0)
+    cairn__run_warn(v->run,
+                    "%s is not named after its reference point (%s): points "
+                    "based on it do not find it in QEMU",
+                    shown, id);
+  if (!other && json_object_set_new(v->seen, id, json_string(shown)) != 0)
+    return cairn__fail_memory(err);
+  return 0;
+}
+
 static int verify_point(struct verify *v, const struct cairn__point *p,
                         struct cairn_error *err)
 {
+  if (warn_of_place(v, p, err) != 0)
+    return -1;
   struct point_check c = {.v = v, .p = p};
   int result = check_point(&c, err);
   if (result == 0 && c.found.has_lost)
@@ -773,6 +850,7 @@ static int collect(struct comparison *c, const json_t *collection,
           return -1;
       } else if (open_live(c, l, err) != 0) {
         cairn__error_locate(err, vm, text_of(disk, "id"));
+        cairn__error_name_machine(err, text_of(machine, "ElementName"));
         return -1;
       }
     }
@@ -805,7 +883,7 @@ static void describe_difference(const struct live *l, struct cairn_error *why)
 {
   char shown[512];
   int64_t offset = why->offset;
-  cairn__fail(why, CAIRN_E_DIGEST_MISMATCH,
+  cairn__fail(why, CAIRN_E_SOURCE_DIFFERS,
               "the source \"%s\" differs from the point, first in the %u bytes "
               "from offset %" PRId64,
               cairn__printable(l->source->path, shown, sizeof shown),
@@ -823,9 +901,12 @@ static int compare_live(struct comparison *c, struct live *l,
   struct cairn__map *map;
   cairn__error_clear(&why);
   if (l->source->length != number_of(l->image, "length")) {
-    cairn__fail(&why, CAIRN_E_DIGEST_MISMATCH,
-                "the source has %" PRIu64 " bytes, the point %" PRIu64,
+    char shown[512];
+    cairn__fail(&why, CAIRN_E_SOURCE_DIFFERS,
+                "the source \"%s\" has %" PRIu64 " bytes, the point %" PRIu64,
+                cairn__printable(l->source->path, shown, sizeof shown),
                 l->source->length, number_of(l->image, "length"));
+    cairn__error_set_path(&why, l->source->path, -1);
   } else {
     if (cairn__point_open_map(c->v->run->io, c->p, l->image, d, &map, err) != 0)
       return -1;
@@ -844,8 +925,8 @@ static int compare_live(struct comparison *c, struct live *l,
     else if (why.id == CAIRN_E_DIGEST_MISMATCH)
       describe_difference(l, &why);
   }
-  if (why.id != CAIRN_E_DIGEST_MISMATCH) {
-    cairn__error_locate(&why, vm, disk);
+  if (why.id != CAIRN_E_SOURCE_DIFFERS) {
+    locate(c->p, l->image, &why);
     if (err)
       *err = why;
     return -1;
@@ -853,7 +934,7 @@ static int compare_live(struct comparison *c, struct live *l,
   c->differing++;
   if (report_live(c, vm, disk, "different", why.offset, why.message, err) != 0)
     return -1;
-  cairn__error_locate(&why, vm, disk);
+  locate(c->p, l->image, &why);
   if (c->v->first.id == CAIRN_OK)
     c->v->first = why;
   return 0;
@@ -912,6 +993,15 @@ static int verify_selected(struct verify *v, const struct cairn__point *p,
   return result;
 }
 
+static int refuse_choice(const struct cairn__exports *x, size_t count,
+                         struct cairn_error *err)
+{
+  return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
+                     "verify: with \"source\" one point must be named; %s "
+                     "holds %zu",
+                     x->path, count);
+}
+
 /* `point` of the specification, the directory itself, or the only one. */
 static int find_selected(struct verify *v, const char *id,
                          struct cairn__point **p, struct cairn_error *err)
@@ -932,10 +1022,7 @@ static int find_selected(struct verify *v, const char *id,
         &v->x, text_of(json_array_get(points, 0), "ReferencePointGroupId"), p,
         err);
   else
-    result = cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
-                         "verify: with \"source\" one point must be named; "
-                         "%s holds %zu",
-                         v->x.path, n);
+    result = refuse_choice(&v->x, n, err);
   json_decref(points);
   return result;
 }
@@ -970,11 +1057,12 @@ static void verify_main(struct cairn__run *run)
   struct verify v = {.run = run,
                      .x = {.io = run->io, .fd = -1},
                      .depth = depth_of(run->spec),
-                     .points = json_array()};
+                     .points = json_array(),
+                     .seen = json_object()};
   struct cairn_error *err = &run->error;
   cairn__error_clear(err);
   cairn__error_clear(&v.first);
-  int result = v.points ? 0 : cairn__fail_memory(err);
+  int result = v.points && v.seen ? 0 : cairn__fail_memory(err);
   cairn__run_enter(run);
   if (result == 0)
     result = verify(&v, err);
@@ -991,6 +1079,7 @@ static void verify_main(struct cairn__run *run)
       cairn__utf8_clean(err->message);
     }
   }
+  json_decref(v.seen);
   run->report = json_pack("{s:o?}", "points", v.points);
   if (!run->report && result == 0)
     cairn__fail_memory(err);
@@ -1051,6 +1140,9 @@ static int plan_verify(const struct cairn_io *io, const json_t *spec,
     if (result == 0 && json_array_size(plan.points) == 0)
       result = cairn__fail(err, CAIRN_E_NOT_AN_EXPORT,
                            "%s holds no reference point", x.path);
+    if (result == 0 && json_object_get(spec, "source") &&
+        json_array_size(plan.points) > 1)
+      result = refuse_choice(&x, json_array_size(plan.points), err);
   }
   enum depth depth = depth_of(spec);
   if (result == 0) {

@@ -392,7 +392,8 @@ CAIRN_API int cairn_submit(cairn_engine *engine, const char *json,
                            size_t length, cairn_job *out,
                            struct cairn_error *err);
 /* An array of specifications, all or none; out has room for `count`, which
- * must be the array's length. The error's message names the index. */
+ * must be the array's length. The error's message begins with "specification
+ * N: ". Messages count array elements from 1 everywhere. */
 CAIRN_API int cairn_submit_all(cairn_engine *engine, const char *json,
                                size_t length, cairn_job *out, size_t count,
                                struct cairn_error *err);
@@ -501,11 +502,13 @@ struct cairn_process_options {
   size_t input_length;
 };
 /* Starts a program in its own process group, with its output captured. It
- * gets SIGKILL when the engine's process dies. One PROCESS event follows. */
+ * gets SIGKILL when the engine's process dies, or the thread that called this.
+ * One PROCESS event follows. */
 CAIRN_API int cairn_process_start(cairn_engine *engine, cairn_job job,
                                   const struct cairn_process_options *options,
                                   uint64_t cookie, struct cairn_error *err);
-/* Signals the whole group. */
+/* Signals the whole group; an error (ESRCH) once somebody else has reaped the
+ * program, since its number may be a stranger's by then. */
 CAIRN_API int cairn_process_signal(cairn_engine *engine, uint64_t cookie,
                                    int signal, struct cairn_error *err);
 /* What it has written so far (which: 1 stdout, 2 stderr; the last 1 MiB at

@@ -236,8 +236,8 @@ static inline void small_disk(struct small *s, const char *vm, const char *id,
     MUST(cairn__sink_open_raw(&o, &sink, &small_err));
   else
     MUST(cairn__sink_open_qcow2(&o, &sink, &small_err));
-  MUST(cairn__map_create(IO, parent, map_name, &s->d, size, length, point, &map,
-                         &small_err));
+  MUST(cairn__map_create(IO, parent, map_name, NULL, &s->d, size, length, point,
+                         &map, &small_err));
   unsigned char *buf = cairn__malloc_aligned(BLOCK);
   for (uint64_t i = 0; i < blocks; i++) {
     unsigned char digest[CAIRN__DIGEST_MAX];

@@ -340,7 +340,7 @@ static void stays_in_the_declared_directories(void **state)
   assert_int_equal(open_chain("in/sneak", "out/deep"), 0);
   cairn__chain_close(chain);
   assert_int_equal(open_chain("in/up", "absent"), -1);
-  assert_non_null(strstr(err.message, "source_directories[0]"));
+  assert_non_null(strstr(err.message, "source_directories[1]"));
 }
 
 static void resolves_names_from_where_the_image_was_named(void **state)

@@ -499,8 +499,8 @@ static void write_map(const char *name, const struct cairn__digester *d,
   int fd;
 
   unlinkat(scratch_fd, name, 0);
-  assert_int_equal(cairn__map_create(io, scratch_fd, name, d, virtual_size,
-                                     length, point, &w, &err),
+  assert_int_equal(cairn__map_create(io, scratch_fd, name, NULL, d,
+                                     virtual_size, length, point, &w, &err),
                    0);
   while (at < blocks) {
     uint64_t n = 1 + random_below(random_below(2) ? 50 : 9000);
@@ -567,7 +567,8 @@ static void maps_come_back_as_they_were_written(void **state)
       assert_memory_equal(file, file2, d.size); /* the same bytes */
       must_run("cmp map map2");
 
-      assert_int_equal(cairn__map_open(io, scratch_fd, "map", &d, &m, &err), 0);
+      assert_int_equal(
+          cairn__map_open(io, scratch_fd, "map", NULL, &d, &m, &err), 0);
       info = cairn__map_get_info(m);
       assert_int_equal(info->algorithm, algorithms[a]);
       assert_int_equal(info->length, lengths[i]);
@@ -609,8 +610,8 @@ static void the_map_of_a_sparse_tebibyte_takes_no_room(void **state)
   (void)state;
   random_fill(5, leaf, 16);
   cairn__digester_init(&d, CAIRN__XXH3_128, secret);
-  assert_int_equal(cairn__map_create(io, scratch_fd, "tera", &d, size, size,
-                                     point, &w, &err),
+  assert_int_equal(cairn__map_create(io, scratch_fd, "tera", NULL, &d, size,
+                                     size, point, &w, &err),
                    0);
   assert_int_equal(cairn__map_append(w, 9000000, leaf, 1, &err), 0);
   /* back in order only */
@@ -622,7 +623,8 @@ static void the_map_of_a_sparse_tebibyte_takes_no_room(void **state)
   assert_int_equal(fstatat(scratch_fd, "tera", &st, 0), 0);
   assert_int_equal(st.st_size, bytes);
   assert_true(st.st_blocks * 512 < 1 << 20);
-  assert_int_equal(cairn__map_open(io, scratch_fd, "tera", &d, &m, &err), 0);
+  assert_int_equal(cairn__map_open(io, scratch_fd, "tera", NULL, &d, &m, &err),
+                   0);
   assert_int_equal(cairn__map_read(m, 9000000, 1, got, &err), 0);
   assert_memory_equal(got, leaf, 16);
   assert_int_equal(cairn__map_read(m, 16777215, 1, got, &err), 0);
@@ -642,7 +644,7 @@ static int map_is_refused(const char *name, const struct cairn__digester *d,
   struct cairn__map *m;
   int rc;
 
-  if (cairn__map_open(io, scratch_fd, name, d, &m, err) != 0) {
+  if (cairn__map_open(io, scratch_fd, name, NULL, d, &m, err) != 0) {
     return 1;
   }
   rc = cairn__map_root(m, root, err);
@@ -775,15 +777,18 @@ static void a_map_that_is_no_file_is_refused(void **state)
 
   (void)state;
   cairn__digester_init(&d, CAIRN__XXH3_128, secret);
-  assert_int_equal(cairn__map_open(io, scratch_fd, "nowhere", &d, &m, &err),
-                   -1);
+  assert_int_equal(
+      cairn__map_open(io, scratch_fd, "nowhere", NULL, &d, &m, &err), -1);
   assert_int_equal(err.id, CAIRN_E_NOT_FOUND);
   must_run("mkfifo pipe && ln -s header aside && mkdir folder");
-  assert_int_equal(cairn__map_open(io, scratch_fd, "pipe", &d, &m, &err), -1);
+  assert_int_equal(cairn__map_open(io, scratch_fd, "pipe", NULL, &d, &m, &err),
+                   -1);
   assert_int_equal(err.id, CAIRN_E_EXPORT_CORRUPT);
-  assert_int_equal(cairn__map_open(io, scratch_fd, "folder", &d, &m, &err), -1);
+  assert_int_equal(
+      cairn__map_open(io, scratch_fd, "folder", NULL, &d, &m, &err), -1);
   assert_int_equal(err.id, CAIRN_E_EXPORT_CORRUPT);
-  assert_int_equal(cairn__map_open(io, scratch_fd, "aside", &d, &m, &err), -1);
+  assert_int_equal(cairn__map_open(io, scratch_fd, "aside", NULL, &d, &m, &err),
+                   -1);
   assert_int_equal(err.id, CAIRN_E_BAD_PATH);
   assert_null(m);
 }
@@ -806,7 +811,7 @@ static int whole_life(const struct cairn_io *table,
 
   unlinkat(scratch_fd, "life", 0);
   random_fill(2, leaves, sizeof leaves);
-  if (cairn__map_create(table, scratch_fd, "life", d, UINT64_C(1) << 30,
+  if (cairn__map_create(table, scratch_fd, "life", NULL, d, UINT64_C(1) << 30,
                         UINT64_C(1) << 30, point, &w, err) != 0) {
     return -1;
   }
@@ -817,7 +822,7 @@ static int whole_life(const struct cairn_io *table,
   if (cairn__map_finish(w, root, file, &size, err) != 0) {
     return -1;
   }
-  if (cairn__map_open(table, scratch_fd, "life", d, &m, err) != 0) {
+  if (cairn__map_open(table, scratch_fd, "life", NULL, d, &m, err) != 0) {
     return -1;
   }
   rc = cairn__map_read(m, 8180, 12, got, err) != 0 ||

@@ -603,6 +603,7 @@ static void vendor_codes_replace_every_return_code(void **state)
   assert_int_equal(cairn_job_resume(e, job, NULL), 32775);
   assert_int_equal(cairn_job_delete(e, job, NULL), 0);
   assert_int_equal(request(e, job, CAIRN_REQUEST_START), 32771);
+  assert_int_equal(cairn_job_kill(e, job, -1, NULL), 32771);
   assert_int_equal(cairn_job_get_errors(e, job, 0, &errors, NULL), 32771);
   assert_null(errors);
   free_engine(e);
@@ -1242,6 +1243,29 @@ static void a_job_that_leaves_the_queue_passes_the_directory_on(void **state)
   free_engine(e);
 }
 
+static void
+a_changed_priority_moves_a_job_that_waits_for_a_directory(void **state)
+{
+  cairn_engine *e = open_with(0, "{\"default\":{\"concurrency\":2}}");
+  cairn_job first = submit(e, EXPORT("/export/a", "loop"));
+  cairn_job second = submit(e, EXPORT("/export/a", "loop"));
+  cairn_job third = submit(e, EXPORT("/export/a", "loop"));
+  cairn_job blocker = submit(e, TASK);
+
+  (void)state;
+  step(e);
+  submit(e, "{\"Name\":\"b\",\"Priority\":1,\"run\":true}");
+  assert_int_equal(request(e, first, CAIRN_REQUEST_TERMINATE), 4096);
+  await(e, first, CAIRN_TERMINATED);
+  step(e);
+  /* The directory is free and offered to the second, but no slot is. */
+  set_well(e, third, "Priority", an_integer(1));
+  assert_int_equal(cairn_task_finish(e, blocker, NULL, NULL), 0);
+  await(e, third, CAIRN_RUNNING);
+  assert_int_equal(state_of(e, second), CAIRN_NEW);
+  free_engine(e);
+}
+
 static void a_killed_export_keeps_its_directory_until_it_has_ended(void **state)
 {
   cairn_engine *e = open_engine();
@@ -1740,10 +1764,11 @@ static void a_failed_run_of_a_recurring_job_leaves_it_waiting(void **state)
   } cases[] = {
       {"", CAIRN_SUSPENDED},
       {"\"RecoveryAction\":\"Continue With Next Job\",", CAIRN_SUSPENDED},
-      {"\"RecoveryAction\":2,", CAIRN_EXCEPTION}};
+      {"\"RecoveryAction\":2,", CAIRN_EXCEPTION},
+      {"\"RecoveryAction\":4,", CAIRN_SUSPENDED}};
 
   (void)state;
-  for (int i = 0; i < 3; i++) {
+  for (int i = 0; i < 4; i++) {
     cairn_engine *e = open_engine();
     char spec[256];
     cairn_job job;
@@ -1769,6 +1794,9 @@ static void a_failed_run_of_a_recurring_job_leaves_it_waiting(void **state)
       assert_int_equal(v.as.integers[0], 15);
       assert_int_equal(v.as.integers[1], 6);
       assert_int_equal(number(e, job, CAIRN_PROPERTY_HealthState), 20);
+      assert_int_equal(strstr(text(e, job, CAIRN_PROPERTY_JobStatus),
+                              "\"Re-run Job\" is not carried out") != NULL,
+                       i == 3);
       /* No run left: the failure is the job's. */
       assert_int_equal(request(e, job, CAIRN_REQUEST_START), 4096);
       await(e, job, CAIRN_EXCEPTION);
@@ -1785,6 +1813,82 @@ static void fewer_runs_than_done_complete_the_job(void **state)
   (void)state;
   set_well(e, job, "JobRunTimes", an_integer(1));
   assert_int_equal(state_of(e, job), CAIRN_COMPLETED);
+  free_engine(e);
+}
+
+static void runs_beyond_the_limit_are_not_made_on_request_either(void **state)
+{
+  cairn_engine *e = open_with(0, "{\"default\":{\"concurrency\":1}}");
+  cairn_job job = a_waiting(e);
+
+  (void)state;
+  a_running_task(e); /* has the only slot */
+  assert_int_equal(request(e, job, CAIRN_REQUEST_START), 4096);
+  set_well(e, job, "JobRunTimes", an_integer(1));
+  assert_int_equal(state_of(e, job), CAIRN_COMPLETED);
+  free_engine(e);
+}
+
+static void a_hold_outlasts_a_run_that_ends_while_suspended(void **state)
+{
+  cairn_engine *e = open_engine();
+  cairn_job job = a_waiting(e);
+
+  (void)state;
+  assert_int_equal(request(e, job, CAIRN_REQUEST_START), 4096);
+  step(e);
+  assert_int_equal(request(e, job, CAIRN_REQUEST_SUSPEND), 4096);
+  assert_int_equal(cairn_task_parked(e, job, NULL), 0);
+  assert_int_equal(cairn_task_finish(e, job, NULL, NULL), 0);
+  assert_int_equal(state_of(e, job), CAIRN_SUSPENDED);
+  assert_string_equal(text(e, job, CAIRN_PROPERTY_phase), "held");
+  free_engine(e);
+}
+
+/* More of them than one step takes on. */
+static void no_job_starts_after_its_until_time(void **state)
+{
+  cairn_engine *e = open_with(0, "{\"default\":{\"concurrency\":9}}");
+
+  (void)state;
+  for (int i = 0; i < 900; i++)
+    submit(e, i % 3 == 0   ? "{\"Name\":\"n\",\"verify\":{\"mode\":\"loop\"},"
+                             "\"UntilTime\":\"20200101000000.000000+000\"}"
+              : i % 3 == 1 ? "{\"Name\":\"n\",\"run\":true,"
+                             "\"UntilTime\":\"00000000000000.000000:000\"}"
+                           : "{\"Name\":\"n\",\"export\":{\"mode\":\"loop\","
+                             "\"directory\":\"/d\"},"
+                             "\"UntilTime\":\"20241231000000.000000+000\"}");
+  cairn_engine_advance(e, 1, NULL);
+  step(e);
+  for (cairn_job job = cairn_job_next(e, 0); job;
+       job = cairn_job_next(e, job)) {
+    assert_int_equal(state_of(e, job), CAIRN_EXCEPTION);
+    assert_int_equal(number(e, job, CAIRN_PROPERTY_run_number), 0);
+  }
+  free_engine(e);
+}
+
+static void a_completed_job_has_no_error_whatever_its_last_run_had(void **state)
+{
+  cairn_engine *e = open_engine();
+  cairn_job job = a_waiting(e);
+  struct cairn_error failure;
+  json_t *errors;
+
+  (void)state;
+  assert_int_equal(request(e, job, CAIRN_REQUEST_START), 4096);
+  step(e);
+  cairn__fail(&failure, CAIRN_E_IO_ERROR, "broken");
+  assert_int_equal(cairn_task_finish(e, job, &failure, NULL), 0);
+  set_well(e, job, "UntilTime", a_string("00000000000010.000000:000"));
+  advance(e, 11 * SECOND); /* one run went well: Completed */
+  assert_int_equal(state_of(e, job), CAIRN_COMPLETED);
+  for (int is_ex = 0; is_ex < 2; is_ex++) {
+    errors = errors_of(e, job, is_ex);
+    assert_true(json_is_null(errors));
+    json_decref(errors);
+  }
   free_engine(e);
 }
 
@@ -2461,6 +2565,26 @@ static void closing_can_be_made_harder_only(void **state)
   free_engine(e);
 }
 
+/* What a client does meanwhile must not keep the engine from closing. */
+static void a_closing_engine_suspends_what_would_go_on(void **state)
+{
+  cairn_engine *e = open_engine();
+  cairn_job task = a_suspending_task(e), asking = an_asking(e);
+  struct cairn_error err;
+
+  (void)state;
+  cairn_engine_close(e, CAIRN_CLOSE_SUSPEND);
+  step(e);
+  assert_int_equal(cairn_job_resume(e, task, &err), CAIRN_RC_FAILED);
+  assert_int_equal(err.id, CAIRN_E_CLOSED);
+  assert_int_equal(cairn_task_parked(e, task, NULL), 0);
+  assert_true(cairn_engine_is_idle(e));
+  assert_int_equal(cairn_job_resume_with_input(e, asking, "yes", NULL), 0);
+  close_until_idle(e, CAIRN_CLOSE_SUSPEND);
+  assert_int_equal(state_of(e, asking), CAIRN_SUSPENDED);
+  free_engine(e);
+}
+
 /* ---- events, timers, the descriptor ---- */
 
 static int is_readable(cairn_engine *e)
@@ -2702,6 +2826,185 @@ static void without_memory_nothing_happens(void **state)
   free_engine(e);
 }
 
+static void try_start(cairn_engine *e, cairn_job job)
+{
+  cairn_job_request_state_change(e, job, CAIRN_REQUEST_START, NULL, NULL);
+}
+
+static void try_suspend(cairn_engine *e, cairn_job job)
+{
+  cairn_job_request_state_change(e, job, CAIRN_REQUEST_SUSPEND, NULL, NULL);
+}
+
+static void try_terminate(cairn_engine *e, cairn_job job)
+{
+  cairn_job_request_state_change(e, job, CAIRN_REQUEST_TERMINATE, NULL, NULL);
+}
+
+static void try_kill(cairn_engine *e, cairn_job job)
+{
+  cairn_job_request_state_change(e, job, CAIRN_REQUEST_KILL, NULL, NULL);
+}
+
+static void try_kill_job(cairn_engine *e, cairn_job job)
+{
+  cairn_job_kill(e, job, 1, NULL);
+}
+
+static void try_resume(cairn_engine *e, cairn_job job)
+{
+  cairn_job_resume(e, job, NULL);
+}
+
+static void try_answer(cairn_engine *e, cairn_job job)
+{
+  cairn_job_resume_with_input(e, job, "yes", NULL);
+}
+
+static void try_delete(cairn_engine *e, cairn_job job)
+{
+  cairn_job_delete(e, job, NULL);
+}
+
+static void try_set(cairn_engine *e, cairn_job job)
+{
+  struct cairn_change changes[] = {{"Priority", an_integer(3)},
+                                   {"DeleteOnCompletion", a_boolean(1)}};
+
+  cairn_job_set(e, job, changes, 2, NULL);
+}
+
+static void try_progress(cairn_engine *e, cairn_job job)
+{
+  cairn_task_progress(e, job, 50, NULL);
+}
+
+static void try_ask(cairn_engine *e, cairn_job job)
+{
+  cairn_task_ask(e, job, "and now?", "[\"on\"]", NULL);
+}
+
+static void try_parked(cairn_engine *e, cairn_job job)
+{
+  cairn_task_parked(e, job, NULL);
+}
+
+static void try_warn(cairn_engine *e, cairn_job job)
+{
+  cairn_task_warn(e, job, "a warning", NULL);
+}
+
+static void try_finish(cairn_engine *e, cairn_job job)
+{
+  cairn_task_finish(e, job, NULL, NULL);
+}
+
+/* Every call that changes a job, in every situation of a job, without room for
+ * its events and without memory to make some: the job and the queue of events
+ * stay what they were. */
+static void without_room_for_events_no_call_changes_a_job(void **state)
+{
+  static void (*const calls[])(cairn_engine *, cairn_job) = {
+      try_start,  try_suspend, try_terminate, try_kill,  try_kill_job,
+      try_resume, try_answer,  try_delete,    try_set,   try_progress,
+      try_ask,    try_parked,  try_warn,      try_finish};
+
+  (void)state;
+  for (int i = 0; i < SITUATIONS; i++) {
+    cairn_engine *e = open_engine();
+    cairn_job job = situations[i].make(e);
+    char *before, *after;
+
+    assert_int_equal(cairn__events_reserve(e, 1), 0);
+    while (e->events.count < e->events.capacity)
+      cairn__event_push(e, CAIRN_EVENT_TIMER, NULL);
+    assert_int_equal(cairn_job_json(e, job, 1, &before, NULL), 0);
+    for (size_t c = 0; c < sizeof calls / sizeof calls[0]; c++) {
+      allocations_left = 0;
+      calls[c](e, job);
+      cairn_engine_step(e);
+      allocations_left = -1;
+      assert_int_equal(e->events.count, e->events.capacity);
+      assert_int_equal(cairn_job_json(e, job, 1, &after, NULL), 0);
+      if (strcmp(before, after) != 0)
+        fail_msg("%s, call %zu: %s\nbecame %s", situations[i].name, c, before,
+                 after);
+      cairn_free(after);
+    }
+    cairn_free(before);
+    free_engine(e);
+  }
+}
+
+/* Steps with every kind of work before them, in which the n-th allocation and
+ * all after it fail. Nothing that happened may go untold, or be told twice. */
+static void without_memory_a_step_loses_no_event(void **state)
+{
+  enum { TASKS = 30, TIMERS = 20, KINDS = CAIRN_EVENT_TASK_ANSWER + 1 };
+  static const char *const argv[] = {"echo", "hello", NULL};
+  struct cairn_process_options options = {.size = sizeof options, .argv = argv};
+  int n, is_short = 1;
+
+  (void)state;
+  for (n = 0; is_short; n++) {
+    cairn_engine *e = open_with(0, "{\"default\":{\"concurrency\":100}}");
+    cairn_job late = submit(e, "{\"Name\":\"l\",\"run\":true,\"UntilTime\":"
+                               "\"20200101000000.000000+000\"}");
+    cairn_job gone = submit(e, "{\"Name\":\"g\",\"run\":true,"
+                               "\"DeleteOnCompletion\":true}");
+    cairn_job ending = a_deaf_thread(e);
+    int told[KINDS] = {0};
+    struct cairn_event event;
+    uint64_t next = 0;
+    char *output;
+    size_t length;
+
+    assert_int_equal(cairn_task_finish(e, gone, NULL, NULL), 0);
+    drain(e, 0, NULL);
+    next = e->events.sequence + 1;
+    for (int i = 0; i < TASKS; i++)
+      submit(e, TASK);
+    for (int i = 0; i < TIMERS; i++)
+      assert_int_equal(cairn_timer_start(e, SECOND, 1, NULL), 0);
+    assert_int_equal(cairn_process_start(e, 0, &options, 1, NULL), 0);
+    atomic_store(&is_released, 1);
+    while (atomic_load(&deaf_running) > 0)
+      fake_wait();
+    poll(NULL, 0, 3); /* let it report, and the program end */
+    assert_int_equal(cairn_engine_advance(e, 300 * SECOND, NULL), 0);
+    allocations_left = n;
+    for (int i = 0; i < 3; i++)
+      cairn_engine_step(e);
+    is_short = allocations_left == 0;
+    allocations_left = -1;
+    if (is_short)
+      assert_true(is_readable(e)); /* what is left wakes us */
+    for (int i = 0; !told[CAIRN_EVENT_PROCESS] ||
+                    state_of(e, ending) != CAIRN_COMPLETED || i < 3;
+         i++) {
+      assert_true(i < 20000);
+      cairn_engine_wait(e, 1000);
+      while (cairn_engine_next_events(e, &event, 1) == 1) {
+        assert_int_equal(event.sequence, next++);
+        told[event.type]++;
+      }
+    }
+    assert_int_equal(told[CAIRN_EVENT_SUBMITTED], TASKS);
+    assert_int_equal(told[CAIRN_EVENT_TASK_START], TASKS);
+    assert_int_equal(told[CAIRN_EVENT_TIMER], TIMERS);
+    assert_int_equal(told[CAIRN_EVENT_PROCESS], 1);
+    assert_int_equal(told[CAIRN_EVENT_REMOVED], 1);
+    /* the thread's two; the late job's went by before */
+    assert_int_equal(told[CAIRN_EVENT_STATE], 2 * TASKS + 2);
+    assert_int_equal(state_of(e, late), CAIRN_EXCEPTION);
+    assert_int_equal(cairn_process_output(e, 1, 1, &output, &length, NULL), 0);
+    assert_string_equal(output, "hello\n");
+    cairn_free(output);
+    free_engine(e);
+  }
+  assert_true(n > 3);
+}
+
 static void a_run_that_finds_no_memory_fails_for_that_reason(void **state)
 {
   (void)state;
@@ -2795,7 +3098,11 @@ static void random_requests_leave_the_engine_consistent(void **state)
                                        NULL, NULL);
         break;
       }
-      cairn_engine_wait(e, 100);
+      /* No wake-up is lost: what could be done now wakes us. */
+      if (cairn_engine_timeout(e) == 0)
+        assert_true(is_readable(e));
+      if (cairn_engine_wait(e, 100) > 0)
+        assert_true(is_readable(e));
       n = cairn_engine_next_events(e, events, 8);
       (void)n;
     }
@@ -2844,6 +3151,8 @@ int main(void)
       cmocka_unit_test(a_queue_runs_as_many_as_it_may),
       cmocka_unit_test(one_directory_takes_one_export_at_a_time),
       cmocka_unit_test(a_job_that_leaves_the_queue_passes_the_directory_on),
+      cmocka_unit_test(
+          a_changed_priority_moves_a_job_that_waits_for_a_directory),
       cmocka_unit_test(a_killed_export_keeps_its_directory_until_it_has_ended),
       cmocka_unit_test(an_export_tells_what_it_exported),
       cmocka_unit_test(percent_never_goes_back_and_is_100_only_at_the_end),
@@ -2862,6 +3171,10 @@ int main(void)
       cmocka_unit_test(several_runs_without_a_calendar_are_one_and_a_warning),
       cmocka_unit_test(a_failed_run_of_a_recurring_job_leaves_it_waiting),
       cmocka_unit_test(fewer_runs_than_done_complete_the_job),
+      cmocka_unit_test(runs_beyond_the_limit_are_not_made_on_request_either),
+      cmocka_unit_test(a_hold_outlasts_a_run_that_ends_while_suspended),
+      cmocka_unit_test(no_job_starts_after_its_until_time),
+      cmocka_unit_test(a_completed_job_has_no_error_whatever_its_last_run_had),
       cmocka_unit_test(until_time_ends_a_job),
       cmocka_unit_test(finished_jobs_are_removed_in_time),
       cmocka_unit_test(a_suspended_job_is_not_removed),
@@ -2875,12 +3188,15 @@ int main(void)
       cmocka_unit_test(options_are_checked),
       cmocka_unit_test(closing_ends_every_job_as_asked),
       cmocka_unit_test(closing_can_be_made_harder_only),
+      cmocka_unit_test(a_closing_engine_suspends_what_would_go_on),
       cmocka_unit_test(the_sequence_of_events_has_no_gap),
       cmocka_unit_test(
           the_descriptor_is_readable_while_there_is_something_to_do),
       cmocka_unit_test(timers_fire_in_order),
       cmocka_unit_test(the_real_clock_wakes_the_descriptor),
       cmocka_unit_test(without_memory_nothing_happens),
+      cmocka_unit_test(without_room_for_events_no_call_changes_a_job),
+      cmocka_unit_test(without_memory_a_step_loses_no_event),
       cmocka_unit_test(a_run_that_finds_no_memory_fails_for_that_reason),
       cmocka_unit_test(random_requests_leave_the_engine_consistent),
   };

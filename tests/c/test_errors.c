@@ -64,6 +64,7 @@ static const struct {
     {42, "digest_mismatch", 1},
     {43, "warning", 0},
     {44, "job_failed", 1},
+    {45, "source_differs", 1},
 };
 
 static void keeps_the_known_codes(void **state)
@@ -230,6 +231,37 @@ static void takes_the_id_from_the_errno(void **state)
   }
 }
 
+static void says_what_to_do_about_an_errno(void **state)
+{
+  (void)state;
+  struct cairn_error err;
+  cairn__fail_errno(&err, EROFS, "/p", -1, "cannot write \"/p\"");
+  assert_non_null(strstr(cairn__error_advice(err.id, err.system_errno),
+                         "mounted for writing"));
+  cairn__fail_errno(&err, EMFILE, "/p", -1, "cannot open \"/p\"");
+  assert_non_null(strstr(err.message, "Too many open files (the limit is "
+                                      "ulimit -n)"));
+  assert_non_null(
+      strstr(cairn__error_advice(err.id, err.system_errno), "ulimit -n"));
+  assert_string_equal(cairn__error_advice(CAIRN_E_BUSY, EBUSY),
+                      cairn_error_info(CAIRN_E_BUSY)->recommended_action);
+}
+
+static void names_a_machine_by_both_names(void **state)
+{
+  (void)state;
+  struct cairn_error err;
+  cairn__fail(&err, CAIRN_E_BUSY, "text");
+  cairn__error_name_machine(&err, "web1"); /* of no machine yet */
+  assert_string_equal(err.message, "text");
+  cairn__error_locate(&err, "M", "D");
+  cairn__error_name_machine(&err, NULL);
+  assert_string_equal(err.message, "machine M, disk D: text");
+  cairn__error_name_machine(&err, "web\n1");
+  assert_string_equal(err.message, "machine web\\x0A1 (M), disk D: text");
+  assert_string_equal(err.machine, "M");
+}
+
 static void keeps_the_cause_of_a_message_too_long(void **state)
 {
   (void)state;
@@ -387,6 +419,8 @@ int main(void)
       cmocka_unit_test(needs_no_record),
       cmocka_unit_test(may_quote_the_message_it_replaces),
       cmocka_unit_test(takes_the_id_from_the_errno),
+      cmocka_unit_test(says_what_to_do_about_an_errno),
+      cmocka_unit_test(names_a_machine_by_both_names),
       cmocka_unit_test(keeps_the_cause_of_a_message_too_long),
       cmocka_unit_test(writes_only_printable_utf8),
       cmocka_unit_test(makes_names_printable),

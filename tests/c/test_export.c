@@ -214,7 +214,7 @@ struct hook {
   unsigned at;
   void (*action)(struct hook *);
   struct cairn__run *run;
-  int request;
+  _Atomic int request;
   uint64_t bad_offset; /* of read_bad */
 };
 
@@ -389,42 +389,42 @@ static void refuses_a_wrong_specification_and_says_where(void **state)
        CAIRN_E_WRONG_TYPE, "export.collection.machines must be an array"},
       {"{'collection':{" FARM ",'machines':[3]},'directory':'/x'}",
        CAIRN_E_WRONG_TYPE,
-       "export.collection.machines[0] must be an object, not a number"},
+       "export.collection.machines[1] must be an object, not a number"},
       {"{'collection':{" FARM ",'machines':[" MACHINE(
            "") "],'source_directories':['/a','b']},'directory':'/x'}",
-       CAIRN_E_BAD_PATH, "source_directories[1] must be an absolute path"},
+       CAIRN_E_BAD_PATH, "source_directories[2] must be an absolute path"},
       {"{'collection':{" FARM ",'machines':[" MACHINE("") "]},'directory':'x'}",
        CAIRN_E_BAD_PATH, "export.directory must be an absolute path"},
       {MACHINES(MACHINE("") "," MACHINE("")), CAIRN_E_DUPLICATE_ID,
-       "machines[1].VirtualMachineId"},
+       "machines[2].VirtualMachineId"},
       {MACHINES(MACHINE("") ",{'VirtualMachineId':"
                             "'{0c5a0000-0000-4000-8000-000000000001}'}"),
        CAIRN_E_DUPLICATE_ID, VM1},
       {MACHINES(MACHINE(",'config':'/x'")), CAIRN_E_WRONG_TYPE,
-       "machines[0].config must be an array of absolute paths, not a string"},
+       "machines[1].config must be an array of absolute paths, not a string"},
       {MACHINES(MACHINE(",'runtime':['/a',7]")), CAIRN_E_WRONG_TYPE,
-       "machines[0].runtime[1] must be an absolute path, not a number"},
+       "machines[1].runtime[2] must be an absolute path, not a number"},
       {MACHINES(MACHINE(",'guest_state':['a\\u0000b']")), CAIRN_E_BAD_PATH,
-       "guest_state[0] must not contain a NUL"},
+       "guest_state[1] must not contain a NUL"},
       {DISK("'id':'a','path':'/x'"), CAIRN_E_INVALID_ARGUMENT,
-       "export.collection.machines[0].disks[0].format is missing"},
+       "export.collection.machines[1].disks[1].format is missing"},
       {DISK("'id':'a','path':'/x','format':'vmdk'"), CAIRN_E_INVALID_ARGUMENT,
-       "disks[0].format must be one of \"raw\", \"qcow2\", not \"vmdk\""},
+       "disks[1].format must be one of \"raw\", \"qcow2\", not \"vmdk\""},
       {DISK("'id':'a','path':'x','format':'raw'"), CAIRN_E_BAD_PATH,
-       "disks[0].path must be an absolute path, not \"x\""},
+       "disks[1].path must be an absolute path, not \"x\""},
       {DISK("'id':'a/b','path':'/x','format':'raw'"), CAIRN_E_INVALID_ARGUMENT,
-       "disks[0].id must be 1 to 64"},
+       "disks[1].id must be 1 to 64"},
       {DISK("'id':'.a','path':'/x','format':'raw'"), CAIRN_E_INVALID_ARGUMENT,
        "not \".a\""},
       {DISK("'id':'','path':'/x','format':'raw'"), CAIRN_E_INVALID_ARGUMENT,
-       "disks[0].id"},
+       "disks[1].id"},
       {DISK("'id':'a','path':'/x','format':'raw','assume_quiescent':1"),
        CAIRN_E_WRONG_TYPE, "assume_quiescent must be true or false"},
       {DISK("'id':'a','path':'/x','fromat':'raw'"), CAIRN_E_UNKNOWN_KEY,
-       "disks[0].fromat: there is no such key; did you mean \"format\"?"},
+       "disks[1].fromat: there is no such key; did you mean \"format\"?"},
       {DISK("'id':'a','path':'/x','format':'raw'},{'id':'a','path':'/y',"
             "'format':'raw'"),
-       CAIRN_E_DUPLICATE_ID, "disks[1].id"},
+       CAIRN_E_DUPLICATE_ID, "disks[2].id"},
       {DISK("'id':'a','path':'/x','format':'raw'},{'id':'A','path':'/y',"
             "'format':'raw'"),
        CAIRN_E_DUPLICATE_ID, "upper and lower case only"},
@@ -623,6 +623,33 @@ static void copies_files_with_mode_and_times(void **state)
   cairn__run_release(r);
 }
 
+static int count_fdatasync(const struct cairn_io *io, int fd)
+{
+  tick(io);
+  return fdatasync(fd);
+}
+
+/* Not all at the end, where no request could interrupt it. */
+static void syncs_a_large_file_while_it_is_copied(void **state)
+{
+  struct cairn__run *r;
+  struct hook h;
+
+  (void)state;
+  must_run("rm -rf out large; truncate -s 100M large");
+  hook_init(&h, 0, NULL);
+  h.io.fdatasync = count_fdatasync;
+  r = export_with("{'collection':{" FARM
+                  ",'machines':[{'VirtualMachineId':'" VM1
+                  "','runtime':['$/large']}]},'directory':'$/out'}",
+                  &h.io);
+  assert_int_equal(r->error.id, CAIRN_OK);
+  assert_true(h.calls >= 3);
+  must_run("cmp %s large && rm -rf out large",
+           point_file(r, VM1 "/runtime/large"));
+  cairn__run_release(r);
+}
+
 static void shows_nothing_to_others_and_leaves_nothing_else(void **state)
 {
   struct cairn__run *r;
@@ -795,6 +822,81 @@ static void counts_points_and_says_when_a_base_is_not_used(void **state)
   cairn__run_release(r);
 }
 
+/* A number is given once, whatever became of the point that had it. */
+static void never_gives_a_sequence_twice(void **state)
+{
+  static const char *const fates[] = {
+      "printf x | dd of=$p/manifest.json bs=1 seek=200 conv=notrunc "
+      "status=none",
+      ": >$p/manifest.json", "rm $p/manifest.json", "rm -r $p"};
+  struct cairn__run *r;
+  json_t *manifest;
+
+  (void)state;
+  must_run("rm -rf out");
+  for (json_int_t i = 0; i < 5; i++) {
+    r = must_export(DISKS(RAW("vda", "a.raw")));
+    manifest = read_manifest(r);
+    assert_int_equal(number(manifest, "sequence"), i + 1);
+    json_decref(manifest);
+    if (i < 4)
+      must_run("p=%s; %s", point_file(r, ""), fates[i]);
+    cairn__run_release(r);
+  }
+  /* another collection counts on its own */
+  r = must_export("{'collection':{'CollectionId':'6F1D0000-0000-4000-8000-"
+                  "00000000C012','machines':[{'VirtualMachineId':'" VM1
+                  "','config':['$/one.xml']}]},'directory':'$/out'}");
+  manifest = read_manifest(r);
+  assert_int_equal(number(manifest, "sequence"), 1);
+  json_decref(manifest);
+  cairn__run_release(r);
+  /* without what was kept, the manifests that can be read say it */
+  must_run("printf '99999\\nnonsense\\n' >out/.cairn.lock");
+  r = must_export(DISKS(RAW("vda", "a.raw")));
+  manifest = read_manifest(r);
+  assert_int_equal(number(manifest, "sequence"), 6);
+  json_decref(manifest);
+  cairn__run_release(r);
+}
+
+/* Not even a lock file: verify would find it. */
+static void leaves_the_inside_of_a_point_alone(void **state)
+{
+  static const char *const places[] = {"", "/" VM1, "/" VM1 "/config",
+                                       "/" VM1 "/new"};
+  struct cairn__run *r;
+  char point[64], *before, *after;
+
+  (void)state;
+  must_run("rm -rf out");
+  r = must_export("{'collection':{" FARM
+                  ",'machines':[{'VirtualMachineId':'" VM1
+                  "','config':['$/one.xml']}]},'directory':'$/out'}");
+  snprintf(point, sizeof point, "%s", r->point_uuid);
+  cairn__run_release(r);
+  assert_int_equal(run(&before, "find out/%s | sort", point), 0);
+  for (int is_damaged = 0; is_damaged < 2; is_damaged++) {
+    for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
+      char text[1024];
+
+      snprintf(text, sizeof text,
+               "{'collection':{" FARM ",'machines':[{'VirtualMachineId':'" VM1
+               "','config':['$/one.xml']}]},'directory':'$/out/%s%s'}",
+               point, places[i]);
+      r = export_with(text, NULL);
+      assert_int_equal(err.id, CAIRN_E_BAD_PATH);
+      assert_non_null(strstr(err.message, "is a reference point or lies in"));
+      cairn__run_release(r);
+    }
+    must_run("printf x >>out/%s/manifest.json", point);
+  }
+  assert_int_equal(run(&after, "find out/%s | sort", point), 0);
+  assert_string_equal(before, after);
+  free(before);
+  free(after);
+}
+
 static void gives_the_same_bytes_whatever_the_timing(void **state)
 {
   struct cairn__run *a, *b;
@@ -909,6 +1011,81 @@ static void refuses_bad_sources(void **state)
                  CAIRN_E_BAD_PATH, "name the files in it");
 }
 
+#define FILES(lists)                                                           \
+  "{'collection':{" FARM ",'machines':[{'VirtualMachineId':'" VM1              \
+  "','ElementName':'web1'," lists "}]},'directory':'$/out'}"
+
+static void names_the_machine_the_list_and_the_place(void **state)
+{
+  (void)state;
+  expect_failure(FILES("'config':['$/a.raw'],'runtime':['$/a.raw',"
+                       "'$/absent.save']"),
+                 CAIRN_E_SOURCE_MISSING,
+                 "machine web1 (" VM1 "): runtime[2]: ");
+  assert_string_equal(err.machine, VM1);
+  expect_failure(FILES("'guest_state':['$/absent.vars']"),
+                 CAIRN_E_SOURCE_MISSING, "): guest_state[1]: ");
+  expect_failure(FILES("'disks':[" RAW("vda", "absent.raw") "]"),
+                 CAIRN_E_SOURCE_MISSING, "machine web1 (" VM1 "), disk vda: ");
+}
+
+/* Files of /proc and /sys: their size tells nothing. */
+static void refuses_files_that_are_made_when_read(void **state)
+{
+  (void)state;
+  expect_failure(FILES("'config':['/proc/cpuinfo']"), CAIRN_E_BAD_PATH,
+                 "config[1]: \"/proc/cpuinfo\" holds data although its size "
+                 "is 0");
+  expect_failure(DISKS("{'id':'vda','path':'/proc/cpuinfo','format':'raw'}"),
+                 CAIRN_E_BAD_PATH, "holds more data than its size (0 bytes)");
+  if (access("/sys/kernel/uevent_seqnum", R_OK) != 0)
+    skip();
+  expect_failure(FILES("'runtime':['/sys/kernel/uevent_seqnum']"),
+                 CAIRN_E_BAD_PATH, "holds less data than its size");
+  expect_failure(
+      DISKS("{'id':'vda','path':'/sys/kernel/uevent_seqnum','format':'raw'}"),
+      CAIRN_E_BAD_PATH, "holds less data than its size");
+}
+
+static void warns_of_a_machine_without_anything(void **state)
+{
+  struct cairn__run *r;
+  const char *warning;
+
+  (void)state;
+  must_run("rm -rf out");
+  r = must_export("{'collection':{" FARM
+                  ",'machines':[{'VirtualMachineId':'" VM1
+                  "','config':['$/a.raw']},{'VirtualMachineId':'" VM2
+                  "','ElementName':'db'}]},'directory':'$/out'}");
+  assert_int_equal(json_array_size(r->warnings), 1);
+  warning = json_string_value(json_array_get(r->warnings, 0));
+  if (!strstr(warning, "machine db (" VM2 ") has neither disks nor files"))
+    fail_msg("%s", warning);
+  cairn__run_release(r);
+}
+
+/* Nor does a failure leave the export directory, if it made it. */
+static void leaves_no_new_directory_behind(void **state)
+{
+  struct cairn__run *r;
+
+  (void)state;
+  must_run("rm -rf out");
+  r = export_with(DISKS(RAW("vda", "absent.raw")), NULL);
+  assert_int_equal(err.id, CAIRN_E_SOURCE_MISSING);
+  cairn__run_release(r);
+  must_run("test ! -e out");
+  must_run("mkdir out");
+  r = export_with(DISKS(RAW("vda", "absent.raw")), NULL);
+  cairn__run_release(r);
+  must_run("test -d out && rmdir out 2>/dev/null || test -e out/.cairn.lock");
+  must_run("rm -rf out");
+  r = must_export(DISKS(RAW("vda", "a.raw")));
+  cairn__run_release(r);
+  expect_entries(1, 0);
+}
+
 /* Tables that only QEMU looks at: it says so itself. */
 static void passes_on_what_qemu_finds_corrupt(void **state)
 {
@@ -971,6 +1148,48 @@ static void cut_raw(struct hook *h)
 {
   (void)h;
   must_run("truncate -s 1M moving.raw");
+}
+
+/* Who would write a layer of the chain, or start a guest on it. */
+static void try_to_write_layers(struct hook *h)
+{
+  static const char *const layers[] = {"top.q qcow2", "mid.q qcow2",
+                                       "base.r raw"};
+
+  for (size_t i = 0; i < sizeof layers / sizeof layers[0]; i++)
+    must_run("set -- %s; qemu-io -f $2 -c 'write 0 512' $1 >said 2>&1 && "
+             "exit 1; grep -q 'lock' said",
+             layers[i]);
+  h->request++; /* how often it was tried */
+}
+
+static void keeps_writers_from_every_layer_while_it_reads(void **state)
+{
+  static const unsigned moments[] = {1, 4, 9};
+
+  (void)state;
+  must_run("rm -f top.q mid.q base.r; truncate -s 16M base.r; "
+           "qemu-io -f raw -c 'write -P 1 0 8M' base.r; "
+           "qemu-img create -q -f qcow2 -b base.r -F raw mid.q; "
+           "qemu-io -f qcow2 -c 'write -P 2 2M 3M' mid.q; "
+           "qemu-img create -q -f qcow2 -b mid.q -F qcow2 top.q; "
+           "qemu-io -f qcow2 -c 'write -P 3 7M 4M' top.q");
+  for (size_t i = 0; i < sizeof moments / sizeof moments[0]; i++) {
+    struct cairn__run *r;
+    struct hook h;
+
+    must_run("rm -rf out");
+    hook_init(&h, moments[i], try_to_write_layers);
+    h.io.pwritev = hook_pwritev;
+    r = export_with(DISKS(QCOW2("vda", "top.q")), &h.io);
+    if (r->error.id != CAIRN_OK)
+      fail_msg("%s", r->error.message);
+    assert_int_equal(h.request, 1);
+    expect_same(point_file(r, VM1 "/vda.qcow2"), "top.q", "qcow2");
+    cairn__run_release(r);
+  }
+  /* and lets them again */
+  must_run("qemu-io -f raw -c 'write 0 512' base.r");
 }
 
 static void touch_config(struct hook *h)
@@ -1143,6 +1362,33 @@ static void passes_on_what_the_server_said(void **state)
   expect_entries(0, 0);
 }
 
+/* The lines of a server that says the same over and over, then dies. */
+static void tells_how_the_server_ended(void **state)
+{
+  struct cairn__run *r;
+  const char *at;
+
+  (void)state;
+  must_run("rm -rf out");
+  replace_server("#!/bin/sh\nfor i in one two three four five six; do "
+                 "echo $i >&2; for k in 1 2 3; do echo again >&2; done; done\n"
+                 "kill -9 $$\n");
+  r = export_with(DISKS(QCOW2("vda", "a.qcow2")), NULL);
+  assert_int_equal(err.id, CAIRN_E_HELPER_FAILED);
+  assert_non_null(strstr(err.message, "was killed by signal 9: "));
+  at = strstr(err.message, "four; five; six; again");
+  if (!at || strstr(err.message, "three"))
+    fail_msg("%s", err.message);
+  cairn__run_release(r);
+  restore_server();
+
+  replace_server("#!/bin/sh\nexit 7\n");
+  r = export_with(DISKS(QCOW2("vda", "a.qcow2")), NULL);
+  assert_non_null(strstr(err.message, "exit code 7: it gave no reason"));
+  cairn__run_release(r);
+  restore_server();
+}
+
 static void *run_thread(void *argument)
 {
   cairn__run_here(argument);
@@ -1173,6 +1419,53 @@ static void ends_at_once_while_the_server_is_silent(void **state)
   expect_entries(0, 0);
 }
 
+static void *reap_everything(void *argument)
+{
+  const _Atomic int *is_over = argument;
+
+  while (!*is_over) {
+    if (waitpid(-1, NULL, WNOHANG) <= 0)
+      poll(NULL, 0, 1);
+  }
+  return NULL;
+}
+
+/* A host that ignores SIGCHLD, and one that collects whatever child there is:
+ * the server's end is seen all the same, and nobody waits for ever. */
+static void lives_in_a_host_that_collects_children(void **state)
+{
+  (void)state;
+  for (int is_reaping = 0; is_reaping < 2; is_reaping++) {
+    _Atomic int is_over = 0;
+    struct cairn__run *good, *bad;
+    struct cairn_error error;
+    pthread_t thread;
+
+    must_run("rm -rf out");
+    replace_server("#!/bin/sh\nexit 3\n");
+    if (is_reaping)
+      assert_int_equal(pthread_create(&thread, NULL, reap_everything, &is_over),
+                       0);
+    else
+      signal(SIGCHLD, SIG_IGN);
+    bad = export_with(DISKS(QCOW2("vda", "a.qcow2")), NULL);
+    error = bad->error;
+    restore_server();
+    good = export_with(DISKS(QCOW2("vda", "a.qcow2")), NULL);
+    is_over = 1;
+    if (is_reaping)
+      pthread_join(thread, NULL);
+    signal(SIGCHLD, SIG_DFL);
+    if (error.id != CAIRN_E_HELPER_FAILED)
+      fail_msg("error %d: %s", error.id, error.message);
+    if (good->error.id != CAIRN_OK)
+      fail_msg("%s", good->error.message);
+    cairn__run_release(bad);
+    cairn__run_release(good);
+    expect_entries(1, 0);
+  }
+}
+
 static void kill_server(struct hook *h)
 {
   (void)h;
@@ -1189,7 +1482,7 @@ static void notices_that_the_server_died(void **state)
   hook_init(&h, 2, kill_server);
   h.io.pwritev = hook_pwritev;
   expect_failure_with(DISKS(QCOW2("vda", "big.q")), &h.io,
-                      CAIRN_E_HELPER_FAILED, "has ended");
+                      CAIRN_E_HELPER_FAILED, "killed by signal 9");
 }
 
 /* ---- bad targets --------------------------------------------------------- */
@@ -1213,7 +1506,7 @@ static void refuses_bad_targets(void **state)
                   "'}]},'directory':'$/no/where'}",
                   NULL);
   assert_int_equal(err.id, CAIRN_E_BAD_PATH);
-  assert_non_null(strstr(err.message, "parent has to exist"));
+  assert_non_null(strstr(err.message, "would be in does not exist"));
   cairn__run_release(r);
 
   /* the point's own place is taken: even an empty directory stays */
@@ -1588,6 +1881,88 @@ static void stands_still_while_suspended(void **state)
   cairn__mailbox_release(box);
 }
 
+static void stop_server(struct hook *h)
+{
+  must_run("kill -STOP $(cut -d' ' -f1 out/.partial-*/nbd-*.pid)");
+  h->request = 1; /* done */
+}
+
+/* Counts only when the server is asked which blocks hold data. */
+static int hook_status(const struct cairn_io *io, const char *what)
+{
+  if (strcmp(what, "nbd-status") == 0)
+    tick(io);
+  return 0;
+}
+
+static int64_t now_ms(void)
+{
+  struct timespec t;
+
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+/* The server stops for good: while data is read, while the disk is measured,
+ * and while one thread of the copy asks for extents and the others wait for
+ * it. Every request acts within a second all the same. */
+static void obeys_while_the_server_is_stalled(void **state)
+{
+  static const int requests[] = {CAIRN__RUN_SUSPEND, CAIRN__RUN_TERMINATE,
+                                 CAIRN__RUN_KILL};
+  struct cairn__mailbox *box = cairn__mailbox_new(&err);
+
+  (void)state;
+  /* more than one answer holds, so that the copy asks again */
+  must_run("rm -f tall.q; qemu-img create -q -f qcow2 tall.q 6G; "
+           "qemu-io -f qcow2 -c 'write -P 9 0 24M' -c 'write -P 8 5G 8M' "
+           "tall.q");
+  for (int i = 0; i < 9; i++) {
+    int request = requests[i % 3];
+    struct cairn__run *r;
+    struct hook h;
+    int64_t start;
+
+    must_run("rm -rf out");
+    hook_init(&h, i / 3 == 0 ? 3 : i / 3 == 1 ? 1 : 3, stop_server);
+    if (i / 3 == 0)
+      h.io.pwritev = hook_pwritev;
+    else
+      h.io.point = hook_status;
+    r = new_run(DISKS(QCOW2("vda", "tall.q")), &h.io, box);
+    assert_int_equal(cairn__run_start(r, &err), 0);
+    for (int k = 0; k < 200 && !h.request; k++)
+      poll(NULL, 0, 50);
+    assert_int_equal(h.request, 1);
+    poll(NULL, 0, 300); /* now every thread waits for it */
+    start = now_ms();
+    cairn__run_request(r, request);
+    await_notice(box, request == CAIRN__RUN_SUSPEND ? CAIRN__NOTICE_PARKED
+                                                    : CAIRN__NOTICE_DONE);
+    if (now_ms() - start > 1000)
+      fail_msg("request %d, place %d: %lld ms", request, i / 3,
+               (long long)(now_ms() - start));
+    if (request == CAIRN__RUN_SUSPEND) {
+      must_run("kill -CONT $(cut -d' ' -f1 out/.partial-*/nbd-*.pid)");
+      poll(NULL, 0, 300); /* answers come in, and nobody takes them */
+      assert_int_equal(r->error.id, CAIRN_OK);
+      expect_entries(0, 1);
+      cairn__run_request(r, CAIRN__RUN_GO);
+      await_notice(box, CAIRN__NOTICE_DONE);
+      if (r->error.id != CAIRN_OK)
+        fail_msg("%s", r->error.message);
+      expect_entries(1, 0);
+    } else {
+      assert_int_equal(r->error.id, request == CAIRN__RUN_KILL
+                                        ? CAIRN_E_KILLED
+                                        : CAIRN_E_TERMINATED);
+      expect_entries(0, request == CAIRN__RUN_KILL);
+    }
+    cairn__run_release(r);
+  }
+  cairn__mailbox_release(box);
+}
+
 /* ---- the plan ------------------------------------------------------------ */
 
 static void plans_without_writing(void **state)
@@ -1683,25 +2058,35 @@ int main(void)
       cmocka_unit_test(neither_reads_holes_nor_stores_zeros),
       cmocka_unit_test(exports_qcow2_of_every_kind),
       cmocka_unit_test(copies_files_with_mode_and_times),
+      cmocka_unit_test(syncs_a_large_file_while_it_is_copied),
       cmocka_unit_test(shows_nothing_to_others_and_leaves_nothing_else),
       cmocka_unit_test(reports_the_properties_in_pairs),
       cmocka_unit_test(takes_paths_of_every_kind),
       cmocka_unit_test(reads_a_disk_that_occurs_twice),
       cmocka_unit_test(follows_a_link_to_the_directory),
       cmocka_unit_test(counts_points_and_says_when_a_base_is_not_used),
+      cmocka_unit_test(never_gives_a_sequence_twice),
+      cmocka_unit_test(leaves_the_inside_of_a_point_alone),
       cmocka_unit_test(gives_the_same_bytes_whatever_the_timing),
       cmocka_unit_test(exports_a_block_device),
       cmocka_unit_test(needs_little_memory_for_a_huge_disk),
       cmocka_unit_test(names_machine_disk_and_path_of_a_bad_source),
       cmocka_unit_test(refuses_bad_sources),
+      cmocka_unit_test(names_the_machine_the_list_and_the_place),
+      cmocka_unit_test(refuses_files_that_are_made_when_read),
+      cmocka_unit_test(warns_of_a_machine_without_anything),
+      cmocka_unit_test(leaves_no_new_directory_behind),
       cmocka_unit_test(passes_on_what_qemu_finds_corrupt),
       cmocka_unit_test(refuses_a_disk_that_is_in_use),
+      cmocka_unit_test(keeps_writers_from_every_layer_while_it_reads),
       cmocka_unit_test(notices_a_source_that_changes),
       cmocka_unit_test(names_the_unreadable_place),
       cmocka_unit_test(finds_the_unreadable_place_behind_the_server),
       cmocka_unit_test(names_the_package_that_is_missing),
       cmocka_unit_test(passes_on_what_the_server_said),
+      cmocka_unit_test(tells_how_the_server_ended),
       cmocka_unit_test(ends_at_once_while_the_server_is_silent),
+      cmocka_unit_test(lives_in_a_host_that_collects_children),
       cmocka_unit_test(notices_that_the_server_died),
       cmocka_unit_test(refuses_bad_targets),
       cmocka_unit_test(never_replaces_anything),
@@ -1713,6 +2098,7 @@ int main(void)
       cmocka_unit_test(leaves_no_server_when_it_is_killed),
       cmocka_unit_test(ends_at_any_moment_without_a_trace),
       cmocka_unit_test(stands_still_while_suspended),
+      cmocka_unit_test(obeys_while_the_server_is_stalled),
       cmocka_unit_test(plans_without_writing),
       cmocka_unit_test(survives_every_failing_allocation),
   };

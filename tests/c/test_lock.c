@@ -367,6 +367,49 @@ static void takes_a_block_device_only_when_it_is_free(void **state)
   must_run("losetup -d %s", device);
 }
 
+static void
+takes_a_file_behind_a_loop_device_only_when_it_is_still(void **state)
+{
+  static const char *const options[] = {"", "-r"};
+
+  (void)state;
+  if (geteuid() != 0)
+    skip();
+  make_file("backing", 1 << 20);
+  for (int is_read_only = 0; is_read_only < 2; is_read_only++) {
+    char *loop;
+    struct cairn__held h, vouched;
+    int code, vouched_code;
+
+    if (run(&loop, "losetup %s --find --show backing", options[is_read_only]) !=
+        0) {
+      free(loop);
+      skip();
+      return;
+    }
+    loop[strcspn(loop, "\n")] = '\0';
+    vouched_code = cairn__held_open(&cairn__system_io, path_of("backing"), 1,
+                                    &vouched, &err);
+    code = open_held("backing", &h);
+    must_run("losetup -d %s", loop);
+    assert_int_equal(vouched_code, 0);
+    assert_int_equal(code, is_read_only ? 0 : -1);
+    if (code != 0) {
+      assert_int_equal(err.id, CAIRN_E_SOURCE_IN_USE);
+      assert_non_null(strstr(err.message, loop));
+    }
+    cairn__held_close(&h);
+    cairn__held_close(&vouched);
+    free(loop);
+  }
+  {
+    struct cairn__held h;
+
+    assert_int_equal(open_held("backing", &h), 0);
+    cairn__held_close(&h);
+  }
+}
+
 static void leaves_no_descriptor_behind(void **state)
 {
   struct cairn__held h;
@@ -393,6 +436,7 @@ int main(void)
       cmocka_unit_test(names_a_source_that_may_not_be_read),
       cmocka_unit_test(sees_every_change_of_a_file),
       cmocka_unit_test(takes_a_block_device_only_when_it_is_free),
+      cmocka_unit_test(takes_a_file_behind_a_loop_device_only_when_it_is_still),
       cmocka_unit_test(leaves_no_descriptor_behind),
   };
 

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -318,6 +319,82 @@ static void freeing_the_engine_kills_what_runs(void **state)
   assert_int_equal(errno, ECHILD);
 }
 
+static void count_child(int number)
+{
+  (void)number;
+}
+
+/* Hosts catch SIGCHLD, and the end of one program interrupts the wait for
+ * another. */
+static void freeing_the_engine_leaves_no_zombie(void **state)
+{
+  struct sigaction catch = {.sa_handler = count_child}, old;
+
+  (void)state;
+  sigaction(SIGCHLD, &catch, &old);
+  for (uint64_t i = 0; i < 40; i++)
+    start_well(0, 200 + i, "exec sleep 100");
+  cairn_engine_free(engine);
+  engine = NULL;
+  sigaction(SIGCHLD, &old, NULL);
+  assert_int_equal(waitpid(-1, NULL, WNOHANG), -1);
+  assert_int_equal(errno, ECHILD);
+}
+
+/* Forks until the child has this process id; 0 when it did not come about. */
+static pid_t fork_as(pid_t wanted)
+{
+  for (int i = 0; i < 50; i++) {
+    FILE *file = fopen("/proc/sys/kernel/ns_last_pid", "we");
+    pid_t pid;
+
+    if (!file)
+      return 0;
+    fprintf(file, "%ld", (long)wanted - 1);
+    if (fclose(file) != 0)
+      return 0;
+    pid = fork();
+    if (pid == 0) {
+      prctl(PR_SET_PDEATHSIG, SIGKILL); /* a failed test leaves it */
+      setpgid(0, 0);
+      for (;;)
+        pause();
+    }
+    if (pid == wanted) {
+      setpgid(pid, pid);
+      return pid;
+    }
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+  }
+  return 0;
+}
+
+/* A host that reaps every child frees the process id for somebody else. */
+static void a_stranger_with_the_same_process_id_is_not_signalled(void **state)
+{
+  cairn_job job = running_task();
+  struct cairn_error err;
+  pid_t pid, stranger;
+
+  (void)state;
+  start_well(job, 13, "echo $$");
+  pid = (pid_t)await_number(13);
+  assert_int_equal(waitpid(pid, NULL, 0), pid);
+  stranger = fork_as(pid);
+  if (!stranger)
+    skip();      /* needs a right that root has */
+  await_end(13); /* 0, or -1 when it was reaped too soon */
+  assert_int_equal(cairn_process_signal(engine, 13, SIGKILL, &err), -1);
+  assert_int_equal(err.system_errno, ESRCH);
+  assert_int_equal(cairn_job_kill(engine, job, -1, NULL), 0);
+  cairn_engine_free(engine);
+  engine = NULL;
+  assert_int_equal(waitpid(stranger, NULL, WNOHANG), 0); /* lives */
+  kill(stranger, SIGKILL);
+  waitpid(stranger, NULL, 0);
+}
+
 static void output_can_be_read_while_the_program_runs(void **state)
 {
   static const char *const argv[] = {"sh", "-c", "echo 42; exec sleep 100",
@@ -378,6 +455,8 @@ int main(void)
       TEST(killing_a_job_kills_its_programs),
       TEST(descendants_of_an_ended_program_are_killed_with_the_job),
       TEST(freeing_the_engine_kills_what_runs),
+      TEST(freeing_the_engine_leaves_no_zombie),
+      TEST(a_stranger_with_the_same_process_id_is_not_signalled),
       TEST(output_can_be_read_while_the_program_runs),
       TEST(a_finished_job_starts_no_programs),
       TEST(many_programs_at_once),

@@ -484,8 +484,8 @@ static struct cairn__layer *open_layer(const char *name, const char *format,
   struct cairn__layer *layer;
   struct cairn_error err;
 
-  if (cairn__layer_open(io, scratch_fd, name, format, length, &layer, &err) !=
-      0) {
+  if (cairn__layer_open(io, scratch_fd, name, NULL, format, length, &layer,
+                        &err) != 0) {
     fail_msg("%s", err.message);
   }
   return layer;
@@ -947,8 +947,8 @@ static void raw_disks_are_sparse_and_exactly_as_long(void **state)
     read_back_chain(source, &d, 1);
     source->ops->close(source);
     if (d.length > 0) {
-      assert_int_equal(cairn__layer_open(io, scratch_fd, "disk.raw", "raw",
-                                         d.length - 1, &layer, &err),
+      assert_int_equal(cairn__layer_open(io, scratch_fd, "disk.raw", NULL,
+                                         "raw", d.length - 1, &layer, &err),
                        -1);
       assert_int_equal(err.id, CAIRN_E_EXPORT_CORRUPT);
     }
@@ -1332,7 +1332,8 @@ static int walk(const char *name)
   uint64_t blocks, first;
 
   cairn__error_clear(&err);
-  if (cairn__layer_open(io, scratch_fd, name, "qcow2", 0, &layer, &err) != 0) {
+  if (cairn__layer_open(io, scratch_fd, name, NULL, "qcow2", 0, &layer, &err) !=
+      0) {
     assert_string_equal(err.path, name);
     assert_true(err.offset >= 0);
     return err.id;
@@ -1519,9 +1520,9 @@ static void what_others_make_of_qcow2_is_refused(void **state)
   close(fd);
   free(bytes);
   disk_free(&d);
-  assert_int_equal(
-      cairn__layer_open(io, scratch_fd, "foreign", "vmdk", 0, &layer, &err),
-      -1);
+  assert_int_equal(cairn__layer_open(io, scratch_fd, "foreign", NULL, "vmdk", 0,
+                                     &layer, &err),
+                   -1);
   assert_int_equal(err.id, CAIRN_E_INVALID_ARGUMENT);
   must_run("ln -sf foreign aside; mkdir -p folder; rm -f pipe; mkfifo pipe");
   assert_int_equal(walk("aside"), CAIRN_E_BAD_PATH);
@@ -1564,10 +1565,10 @@ static int whole_life(const struct cairn_io *table, const struct disk chain[2],
 
   if (write_image(&below, &chain[0], &result, err) != 0 ||
       write_image(&over, &chain[1], &result, err) != 0 ||
-      cairn__layer_open(table, scratch_fd, "life0", format, chain[0].length,
-                        &layers[0], err) != 0 ||
-      cairn__layer_open(table, scratch_fd, "life1", "qcow2", 0, &layers[1],
-                        err) != 0 ||
+      cairn__layer_open(table, scratch_fd, "life0", NULL, format,
+                        chain[0].length, &layers[0], err) != 0 ||
+      cairn__layer_open(table, scratch_fd, "life1", NULL, "qcow2", 0,
+                        &layers[1], err) != 0 ||
       cairn__source_open_layers(layers, 2, chain[1].length, "life", 1, &source,
                                 err) != 0) {
     goto out;

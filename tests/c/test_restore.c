@@ -2,6 +2,9 @@
  * reader; what cannot be proved, or would harm something, is not written. */
 #include "small_export.h"
 
+#include <sys/file.h>
+#include <sys/wait.h>
+
 static struct small full, middle, top;
 static unsigned char *c1, *c2, *c3, *raw1, *raw2;
 
@@ -372,10 +375,139 @@ static void lists_what_was_completed_before_a_failure(void **state)
   assert_string_equal(
       json_string_value(json_object_get(json_array_get(files, 0), "path")),
       in_scratch("r/" VM1 "/vda.raw"));
+  /* and what was not: the one that failed, then those after it */
+  files = json_object_get(run->report, "not_written");
+  assert_int_equal(json_array_size(files), 3);
+  assert_string_equal(json_string_value(json_array_get(files, 0)),
+                      in_scratch("r/" VM2 "/vdb.raw"));
+  assert_string_equal(json_string_value(json_array_get(files, 2)),
+                      in_scratch("r/" VM1 "/runtime/save"));
   cairn__run_release(run);
   small_shell("cmp %s %s/r/" VM1 "/vda.raw", expected("e1", c1, LENGTH1),
               scratch);
   assert_int_equal(files_in(in_scratch("r")), 3);
+  run = must_restore(spec_of(POINT3, in_scratch("r2")));
+  files = json_object_get(run->report, "not_written");
+  assert_true(json_is_array(files) && json_array_size(files) == 0);
+  cairn__run_release(run);
+}
+
+/* ---- what a killed restore leaves --------------------------------------- */
+
+/* Runs a restore in a process that dies in the middle of writing; the name of
+ * the temporary file that it leaves. */
+static void die_while_restoring(const char *to, char *left, size_t size)
+{
+  for (uint64_t at = 1;; at++) {
+    pid_t pid = fork();
+    int status;
+    assert_true(pid >= 0);
+    if (pid == 0) {
+      struct cairn__fault_io fault;
+      struct cairn__run *run = cairn__run_new(NULL);
+      cairn__fault_io_init(&fault, at, CAIRN__FAULT_KILL, 0);
+      run->io = &fault.io;
+      run->spec = spec_of(POINT1, to);
+      json_object_set_new(run->spec, "format", json_string("raw"));
+      run->main = cairn__kind_restore.main;
+      cairn__run_here(run);
+      _exit(1);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(WEXITSTATUS(status), 137);
+    char command[1200];
+    snprintf(command, sizeof command,
+             "find '%s' -name '.cairn*' -printf '%%p' 2>/dev/null", to);
+    FILE *f = popen(command, "r");
+    int found = fgets(left, (int)size, f) != NULL;
+    pclose(f);
+    if (found)
+      return;
+    small_shell("rm -rf '%s'", to);
+  }
+}
+
+static void removes_what_a_killed_restore_left(void **state)
+{
+  char left[700], where[512];
+  (void)state;
+  snprintf(where, sizeof where, "%s", in_scratch("r"));
+  die_while_restoring(where, left, sizeof left);
+  /* these are nobody's */
+  small_shell("touch %s/" VM1 "/.cairn-restore-mine.partial %s/" VM1
+              "/.cairn-restore-0123456789abcdef-0.partial.bak; mkdir %s/" VM1
+              "/config",
+              where, where, where);
+  /* somebody else is restoring there: nothing is touched */
+  int other = open(in_scratch("r/" VM1), O_RDONLY | O_DIRECTORY);
+  assert_int_equal(flock(other, LOCK_SH), 0);
+  json_t *spec = spec_of(POINT3, where);
+  cairn__run_release(must_restore(spec));
+  assert_int_equal(access(left, F_OK), 0);
+  close(other);
+
+  spec = spec_of(POINT1, where);
+  json_object_set_new(spec, "overwrite", json_true());
+  struct cairn__run *run = must_restore(spec);
+  assert_null(run->warnings);
+  cairn__run_release(run);
+  assert_int_equal(access(left, F_OK), -1);
+  small_shell("test -e %s/" VM1
+              "/.cairn-restore-mine.partial && test -e %s/" VM1
+              "/.cairn-restore-0123456789abcdef-0.partial.bak",
+              where, where);
+  small_shell("cmp %s %s/" VM1 "/vda.raw", expected("e1", c1, LENGTH1), where);
+
+  /* what cannot be removed is named */
+  small_shell("mkdir %s/" VM1 "/.cairn-restore-0123456789abcdef-7.partial",
+              where);
+  spec = spec_of(POINT3, where);
+  json_object_set_new(spec, "overwrite", json_true());
+  run = must_restore(spec);
+  const char *warning = json_string_value(json_array_get(run->warnings, 0));
+  assert_non_null(warning);
+  assert_non_null(strstr(warning, "/.cairn-restore-0123456789abcdef-7.partial "
+                                  "was left by a restore"));
+  cairn__run_release(run);
+}
+
+static void finds_a_directory_in_the_way_first(void **state)
+{
+  (void)state;
+  /* of the last file: the others come first */
+  small_shell("mkdir -p %s/r/" VM1 "/runtime/save", scratch);
+  json_t *spec = spec_of(POINT1, in_scratch("r"));
+  json_object_set_new(spec, "overwrite", json_true());
+  size_t before = files_in(in_scratch("r"));
+  must_fail(spec, CAIRN_E_BAD_PATH, "/runtime/save: Is a directory");
+  assert_int_equal(files_in(in_scratch("r")), before);
+}
+
+static void names_whole_paths(void **state)
+{
+  static const char *const calls[] = {"pwritev", "pread", "fsync", "ftruncate"};
+  struct cairn__fault_io fault;
+  (void)state;
+  for (uint64_t at = 1;; at++) {
+    struct cairn__run *run = cairn__run_new(NULL);
+    cairn__fault_io_init(&fault, at, CAIRN__FAULT_ERRNO, EIO);
+    run->io = &fault.io;
+    run->spec = spec_of(POINT1, in_scratch("r"));
+    json_object_set_new(run->spec, "format", json_string("raw"));
+    run->main = cairn__kind_restore.main;
+    cairn__run_here(run);
+    int is_one = 0;
+    for (size_t i = 0; fault.has_fired && i < 4; i++)
+      is_one |= strcmp(fault.fired_at, calls[i]) == 0;
+    if (is_one && run->error.id == CAIRN_E_IO_ERROR &&
+        !strstr(run->error.message, scratch))
+      fail_msg("call %llu (%s): %s", (unsigned long long)at, fault.fired_at,
+               run->error.message);
+    cairn__run_release(run);
+    small_shell("rm -rf %s/r", scratch);
+    if (!fault.has_fired)
+      break;
+  }
 }
 
 static void proves_plain_files_too(void **state)
@@ -632,6 +764,9 @@ int main(void)
       TEST(refuses_links_below_the_target),
       TEST(proves_what_it_writes),
       TEST(lists_what_was_completed_before_a_failure),
+      TEST(removes_what_a_killed_restore_left),
+      TEST(finds_a_directory_in_the_way_first),
+      TEST(names_whole_paths),
       TEST(proves_plain_files_too),
       TEST(refuses_a_damaged_manifest_map_or_secret),
       TEST(refuses_links_in_the_point),

@@ -2,6 +2,8 @@
  * and never passes on something it could not look at. */
 #include "small_export.h"
 
+#include "points.h"
+
 static struct small point;
 static unsigned char *content;
 
@@ -97,7 +99,17 @@ static void expect_finding(const char *depth, const char *file,
     fail_msg("wanted %s: %s (%lld, %lld); found %s", file, words,
              (long long)offset, (long long)guest, json_dumps(f, 0));
   assert_int_equal(run->error.id, CAIRN_E_EXPORT_CORRUPT);
-  assert_non_null(strstr(run->error.message, file));
+  /* the error alone says where: whole path and both offsets */
+  char whole[1024], place[64];
+  snprintf(whole, sizeof whole, "%s/%s", point.path, file);
+  assert_non_null(strstr(run->error.message, whole));
+  assert_string_equal(run->error.path, whole);
+  snprintf(place, sizeof place, "at offset %lld", (long long)offset);
+  if (offset >= 0 && !strstr(run->error.message, place))
+    fail_msg("\"%s\" is not in: %s", place, run->error.message);
+  snprintf(place, sizeof place, "%lld of the disk", (long long)guest);
+  if (guest >= 0 && !strstr(run->error.message, place))
+    fail_msg("\"%s\" is not in: %s", place, run->error.message);
   assert_string_equal(text(report_of(run, 0), "result"), "damaged");
   cairn__run_release(run);
 }
@@ -202,6 +214,20 @@ static void finds_what_is_missing_or_of_another_kind(void **state)
   small_publish(&point);
   small_shell("mv %s/" VM1 "/config/web1.xml %s/web1.xml", point.path, scratch);
   expect_finding("set", VM1 "/config/web1.xml", "missing", -1, -1);
+  {
+    struct cairn__exports x;
+    struct cairn__point *p;
+    int fd;
+    MUST(cairn__exports_open(IO, in_scratch("out"), &x, &small_err));
+    MUST(cairn__exports_find(&x, POINT1, &p, &small_err));
+    assert_int_equal(
+        cairn__open_file(IO, p, VM1 "/config/web1.xml", &fd, NULL, &small_err),
+        -1);
+    assert_non_null(strstr(small_err.message, point.path));
+    assert_non_null(strstr(small_err.path, point.path));
+    cairn__point_close(IO, p);
+    cairn__exports_close(&x);
+  }
   small_shell("ln -s %s/web1.xml %s/" VM1 "/config/web1.xml", scratch,
               point.path);
   expect_finding("content", VM1 "/config/web1.xml", "symbolic link", -1, -1);
@@ -680,11 +706,15 @@ static void compares_with_the_source(void **state)
 
   small_flip(image, 8 * (2 * BLOCK + 9)); /* in a block of zeros */
   run = verify_source(image, "vda");
-  assert_int_equal(run->error.id, CAIRN_E_DIGEST_MISMATCH);
+  assert_int_equal(run->error.id, CAIRN_E_SOURCE_DIFFERS);
   assert_string_equal(run->error.machine, VM1);
   assert_string_equal(run->error.disk, "vda");
   assert_int_equal(run->error.offset, 2 * BLOCK);
   assert_non_null(strstr(run->error.message, "differs from the point"));
+  assert_non_null(strstr(run->error.message, "machine web1 (" VM1 "), disk"));
+  /* nothing is wrong with the point */
+  assert_non_null(
+      strstr(cairn__error_advice(run->error.id, 0), "Nothing was found wrong"));
   source = json_object_get(report_of(run, 0), "source");
   assert_string_equal(text(json_array_get(source, 2), "result"), "different");
   assert_int_equal(number(json_array_get(source, 2), "offset"), 2 * BLOCK);
@@ -692,7 +722,7 @@ static void compares_with_the_source(void **state)
 
   assert_int_equal(truncate(image, 4 * BLOCK + 1), 0);
   run = verify_source(image, "vda");
-  assert_int_equal(run->error.id, CAIRN_E_DIGEST_MISMATCH);
+  assert_int_equal(run->error.id, CAIRN_E_SOURCE_DIFFERS);
   cairn__run_release(run);
   run = verify_source(image, "vdx");
   assert_int_equal(run->error.id, CAIRN_OK);
@@ -703,6 +733,39 @@ static void compares_with_the_source(void **state)
   run = verify_source(in_scratch("none.raw"), "vda");
   assert_int_equal(run->error.id, CAIRN_E_SOURCE_MISSING);
   cairn__run_release(run);
+}
+
+/* ---- moved and copied points ----------------------------------------------
+ */
+
+static void expect_warning(struct cairn__run *run, const char *words)
+{
+  const char *warning = json_string_value(json_array_get(run->warnings, 0));
+  if (run->error.id != CAIRN_OK)
+    fail_msg("%s", run->error.message);
+  if (!warning || !strstr(warning, words))
+    fail_msg("\"%s\" is not in: %s", words, warning ? warning : "nothing");
+  assert_int_equal(json_array_size(run->warnings), 1);
+  cairn__run_release(run);
+}
+
+static void warns_of_points_that_were_renamed_or_copied(void **state)
+{
+  (void)state;
+  small_publish(&point);
+  small_shell("cp -a %s %s/out/B0000000-0000-4000-8000-000000000009",
+              point.path, scratch);
+  expect_warning(verify(NULL, "content"), "holds the same reference point");
+  expect_warning(verify("B0000000-0000-4000-8000-000000000009", "set"),
+                 "is not named after its reference point (" POINT1 ")");
+  small_shell("rm -r %s", point.path);
+  small_shell("mv %s/out/B0000000-0000-4000-8000-000000000009 %s/out/monday",
+              scratch, scratch);
+  expect_warning(verify(NULL, "chain"), "/out/monday is not named after");
+  /* the whole tree elsewhere: nothing to say */
+  small_shell("mv %s/out/monday %s && mv %s/out %s/else && ln -s else %s/out",
+              scratch, point.path, scratch, scratch, scratch);
+  expect_ok(NULL);
 }
 
 /* ---- ends and faults ----------------------------------------------------- */
@@ -895,6 +958,7 @@ int main(void)
       TEST(reports_a_damaged_manifest_and_goes_on),
       TEST(refuses_what_holds_no_point),
       TEST(compares_with_the_source),
+      TEST(warns_of_points_that_were_renamed_or_copied),
       TEST(ends_when_asked),
       TEST(checks_its_specification),
       TEST(plans_what_it_would_read),
