@@ -65,7 +65,7 @@ struct cairn_engine {
   struct cairn__processes *processes;
 
   /* borrowed values live here until the next call */
-  char text[640];
+  char text[CAIRN_MESSAGE_MAX + 512]; /* a message and what introduces it */
   const char **strings;
   size_t string_capacity;
   uint16_t integers[4];

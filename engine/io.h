@@ -27,8 +27,8 @@ struct cairn_io {
                    off_t offset);
   ssize_t (*pwrite)(const struct cairn_io *io, int fd, const void *buf,
                     size_t n, off_t offset);
-  ssize_t (*pwritev)(const struct cairn_io *io, int fd,
-                     const struct iovec *iov, int count, off_t offset);
+  ssize_t (*pwritev)(const struct cairn_io *io, int fd, const struct iovec *iov,
+                     int count, off_t offset);
   int (*fsync)(const struct cairn_io *io, int fd);
   int (*fdatasync)(const struct cairn_io *io, int fd);
   int (*ftruncate)(const struct cairn_io *io, int fd, off_t length);
@@ -55,8 +55,7 @@ struct cairn_io {
   int (*point)(const struct cairn_io *io, const char *what);
   /* Starts writing a range back without waiting for it, so that a later fsync
    * is short; 0 where the file system does not offer it. */
-  int (*write_behind)(const struct cairn_io *io, int fd, off_t offset,
-                      off_t n);
+  int (*write_behind)(const struct cairn_io *io, int fd, off_t offset, off_t n);
 };
 
 extern const struct cairn_io cairn__system_io;
@@ -85,7 +84,8 @@ struct cairn__fault_io {
 void cairn__fault_io_init(struct cairn__fault_io *f, uint64_t at, int kind,
                           int errnum);
 
-/* ---- whole transfers ------------------------------------------------------ */
+/* ---- whole transfers ------------------------------------------------------
+ */
 
 /* Reads exactly n bytes unless the file ends first: returns the bytes read or
  * -1 with errno. Retries EINTR and short reads. */

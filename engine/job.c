@@ -308,8 +308,10 @@ static void wait_for_next(struct cairn_engine *e, struct cairn__job *j,
     cairn__job_set_state(e, j, CAIRN_RUNNING);
   if (j->state == CAIRN_RUNNING)
     cairn__job_set_state(e, j, CAIRN_SUSPENDED);
-  /* The Suspend came too late for the run but not for the job. */
-  j->is_held = was_suspending != 0;
+  /* The Suspend came too late for the run but not for the job. A run that
+   * ended while it stood still leaves its hold to the job. */
+  if (was_suspending)
+    j->is_held = 1;
   cairn__job_reconsider(e, j);
 }
 
@@ -411,6 +413,16 @@ static int start_thread(struct cairn_engine *e, struct cairn__job *j,
   return 0;
 }
 
+/* A job that came to the head of its queue does not start. Its directory, which
+ * is free, may have been offered to it alone. */
+static void pass_directory_on(struct cairn_engine *e, struct cairn__job *j)
+{
+  if (!j->directory)
+    return;
+  cairn__directory_take(j->directory);
+  cairn__directory_release(e, j->directory);
+}
+
 static void start_first_time(struct cairn_engine *e, struct cairn__job *j)
 {
   struct cairn_error error;
@@ -436,11 +448,7 @@ static void start_first_time(struct cairn_engine *e, struct cairn__job *j)
   cairn__job_set_percent(e, j, 0);
   if (error.id != CAIRN_OK || (j->kind && start_thread(e, j, &error) != 0)) {
     cairn__job_run_ended(e, j, &error);
-    /* Its directory may have been offered to it alone. */
-    if (j->directory) {
-      cairn__directory_take(j->directory);
-      cairn__directory_release(e, j->directory);
-    }
+    pass_directory_on(e, j);
     return;
   }
   cairn__job_set_state(e, j, CAIRN_RUNNING);
@@ -472,8 +480,24 @@ static void start_again(struct cairn_engine *e, struct cairn__job *j)
   }
 }
 
+static void until_passed(struct cairn_engine *e, struct cairn__job *j);
+
+/* Its timer is due, but a step may have had others to see to first. */
+static int is_past_until(const struct cairn_engine *e,
+                         const struct cairn__job *j)
+{
+  return j->until.heap &&
+         j->until.when <=
+             (j->until.heap == &e->wall ? cairn__wall(e) : cairn__monotonic(e));
+}
+
 void cairn__job_start(struct cairn_engine *e, struct cairn__job *j)
 {
+  if (!j->is_live && is_past_until(e, j)) {
+    until_passed(e, j);
+    pass_directory_on(e, j);
+    return;
+  }
   cairn__timer_disarm(&j->schedule);
   j->is_held = 0;
   j->is_start_asked = 0;
@@ -512,15 +536,16 @@ void cairn__job_reconsider(struct cairn_engine *e, struct cairn__job *j)
   if (j->state != CAIRN_NEW && j->state != CAIRN_SUSPENDED)
     return;
   cairn__timer_disarm(&j->schedule);
-  if (j->is_start_asked) {
-    is_wanted = 1;
-  } else if (is_exhausted(j)) {
+  if (is_exhausted(j)) {
     /* JobRunTimes was lowered, or the calendar taken away. */
     if (j->error_id != CAIRN_OK)
       finish(e, j, CAIRN_EXCEPTION);
     else
       complete(e, j);
     return;
+  }
+  if (j->is_start_asked) {
+    is_wanted = 1;
   } else if (!j->is_held && !j->is_live) {
     if (j->is_once || j->settings.is_start_now) {
       is_wanted = 1;
@@ -851,14 +876,19 @@ static uint32_t refuse_busy(const struct cairn__job *j, int64_t request,
   return CAIRN_RC_BUSY;
 }
 
-static uint32_t request_start(struct cairn_engine *e, struct cairn__job *j,
-                              struct cairn_error *err)
+static uint32_t refuse_closing(const struct cairn__job *j, const char *verb,
+                               struct cairn_error *err)
 {
-  if (e->closing >= 0) {
-    cairn__fail(err, CAIRN_E_CLOSED,
-                "%s: Start is refused, the engine is closing", j->instance_id);
-    return CAIRN_RC_FAILED;
-  }
+  cairn__fail(err, CAIRN_E_CLOSED, "%s: %s is refused, the engine is closing",
+              j->instance_id, verb);
+  return CAIRN_RC_FAILED;
+}
+
+static uint32_t request_start(struct cairn_engine *e, struct cairn__job *j,
+                              const char *verb, struct cairn_error *err)
+{
+  if (e->closing >= 0)
+    return refuse_closing(j, verb, err);
   j->is_start_asked = 1;
   j->is_held = 0;
   cairn__job_reconsider(e, j);
@@ -899,7 +929,7 @@ static uint32_t request(struct cairn_engine *e, struct cairn__job *j,
   }
   switch (requested) {
   case CAIRN_REQUEST_START:
-    return request_start(e, j, err);
+    return request_start(e, j, request_label(requested), err);
   case CAIRN_REQUEST_SUSPEND:
     if (j->asked == CAIRN__ASKED_SUSPEND)
       return CAIRN_RC_STARTED;
@@ -1012,15 +1042,18 @@ uint32_t cairn_job_resume(cairn_engine *e, cairn_job job,
     return answer(e, CAIRN_RC_FAILED);
   }
   if (j->state == CAIRN_RUNNING && j->asked == CAIRN__ASKED_SUSPEND) {
-    /* Not parked yet: take the Suspend back. */
-    j->asked = CAIRN__ASKED_NOTHING;
-    cairn__timer_disarm(&j->control);
-    if (j->work)
-      cairn__run_request(j->work->run, CAIRN__RUN_GO);
-    else
-      cairn__event_push(e, CAIRN_EVENT_TASK_RESUME, j);
+    if (e->closing >= 0) {
+      code = refuse_closing(j, "resume", err);
+    } else { /* not parked yet: take the Suspend back */
+      j->asked = CAIRN__ASKED_NOTHING;
+      cairn__timer_disarm(&j->control);
+      if (j->work)
+        cairn__run_request(j->work->run, CAIRN__RUN_GO);
+      else
+        cairn__event_push(e, CAIRN_EVENT_TASK_RESUME, j);
+    }
   } else if (j->state == CAIRN_SUSPENDED && j->is_live) {
-    code = request_start(e, j, err);
+    code = request_start(e, j, "resume", err);
   } else if (j->state == CAIRN_SUSPENDED && j->is_held) {
     j->is_held = 0;
     cairn__job_reconsider(e, j);
@@ -1033,8 +1066,10 @@ uint32_t cairn_job_resume(cairn_engine *e, cairn_job job,
 
 int cairn_job_delete(cairn_engine *e, cairn_job job, struct cairn_error *err)
 {
-  struct cairn__job *j = cairn__engine_job(e, job, err);
+  struct cairn__job *j;
 
+  cairn__error_clear(err);
+  j = cairn__engine_job(e, job, err);
   if (!j)
     return -1;
   if (!cairn_state_is_final(j->state))

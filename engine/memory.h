@@ -12,8 +12,7 @@ void cairn__free(void *p);
 char *cairn__strdup(const char *s);
 char *cairn__strndup(const char *s, size_t n);
 /* printf into fresh memory; NULL when out of memory */
-char *cairn__format(const char *fmt, ...)
-    __attribute__((format(printf, 1, 2)));
+char *cairn__format(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* Memory aligned for direct I/O (4096); freed with cairn__free_aligned. */
 void *cairn__malloc_aligned(size_t size);
 void cairn__free_aligned(void *p);

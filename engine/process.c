@@ -4,7 +4,8 @@
  *
  * An ended program is left unreaped until it is released: as long as its
  * process id is not free again, signalling its group cannot hit a stranger.
- * Its pipes stay open until then too, since descendants may still write. */
+ * Where somebody else has reaped it, its group is not signalled any more. Its
+ * pipes stay open until then too, since descendants may still write. */
 #include "engine.h"
 
 #include <errno.h>
@@ -27,7 +28,7 @@
 #define OUTPUT_MAX    ((size_t)1 << 20)
 #define READ_AT_ONCE  65536
 #define START_TIMEOUT 10000 /* milliseconds */
-#define FREE_TIMEOUT  200
+#define FREE_TIMEOUT  200   /* milliseconds */
 
 #ifndef P_PIDFD
 #define P_PIDFD 3
@@ -235,12 +236,44 @@ static void process_free(struct cairn_engine *e, struct process *p)
   cairn__free(p);
 }
 
+/* 0, or -1 with errno. */
+static int signal_group(const struct process *p, int number)
+{
+  siginfo_t info;
+
+  if (waitid((idtype_t)P_PIDFD, (id_t)p->pidfd, &info,
+             WEXITED | WNOWAIT | WNOHANG) != 0) {
+    errno = ESRCH; /* reaped: the number may be another's by now */
+    return -1;
+  }
+  return kill(-p->pid, number);
+}
+
 void cairn__processes_kill(struct cairn_engine *e, cairn_job serial)
 {
   for (struct process *p = e->processes->first; p; p = p->next) {
     if (p->job == serial)
-      kill(-p->pid, SIGKILL);
+      signal_group(p, SIGKILL);
   }
+}
+
+/* Reaps a program that was killed. One in an uninterruptible call may stay; we
+ * do not. */
+static void reap(const struct process *p)
+{
+  const struct cairn_clock *clock = &cairn__system_clock;
+  int64_t end = clock->monotonic(clock) + FREE_TIMEOUT * INT64_C(1000);
+  struct pollfd poller = {.fd = p->pidfd, .events = POLLIN};
+  siginfo_t info;
+  int code;
+
+  do { /* the SIGCHLD of another one interrupts */
+    int64_t left = (end - clock->monotonic(clock)) / 1000;
+
+    code = poll(&poller, 1, left > 0 ? (int)left : 0);
+  } while (code < 0 && errno == EINTR);
+  if (code > 0)
+    waitid((idtype_t)P_PIDFD, (id_t)p->pidfd, &info, WEXITED | WNOHANG);
 }
 
 void cairn__processes_free(struct cairn_engine *e)
@@ -248,16 +281,10 @@ void cairn__processes_free(struct cairn_engine *e)
   if (!e->processes)
     return;
   for (struct process *p = e->processes->first; p; p = p->next)
-    kill(-p->pid, SIGKILL);
+    signal_group(p, SIGKILL);
   while (e->processes->first) {
-    struct process *p = e->processes->first;
-    struct pollfd poller = {.fd = p->pidfd, .events = POLLIN};
-    siginfo_t info;
-
-    /* A process in an uninterruptible call may stay; we do not. */
-    if (poll(&poller, 1, FREE_TIMEOUT) > 0)
-      waitid((idtype_t)P_PIDFD, (id_t)p->pidfd, &info, WEXITED | WNOHANG);
-    process_free(e, p);
+    reap(e->processes->first);
+    process_free(e, e->processes->first);
   }
   cairn__table_free(&e->processes->by_cookie);
   cairn__free(e->processes);
@@ -556,7 +583,7 @@ int cairn_process_signal(cairn_engine *e, uint64_t cookie, int number,
 
   if (!p)
     return -1;
-  if (kill(-p->pid, number) != 0)
+  if (signal_group(p, number) != 0)
     return cairn__fail_errno(err, errno, NULL, -1,
                              "cannot send signal %d to process group %ld",
                              number, (long)p->pid);

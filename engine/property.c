@@ -138,10 +138,23 @@ const char *cairn__job_message(const struct cairn__job *j)
   return info ? info->summary : "unknown error";
 }
 
+/* What the job was told to do after a failure and this version does not do. */
+static const char *recovery_note(const struct cairn__job *j, char note[96])
+{
+  note[0] = '\0';
+  if (j->has_recovery_action &&
+      (j->recovery_action == 1 || j->recovery_action >= 4))
+    snprintf(note, 96,
+             "; RecoveryAction \"%s\" is not carried out by this version",
+             cairn_value_label(info_of(CAIRN_PROPERTY_RecoveryAction),
+                               j->recovery_action));
+  return note;
+}
+
 static const char *waiting_status(struct cairn_engine *e,
                                   const struct cairn__job *j)
 {
-  char time[CAIRN_DATETIME_SIZE];
+  char time[CAIRN_DATETIME_SIZE], note[96];
   int n = 0;
 
   if (j->schedule.heap) {
@@ -163,11 +176,13 @@ static const char *waiting_status(struct cairn_engine *e,
       n = snprintf(e->text, sizeof e->text, "waiting for run %u of %u; ",
                    j->run_number + 1, j->settings.run_times);
   }
-  snprintf(e->text + n, sizeof e->text - (size_t)n,
-           "%sthis version does not evaluate the calendar (RunMonth, RunDay, "
-           "RunDayOfWeek, RunStartInterval): request Start to run the job%s%s",
-           n ? "" : "waiting; ", j->error_id ? "; the last run failed: " : "",
-           j->error_id ? cairn__job_message(j) : "");
+  snprintf(
+      e->text + n, sizeof e->text - (size_t)n,
+      "%sthis version does not evaluate the calendar (RunMonth, RunDay, "
+      "RunDayOfWeek, RunStartInterval): request Start to run the job%s%s%s%s",
+      n ? "" : "waiting; ", j->error_id ? "; the last run failed" : "",
+      j->error_id ? recovery_note(j, note) : "", j->error_id ? ": " : "",
+      j->error_id ? cairn__job_message(j) : "");
   cairn__utf8_clean(e->text); /* in case it was cut */
   return e->text;
 }
@@ -196,6 +211,8 @@ static const char *idle_status(struct cairn_engine *e,
 static const char *job_status(struct cairn_engine *e,
                               const struct cairn__job *j)
 {
+  char note[96];
+
   switch (j->state) {
   case CAIRN_NEW:
   case CAIRN_SUSPENDED:
@@ -221,19 +238,12 @@ static const char *job_status(struct cairn_engine *e,
              json_array_size(j->warnings) + j->lost_warnings == 1 ? "" : "s");
     return e->text;
   case CAIRN_EXCEPTION:
-    /* What the job was told to do then, this version does not do. */
-    if (j->has_recovery_action &&
-        (j->recovery_action == 1 || j->recovery_action >= 4)) {
-      snprintf(e->text, sizeof e->text,
-               "failed; RecoveryAction \"%s\" is not carried out by this "
-               "version: %s",
-               cairn_value_label(info_of(CAIRN_PROPERTY_RecoveryAction),
-                                 j->recovery_action),
-               cairn__job_message(j));
-      cairn__utf8_clean(e->text);
-      return e->text;
-    }
-    return cairn__job_message(j);
+    if (!*recovery_note(j, note))
+      return cairn__job_message(j);
+    snprintf(e->text, sizeof e->text, "failed%s: %s", note,
+             cairn__job_message(j));
+    cairn__utf8_clean(e->text);
+    return e->text;
   default:
     return cairn__job_message(j);
   }

@@ -356,8 +356,21 @@ void cairn__queue_leave(struct cairn__job *j)
 
 void cairn__queue_move(struct cairn__job *j)
 {
-  if (j->heap)
-    sift(j->heap, j->heap_index, j);
+  struct cairn__directory *d = j->directory;
+  struct cairn__job *offered;
+
+  if (!j->heap)
+    return;
+  sift(j->heap, j->heap_index, j);
+  if (!d || !d->offered || d->waiting.count == 0 ||
+      !is_before(d->waiting.items[0], d->offered))
+    return;
+  /* The offer is the most urgent one's, who is another now. */
+  offered = d->offered;
+  heap_remove(offered);
+  heap_push(&d->waiting, offered);
+  d->offered = NULL;
+  offer(d);
 }
 
 /* Of all queues with a free slot the first one in the order of the list goes;

@@ -40,46 +40,12 @@ struct cairn__mailbox {
 
 /* ---- text ---- */
 
-/* Bytes of the valid UTF-8 sequence at s (RFC 3629), 0 when there is none. */
-static size_t utf8_length(const unsigned char *s)
-{
-  size_t n;
-  unsigned low = 0x80, high = 0xbf;
-
-  if (s[0] < 0x80)
-    return 1;
-  if (s[0] >= 0xc2 && s[0] <= 0xdf) {
-    n = 2;
-  } else if (s[0] >= 0xe0 && s[0] <= 0xef) {
-    n = 3;
-    if (s[0] == 0xe0)
-      low = 0xa0; /* overlong */
-    if (s[0] == 0xed)
-      high = 0x9f; /* surrogates */
-  } else if (s[0] >= 0xf0 && s[0] <= 0xf4) {
-    n = 4;
-    if (s[0] == 0xf0)
-      low = 0x90;
-    if (s[0] == 0xf4)
-      high = 0x8f; /* beyond U+10FFFF */
-  } else {
-    return 0;
-  }
-  if (s[1] < low || s[1] > high)
-    return 0;
-  for (size_t i = 2; i < n; i++) {
-    if (s[i] < 0x80 || s[i] > 0xbf)
-      return 0;
-  }
-  return n;
-}
-
 void cairn__utf8_clean(char *text)
 {
   unsigned char *s = (unsigned char *)text;
 
   while (*s) {
-    size_t n = utf8_length(s);
+    size_t n = cairn__utf8_length(s);
 
     if (n == 0)
       *s++ = '?';
@@ -95,7 +61,7 @@ int cairn__utf8_is_valid(const char *text, size_t length)
     size_t left = length - i, n;
 
     memcpy(s, text + i, left < 4 ? left : 4);
-    n = s[0] ? utf8_length(s) : 0;
+    n = s[0] ? cairn__utf8_length(s) : 0;
     if (n == 0)
       return 0;
     i += n;

@@ -34,6 +34,8 @@ static const char *kind_word(const struct cairn_value *v)
       [CAIRN_VALUE_STRING_ARRAY] = "an array",
   };
 
+  if (v->kind == CAIRN_VALUE_REAL && v->as.real == trunc(v->as.real))
+    return "a number beyond all integers";
   return v->kind < sizeof words / sizeof words[0] ? words[v->kind] : "?";
 }
 

@@ -167,6 +167,9 @@ static uint32_t resume_with_input(struct cairn_engine *e, struct cairn__job *j,
   j->details->answer = copy;
   cairn__job_set_state(e, j, CAIRN_RUNNING);
   cairn__event_push(e, CAIRN_EVENT_TASK_ANSWER, j);
+  /* When the engine was told to close, this job had nothing to suspend. */
+  if (e->closing >= 0)
+    cairn__job_close(e, j);
   return CAIRN_RC_COMPLETED;
 }
 

@@ -38,7 +38,7 @@
 extern "C" {
 #endif
 
-#define CAIRN_API __attribute__((visibility("default")))
+#define CAIRN_API     __attribute__((visibility("default")))
 #define CAIRN_VERSION "0.1.0"
 
 CAIRN_API const char *cairn_version(void);
@@ -130,8 +130,8 @@ CAIRN_API int cairn_datetime_scale(const struct cairn_datetime *a, char op,
                                    struct cairn_error *err);
 /* interval / interval, whole part */
 CAIRN_API int cairn_datetime_ratio(const struct cairn_datetime *a,
-                                   const struct cairn_datetime *b,
-                                   int64_t *out, struct cairn_error *err);
+                                   const struct cairn_datetime *b, int64_t *out,
+                                   struct cairn_error *err);
 /* *out = -1, 0, 1. Only the same kind compares; NEVER is after everything of
  * either kind; with asterisks only the digits significant in both count. */
 CAIRN_API int cairn_datetime_compare(const struct cairn_datetime *a,
@@ -187,8 +187,8 @@ enum cairn_property_id {
 /* By position, 0 up; NULL past the last. */
 CAIRN_API const struct cairn_property_info *cairn_property_at(size_t index);
 /* Exact name; NULL when there is none. */
-CAIRN_API const struct cairn_property_info *cairn_property_find(
-    const char *name);
+CAIRN_API const struct cairn_property_info *
+cairn_property_find(const char *name);
 /* The valid name most like `name` (never NULL). */
 CAIRN_API const char *cairn_property_nearest(const char *name);
 /* Label of a number, or NULL. "Completed With Warnings" for 32768. */
@@ -290,13 +290,13 @@ struct cairn_io;    /* engine/io.h: for tests that inject faults */
 struct cairn_clock; /* engine/clock.h */
 
 struct cairn_engine_options {
-  uint32_t size;          /* sizeof(struct cairn_engine_options) */
-  const char *store;      /* ":memory:" or NULL */
-  int is_vendor_codes;    /* return codes of the vendor, not of the DMTF */
-  int is_virtual_clock;   /* time stands still: cairn_engine_advance() */
-  int64_t virtual_start;  /* Unix microseconds; 0 = 2025-01-01T00:00:00Z */
-  const char *queues_json; /* {"default":{"concurrency":2}, ...} or NULL */
-  const char *owner;      /* CIM_Job.Owner of its jobs; NULL = the user */
+  uint32_t size;             /* sizeof(struct cairn_engine_options) */
+  const char *store;         /* ":memory:" or NULL */
+  int is_vendor_codes;       /* return codes of the vendor, not of the DMTF */
+  int is_virtual_clock;      /* time stands still: cairn_engine_advance() */
+  int64_t virtual_start;     /* Unix microseconds; 0 = 2025-01-01T00:00:00Z */
+  const char *queues_json;   /* {"default":{"concurrency":2}, ...} or NULL */
+  const char *owner;         /* CIM_Job.Owner of its jobs; NULL = the user */
   const struct cairn_io *io; /* NULL = the system's; stays valid until the
                                 engine is freed and its threads have ended */
 };
@@ -335,22 +335,22 @@ CAIRN_API int cairn_engine_wait(cairn_engine *engine, int64_t timeout_us);
 CAIRN_API int cairn_engine_advance(cairn_engine *engine, int64_t microseconds,
                                    struct cairn_error *err);
 /* The engine's clock. */
-CAIRN_API int64_t cairn_engine_now(const cairn_engine *engine);       /* Unix */
+CAIRN_API int64_t cairn_engine_now(const cairn_engine *engine); /* Unix */
 CAIRN_API int64_t cairn_engine_monotonic(const cairn_engine *engine);
 
 /* ---- events ------------------------------------------------------------ */
 
 enum cairn_event_type {
-  CAIRN_EVENT_SUBMITTED = 1, /* a job exists */
-  CAIRN_EVENT_STATE,         /* JobState: old_state -> new_state */
-  CAIRN_EVENT_PERCENT,       /* PercentComplete: percent */
-  CAIRN_EVENT_CHANGED,       /* properties were set */
-  CAIRN_EVENT_REMOVED,       /* the job is gone; its id answers no more */
-  CAIRN_EVENT_WARNING,       /* a warning was added to the running job */
-  CAIRN_EVENT_TIMER,         /* a timer of cairn_timer_start(): cookie */
-  CAIRN_EVENT_PROCESS,       /* a process of cairn_process_start(): cookie,
-                                status as wait(2) gives it, -1 when somebody
-                                else has reaped it */
+  CAIRN_EVENT_SUBMITTED = 1,   /* a job exists */
+  CAIRN_EVENT_STATE,           /* JobState: old_state -> new_state */
+  CAIRN_EVENT_PERCENT,         /* PercentComplete: percent */
+  CAIRN_EVENT_CHANGED,         /* properties were set */
+  CAIRN_EVENT_REMOVED,         /* the job is gone; its id answers no more */
+  CAIRN_EVENT_WARNING,         /* a warning was added to the running job */
+  CAIRN_EVENT_TIMER,           /* a timer of cairn_timer_start(): cookie */
+  CAIRN_EVENT_PROCESS,         /* a process of cairn_process_start(): cookie,
+                                  status as wait(2) gives it, -1 when somebody
+                                  else has reaped it */
   CAIRN_EVENT_REQUEST_TIMEOUT, /* a request did not finish in its
                                   TimeoutPeriod; it stands. code = 3 */
   /* To whoever runs the bodies of "run" jobs (tasks): */
@@ -370,8 +370,8 @@ struct cairn_event {
   uint32_t type; /* enum cairn_event_type */
   int32_t status;
   uint16_t old_state, new_state, percent, code;
-  uint32_t run;           /* the job's run_number at that time */
-  char instance_id[48];   /* the job's InstanceID (also of a removed one) */
+  uint32_t run;         /* the job's run_number at that time */
+  char instance_id[48]; /* the job's InstanceID (also of a removed one) */
 };
 
 /* Copies up to `max` events, oldest first, and returns how many. Events are
@@ -519,7 +519,8 @@ CAIRN_API int cairn_process_output(cairn_engine *engine, uint64_t cookie,
 /* Forgets an ended process. */
 CAIRN_API void cairn_process_release(cairn_engine *engine, uint64_t cookie);
 
-/* ---- exports on disk, without a job --------------------------------------- */
+/* ---- exports on disk, without a job ---------------------------------------
+ */
 
 /* The reference points in an export directory as a JSON array, by sequence;
  * damaged ones have "error". The caller frees. Blocks on I/O. */
