@@ -46,6 +46,7 @@ struct guard {
   int64_t started_us;    /* its slice */
   int pending, has_yielded, is_closing;
   int64_t budget; /* instructions left when closing */
+  lua_CFunction pcall, xpcall;
   size_t source_count;
   char sources[SOURCE_MAX][LUA_IDSIZE];
 };
@@ -100,8 +101,33 @@ static void push_terminated(lua_State *L)
     lua_pop(L, 1);
 }
 
+/* Whether an error raised here goes through a message handler of the body's
+ * own: the innermost protected call is an xpcall, and not the module's, which
+ * the body was called by. */
+static int has_handler(const struct guard *guard, lua_State *L)
+{
+  lua_Debug ar;
+  for (int level = 0; lua_getstack(L, level, &ar); level++) {
+    lua_getinfo(L, "f", &ar);
+    lua_CFunction f = lua_tocfunction(L, -1);
+    lua_pop(L, 1);
+    if (f != NULL && f == guard->pcall)
+      return 0;
+    if (f != NULL && f == guard->xpcall)
+      return lua_getstack(L, level + 1, &ar) && !is_trusted(guard, L, &ar);
+  }
+  return 0;
+}
+
+/* A hook does not run within a hook, and a message handler of an error that a
+ * hook raises runs in it: one that does not return could not be stopped. Lua
+ * calls none for the error of memory, which lua_error knows by its text. */
 static int raise_here(lua_State *L, const char *message)
 {
+  if (has_handler(get_guard(L), L)) {
+    lua_pushliteral(L, "not enough memory");
+    return lua_error(L);
+  }
   luaL_where(L, 0);
   lua_pushstring(L, message);
   lua_concat(L, 2);
@@ -291,6 +317,11 @@ void cairn__lua_open_task(lua_State *L)
   if (get_guard(L) == NULL) {
     struct guard *guard = lua_newuserdatauv(L, sizeof *guard, 0);
     memset(guard, 0, sizeof *guard);
+    lua_getglobal(L, "pcall");
+    guard->pcall = lua_tocfunction(L, -1);
+    lua_getglobal(L, "xpcall");
+    guard->xpcall = lua_tocfunction(L, -1);
+    lua_pop(L, 2);
     lua_rawsetp(L, LUA_REGISTRYINDEX, &guard_key);
   }
   cairn__lua_register(L, functions);

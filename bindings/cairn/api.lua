@@ -314,8 +314,12 @@ return their code first.]],
 The body of a job is a task. It may take as long as it likes: after its slice
 (2 ms) it gives way by itself, except in an inner coroutine or in a callback of
 `table.sort` or `string.gsub`, where it must come back within a second or gets
-an error, and in one long call into C, which nothing can interrupt. It may give
-way between any two instructions, so what several bodies share can change there.
+an error ("not enough memory" inside an `xpcall`, whose message handler is not
+called). It may give way between any two instructions, so what several bodies
+share can change there. Nothing interrupts one long call into C, a finalizer
+(`__gc`), a message handler of `xpcall` that does not return from the error of
+*Terminate*, nor a body that removes its hook with `debug.sethook`, until it
+waits.
 
 *Suspend* stops it where it waits or at the end of its slice, and what it has
 spawned. *Terminate* raises an error object with the code `terminated` at that

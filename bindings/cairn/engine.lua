@@ -43,6 +43,7 @@ M.run_task = nil   -- (engine, S, task): one slice
 M.end_task = nil   -- (engine, S, task, mode): terminates or kills it
 M.close_task = nil -- (engine, S, task, row, message): ends it, tells nobody
 M.fail_task = nil  -- (engine, S, task, serial, err): steering it failed
+M.report_again = nil -- (engine, S): what the engine had no memory for
 M.task_of = setmetatable({}, { __mode = "k" }) -- coroutine -> its task
 
 local in_handler = setmetatable({}, { __mode = "k" }) -- coroutine -> depth
@@ -128,10 +129,12 @@ function M.stop_timer(engine, S, cookie)
   end
 end
 
--- Makes pollfd readable, for loops that only look at that.
+-- Makes pollfd readable, for loops that only look at that. Never raises: who
+-- is ready stays so, and the end of the next turn tries again.
 local function wake(engine, S)
   if S.is_wake_set or not core.is_open(engine) then return end
-  if core.timer_start(engine, 0, WAKE) then S.is_wake_set = true end
+  local ok, is_set = pcall(core.timer_start, engine, 0, WAKE)
+  if ok and is_set then S.is_wake_set = true end
 end
 
 -- The task may run in the next turn.
@@ -217,10 +220,10 @@ local function dispatch(engine, S, ev)
     S.unfinished_count = S.unfinished_count + 1
   elseif kind == event.STATE and core.state_is_final(ev.new_state) then
     forget(S, serial)
-    S.bodies[serial] = nil
+    S.bodies[serial], S.endings[serial] = nil, nil
   elseif kind == event.REMOVED then
     forget(S, serial)
-    S.bodies[serial] = nil
+    S.bodies[serial], S.endings[serial] = nil, nil
   end
   local watchers = serial and S.watchers[serial]
   if watchers then
@@ -234,6 +237,7 @@ local function dispatch(engine, S, ev)
 end
 
 local function turn(engine, S)
+  if S.is_untold then M.report_again(engine, S) end
   local more = core.step(engine)
   local count = 0
   while count < BATCH do
@@ -253,9 +257,9 @@ local function turn(engine, S)
     task = task ~= last and S.first_ready -- who came later waits
   end
   local has_ready = S.first_ready ~= false
-  if has_ready then wake(engine, S) end
+  if has_ready or S.is_untold then wake(engine, S) end
   M.update_ref(S)
-  return more or count > 0 or has_ready
+  return more or count > 0 or has_ready or S.is_untold
 end
 
 -- One turn; whether there may be more to do at once.
@@ -309,13 +313,14 @@ local function drive(engine, S, done)
     S.holds = S.holds + 1
     M.update_ref(S)
     local ok, message = pcall(function()
-      while not done() do uv.run("once") end
+      -- a callback may take the engine off the loop, or close it
+      while S.uv == uv and not done() do uv.run("once") end
     end)
     S.holds = S.holds - 1
     M.update_ref(S)
     if not ok then error(message, 0) end
-    return true
   end
+  if not core.is_open(engine) then return done() end
   while not done() do
     local busy = M.turn(engine, S)
     if not busy and not done() and not rest(engine, S, WAIT_MAX_US) then
@@ -382,8 +387,9 @@ function M.park(engine, what, timeout_us, arm, level)
       end)
     end
     if not task and not drive(engine, S, function() return result end) then
-      error(what .. ": nothing is left that could end this wait: nothing runs "
-        .. "and nothing is due in the engine", 0)
+      error(what .. (core.is_open(engine)
+        and ": nothing is left that could end this wait: nothing runs and "
+        .. "nothing is due in the engine" or ": the engine was closed"), 0)
     end
   end)
   if not ok then
@@ -590,6 +596,8 @@ function M.open(options)
   S.is_virtual = is_virtual
   S.handlers = {}    -- name -> list of { fn, is_gone }, replaced, not changed
   S.bodies = {}      -- serial -> the function of a run job
+  S.endings = {}     -- the same serials -> how it ended, while untold
+  S.is_untold = false
   S.tasks = {}       -- serial -> task of a running body
   S.background = {}  -- set of tasks of cairn.spawn
   S.first_ready, S.last_ready = false, false
@@ -627,6 +635,7 @@ local function release(engine, S)
     end
   end
   S.handlers, S.bodies, S.timers, S.processes, S.answers = {}, {}, {}, {}, {}
+  S.endings, S.is_untold = {}, false
   S.unfinished, S.unfinished_count = {}, 0
 end
 
@@ -736,7 +745,8 @@ function methods.run(engine)
     if is_over(S) and not core.has_events(engine) then break end
   end
   drive(engine, S, function()
-    return is_over(S) and not core.has_events(engine)
+    return not core.is_open(engine)
+      or is_over(S) and not core.has_events(engine)
   end)
   return true
 end
@@ -906,7 +916,7 @@ function methods.submit(engine, spec)
     local job, message, code = core.submit(engine, copy)
     if not job then return nil, located(spec, message), code end
     local _, serial = core.job_engine(job)
-    if body then S.bodies[serial] = body end
+    if body then S.bodies[serial], S.endings[serial] = body, false end
     if S.poll then S.poll:ref() end
     return job
   end))
@@ -919,6 +929,10 @@ function methods.submit_all(engine, specs)
     error("engine:submit_all: a list of tables expected, got "
       .. type(specs), 2)
   end
+  local wrong = failure.not_a_list(specs)
+  if wrong then
+    error("engine:submit_all: a list of tables expected, got " .. wrong, 2)
+  end
   return caught(pcall(function()
     local list, bodies = {}, {}
     for i, spec in ipairs(specs) do
@@ -929,7 +943,9 @@ function methods.submit_all(engine, specs)
     if not made then return nil, located_among(specs, message), code end
     for i, job in ipairs(made) do
       local _, serial = core.job_engine(job)
-      if bodies[i] then S.bodies[serial] = bodies[i] end
+      if bodies[i] then
+        S.bodies[serial], S.endings[serial] = bodies[i], false
+      end
     end
     if S.poll then S.poll:ref() end
     return made

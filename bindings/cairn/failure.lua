@@ -87,12 +87,18 @@ local function sorted_names(fields, unbuilt)
   return names
 end
 
-local function is_list(value)
-  local n = #value
+-- What a table has that a list 1 to n has not, or nil. A hole is looked for:
+-- what comes after it would be left out without a word.
+function failure.not_a_list(value)
+  local count, highest = 0, 0
   for key in pairs(value) do
-    if math.type(key) ~= "integer" or key < 1 or key > n then return false end
+    if math.type(key) ~= "integer" or key < 1 then
+      return "a table with named keys"
+    end
+    count, highest = count + 1, math.max(highest, key)
   end
-  return true
+  if highest > count then return "one with a hole (a nil) in it" end
+  return nil
 end
 
 -- fields: name = "string" | "number" | "boolean" | "table" | "function" |
@@ -124,10 +130,11 @@ function failure.check_fields(t, fields, what, unbuilt)
           name, wanted)
       end
     elseif wanted == "list" then
-      if type(value) ~= "table" or not is_list(value) then
+      local wrong = type(value) ~= "table" and type(value)
+        or failure.not_a_list(value)
+      if wrong then
         failure.raise("wrong_type", "%s: %s must be a list, got %s", what,
-          name, type(value) == "table" and "a table with named keys"
-          or type(value))
+          name, wrong)
       end
     elseif wanted ~= "any" and type(value) ~= wanted then
       failure.raise("wrong_type", "%s: %s must be a %s, got %s", what, name,

@@ -133,19 +133,37 @@ local function settle(engine, S, task, row, message)
   end
 end
 
--- Tells the engine how a body ended.
+-- Tells the engine how a body ended. When there is no memory for that, the
+-- ending (its task, or the row of an error) is kept, in a place made with the
+-- job, and the next turn tells it again: else the job would stay Running.
+local function finish(engine, S, serial, row, message, ending)
+  local ok, done, why, code = pcall(core.task_finish, engine, serial,
+    row and row.ErrorCode or nil, row and message or nil)
+  local place = S.endings[serial]
+  if place ~= nil then S.endings[serial] = false end
+  if ok and done then return end
+  if (not ok or code == "no_memory") and place ~= nil then
+    S.endings[serial], S.is_untold = ending, true
+  -- a job that was killed or removed meanwhile has ended already
+  elseif code ~= "invalid_state" and code ~= "not_found" then
+    E.log(S, ("job %d: cannot end it: %s"):format(serial,
+      tostring(ok and why or done)))
+  end
+end
+
 local function report(engine, S, task, row, message)
   if not task.serial then return end
-  local ok, why, code
-  if row then
-    ok, why, code = core.task_finish(engine, task.serial, row.ErrorCode,
-      message)
-  else
-    ok, why, code = core.task_finish(engine, task.serial)
-  end
-  -- a job that was killed or removed meanwhile has ended already
-  if not ok and code ~= "invalid_state" and code ~= "not_found" then
-    E.log(S, ("job %s: cannot end it: %s"):format(tostring(task.job), why))
+  finish(engine, S, task.serial, row, message, task)
+end
+
+function E.report_again(engine, S)
+  S.is_untold = false
+  for serial, ending in pairs(S.endings) do
+    if getmetatable(ending) == Task then
+      finish(engine, S, serial, ending.row, ending.message, ending)
+    elseif ending then
+      finish(engine, S, serial, ending, ending.summary, ending)
+    end
   end
 end
 
@@ -278,7 +296,7 @@ function E.fail_task(engine, S, task, serial, err)
   local message = tostring(err)
   if task then E.close_task(engine, S, task, row, message) end
   if serial then
-    core.task_finish(engine, serial, row.ErrorCode, message)
+    finish(engine, S, serial, row, message, row)
   else
     E.log(S, "background task: " .. message)
   end
@@ -293,22 +311,15 @@ on[event.TASK_START] = function(engine, S, ev)
   if S.tasks[serial] then E.close_task(engine, S, S.tasks[serial]) end
   local body = S.bodies[serial]
   if not body then
-    core.task_finish(engine, serial, failure.errors.script_error.ErrorCode,
-      "the job has no body: it was not submitted with run = function by this "
-      .. "program")
+    local row = failure.errors.script_error
+    finish(engine, S, serial, row, "the job has no body: it was not submitted "
+      .. "with run = function by this program", row)
     return
   end
-  local ok, err = pcall(function()
-    local task = new_task(engine, S, body, ev.job)
-    task.serial, task.job = serial, ev.job
-    S.tasks[serial] = task
-    E.ready(task)
-  end)
-  if not ok then
-    S.tasks[serial] = nil
-    core.task_finish(engine, serial, failure.errors.no_memory.ErrorCode,
-      tostring(err))
-  end
+  local task = new_task(engine, S, body, ev.job)
+  task.serial, task.job = serial, ev.job
+  S.tasks[serial] = task
+  E.ready(task)
 end
 
 on[event.TASK_SUSPEND] = function(engine, S, ev)
@@ -335,8 +346,8 @@ on[event.TASK_TERMINATE] = function(engine, S, ev)
   if task then
     E.end_task(engine, S, task, "terminate")
   else
-    core.task_finish(engine, ev.serial, failure.errors.terminated.ErrorCode,
-      "terminated at a client's request")
+    local row = failure.errors.terminated
+    finish(engine, S, ev.serial, row, "terminated at a client's request", row)
   end
 end
 

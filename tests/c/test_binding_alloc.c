@@ -4,7 +4,12 @@
  * One Lua state runs a scenario (open, submit, read, write, requests, events,
  * a task, errors, close) again and again, with the n-th allocation failing:
  * once with everything after it failing too, once with only that one (and the
- * repeat that Lua makes after an emergency collection). */
+ * repeat that Lua makes after an emergency collection).
+ *
+ * CAIRN_LONG=1 visits every allocation; otherwise each sweep visits as many,
+ * spread over the whole scenario, as a quarter of CAIRN_SECONDS (default 20)
+ * allows. CAIRN_SEED says where it begins. */
+#include <limits.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -12,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include <cmocka.h>
 #include <lauxlib.h>
@@ -120,8 +126,9 @@ static const char setup[] =
     "    run = function(self) local x <close> = setmetatable({},\n"
     "      { __close = function() end }) self:sleep(100) end } })\n"
     "  turns(8)\n"
-    "  two[1]:RequestStateChange 'Terminate'\n"
-    "  two[2]:KillJob(false)\n"
+    /* refused for want of memory, it would hold the virtual clock still */
+    "  assert(two[1]:RequestStateChange 'Terminate' == 4096)\n"
+    "  assert(two[2]:KillJob(false) == 0)\n"
     "  turns(8)\n"
     "  local task = cairn.spawn(function() cairn.sleep(1) return 'x' end)\n"
     "  assert(task:wait() == 'x')\n"
@@ -182,57 +189,84 @@ static int close_state(void **state)
   return 0;
 }
 
-/* Fails the n-th allocation of the scenario, for every n until it runs
- * through; between, everything the engines took must have come back. */
-static void sweep(int how, long step)
+/* Runs the scenario with the n-th allocation failing; whether it was refused.
+ * What the engines took must have come back. */
+static int fails_at(int how, long n)
 {
-  long n = 0, refused = 0, whole = 0;
-  run_function("scenario"); /* fills what is made once */
-  run_function("rest");
-  assert_int_equal(engine_blocks, 0);
-  for (int is_through = 0; !is_through; n += step) {
-    lua_getglobal(L, "scenario");
-    failures = 0;
-    countdown = n;
-    mode = how;
-    int status = lua_pcall(L, 0, 0, 0);
-    mode = FAIL_NONE;
-    is_through = failures == 0;
-    if (status != LUA_OK) {
-      refused++;
-      if (is_through)
-        fail_msg("nothing failed, but: %s", lua_tostring(L, -1));
-      lua_pop(L, 1);
-    } else {
-      whole++;
-    }
-    run_function("rest");
-    if (engine_blocks != 0)
-      fail_msg("allocation %ld failing leaks %ld blocks of the engine", n,
-               engine_blocks);
-    assert_int_equal(lua_gettop(L), 0);
+  lua_getglobal(L, "scenario");
+  failures = 0;
+  countdown = n;
+  mode = how;
+  int status = lua_pcall(L, 0, 0, 0);
+  mode = FAIL_NONE;
+  if (status != LUA_OK) {
+    if (failures == 0)
+      fail_msg("nothing failed, but: %s", lua_tostring(L, -1));
+    lua_pop(L, 1);
   }
-  print_message("%ld allocations, %ld refused, %ld overcome\n", n, refused,
-                whole);
-  assert_true(refused > 100 / step);
-  run_function("scenario");
+  run_function("rest");
+  if (engine_blocks != 0)
+    fail_msg("allocation %ld failing leaks %ld blocks of the engine", n,
+             engine_blocks);
+  assert_int_equal(lua_gettop(L), 0);
+  return status != LUA_OK;
 }
 
-static long step_of(void)
+static double seconds_now(void)
 {
-  return getenv("CAIRN_LONG") != NULL ? 1 : 3;
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+static long number_from(const char *name, long otherwise)
+{
+  const char *text = getenv(name);
+  return text != NULL ? strtol(text, NULL, 10) : otherwise;
+}
+
+static long common_divisor(long a, long b)
+{
+  return b == 0 ? a : common_divisor(b, a % b);
+}
+
+static void sweep(int how)
+{
+  enum { VISITS_MIN = 50 };
+  int is_long = getenv("CAIRN_LONG") != NULL;
+  long visits = 0, refused = 0;
+  run_function("scenario"); /* fills what is made once */
+  run_function("rest");
+  assert_false(fails_at(FAIL_ONE, LONG_MAX));
+  long total = LONG_MAX - countdown;
+  /* in leaps that meet every number once and soon have been everywhere */
+  long leap = is_long ? 1 : total * 5 / 8;
+  while (common_divisor(total, leap) != 1)
+    leap++;
+  long n = is_long ? 0 : (number_from("CAIRN_SEED", 1) & 0xffffff) % total;
+  double end = seconds_now() + (double)number_from("CAIRN_SECONDS", 20) / 4;
+  while (visits < total &&
+         (is_long || visits < VISITS_MIN || seconds_now() < end)) {
+    refused += fails_at(how, n);
+    visits++;
+    n = (n + leap) % total;
+  }
+  print_message("%ld of %ld allocations, %ld refused, %ld overcome\n", visits,
+                total, refused, visits - refused);
+  assert_true(refused > visits / 2);
+  run_function("scenario");
 }
 
 static void all_from_the_nth_on_fail(void **state)
 {
   (void)state;
-  sweep(FAIL_REST, step_of());
+  sweep(FAIL_REST);
 }
 
 static void only_the_nth_fails(void **state)
 {
   (void)state;
-  sweep(FAIL_ONE, step_of());
+  sweep(FAIL_ONE);
 }
 
 /* Loading the C half into a fresh state, and freeing that state. */

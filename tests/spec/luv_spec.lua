@@ -175,6 +175,34 @@ describe("an attached engine", function()
     assert.same({ "Running", true }, closed)
   end)
 
+  it("ends a wait when a callback closes it, and goes on when detached",
+    function()
+      local function after(seconds, fn)
+        local timer = uv.new_timer()
+        timer:start(seconds * 1000, 0, function()
+          timer:close()
+          fn()
+        end)
+      end
+      for _, name in ipairs { "sleep", "run" } do
+        local other = assert(cairn.open())
+        assert(cairn.attach(other, uv))
+        local job = sleeper(other, 0.05)
+        after(0.01, function() other:detach() end)
+        if name == "run" then other:run() else cairn.sleep(0.1) end
+        assert.equal("Completed", job.JobState)
+        assert(cairn.attach(other, uv))
+        sleeper(other, 10)
+        after(0.01, function() other:close { mode = "kill" } end)
+        if name == "run" then
+          assert.is_true(other:run())
+        else
+          assert.error_matches(function() cairn.sleep(10) end,
+            "cairn.sleep: the engine was closed", 1, true)
+        end
+      end
+    end)
+
   it("is attached once, and open", function()
     assert(cairn.attach(engine, uv))
     assert.error_matches(function() cairn.attach(engine, uv) end,

@@ -223,6 +223,18 @@ describe("an engine", function()
     assert.same({}, engine:submit_all {})
   end)
 
+  it("submits no part of a list with a hole or with names", function()
+    local engine <close> = support.engine(cairn)
+    local spec = { Name = "a", run = function() end }
+    assert.error_matches(function() engine:submit_all(spec) end,
+      "a list of tables expected, got a table with named keys", 1, true)
+    assert.error_matches(function()
+      engine:submit_all { spec, nil, spec }
+    end, "a list of tables expected, got one with a hole (a nil) in it", 1,
+      true)
+    assert.same({}, engine:jobs())
+  end)
+
   it("refuses specifications that are none, naming the place", function()
     local engine <close> = support.engine(cairn)
     local cases = {
@@ -472,6 +484,12 @@ describe("collections", function()
       { function(t) t.machines = "x" end, "machines must be a list" },
       { function(_, m) m.disks = { a = 1 } end,
         "machines%[1%]: disks must be a list" },
+      { function(_, m) m.disks = { m.disks[1], nil, m.disks[1] } end,
+        "machines%[1%]: disks must be a list, got one with a hole" },
+      { function(_, m) m.config = { "/a", nil, "/b" } end,
+        "config must be a list, got one with a hole" },
+      { function(t) t.machines = { nil, t.machines[1] } end,
+        "machines must be a list, got one with a hole" },
       { function(_, m) m.config = { 3 } end, "config%[1%]: a path expected" },
       { function(_, _, d) d.id = "../x" end, "is no disk id" },
       { function(_, _, d) d.id = ("x"):rep(65) end, "is no disk id" },

@@ -212,6 +212,27 @@ describe("the body of a run job", function()
     assert.matches("stack overflow", job.ErrorSummaryDescription)
   end)
 
+  it("ends its job when there is memory for that again", function()
+    local core = require "cairn.core"
+    local finish, refusals = core.task_finish, 0
+    finally(function() core.task_finish = finish end)
+    function core.task_finish(...)
+      refusals = refusals + 1
+      if refusals % 3 == 1 then
+        return nil, "out of memory", "no_memory"
+      elseif refusals % 3 == 2 then
+        error("not enough memory", 0)
+      end
+      return finish(...)
+    end
+    local job = submit(engine, function() end)
+    assert.equal("Completed", job:wait())
+    job = submit(engine, function() error("here", 0) end)
+    assert.equal("Exception", job:wait())
+    assert.matches("^here", job.ErrorSummaryDescription)
+    assert.equal(6, refusals)
+  end)
+
   it("may yield plainly, which is giving way", function()
     local order = {}
     local function body(name)
@@ -345,6 +366,17 @@ describe("a body that never waits", function()
       assert.matches("cannot give way", job.ErrorSummaryDescription, name)
       assert.is_true(seconds < 2 * SECOND, name)
     end
+  end)
+
+  it("gets it past a message handler that does not return", function()
+    local ok, message
+    local job = submit(engine, function()
+      ok, message = xpcall(error, function() while true do end end)
+    end)
+    assert.is_true(seconds_of(function() job:wait() end) < 5)
+    assert.equal("Completed", job.JobState)
+    assert.is_false(ok)
+    assert.equal("not enough memory", message)
   end)
 
   it("is killed although it makes ever new inner coroutines", function()
