@@ -59,14 +59,14 @@ function cairn.policy_load(path, settings) end
 ---@return string? # code, when refused: see cairn.errors
 function cairn.points(directory) end
 
----Verifies exports on a private engine and waits for it.
+---Verifies exports on a private engine and waits for it. A check that failed gives the report too, as a fourth result.
 ---@param options table directory, point (all points when left out), depth (`"set"`, `"chain"`, `"content"`, the default), source (a collection to compare with)
 ---@return table? # the report
 ---@return string? # message, when refused
 ---@return string? # code, when refused: see cairn.errors
 function cairn.verify(options) end
 
----Restores a point on a private engine and waits for it.
+---Restores a point on a private engine and waits for it. A restore that failed gives the report (what was written, what not) as a fourth result.
 ---@param options table directory, point, to, machine, disk, format (`"raw"`, the default, or `"qcow2"`), overwrite
 ---@return table? # the report
 ---@return string? # message, when refused

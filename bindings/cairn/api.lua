@@ -79,13 +79,16 @@ they are relative to the working directory.]],
           .. "left out), depth (`\"set\"`, `\"chain\"`, `\"content\"`, the "
           .. "default), source (a collection to compare with)" } },
         returns = { { "table?", "the report" }, failure, code },
-        text = "Verifies exports on a private engine and waits for it." },
+        text = "Verifies exports on a private engine and waits for it. A check "
+          .. "that failed gives the report too, as a fourth result." },
       { name = "cairn.restore",
         params = { { "options", "table", "directory, point, to, machine, "
           .. "disk, format (`\"raw\"`, the default, or `\"qcow2\"`), "
           .. "overwrite" } },
         returns = { { "table?", "the report" }, failure, code },
-        text = "Restores a point on a private engine and waits for it." },
+        text = "Restores a point on a private engine and waits for it. A restore "
+          .. "that failed gives the report (what was written, what not) as a "
+          .. "fourth result." },
       { name = "cairn.attach",
         params = { { "engine", "cairn.engine", "" },
           { "uv", "table?", "luv; required when left out" } },
