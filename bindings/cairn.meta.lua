@@ -291,7 +291,7 @@ function job:ResumeWithInput(text) end
 ---@return string? # code, when refused: see cairn.errors
 function job:resume() end
 
----Waits until the job has ended. Inside a task the task waits; outside, the engine or its luv loop is driven. In a handler, on a foreign coroutine or under a running loop it raises.
+---Waits until the job has ended. Inside a task the task waits (and drives the job's engine, where that is another one that no loop drives); outside, the engine or its luv loop is driven. In a handler, on a foreign coroutine or under a running loop it raises.
 ---@param timeout? number
 ---@return string? # the final JobState
 ---@return string? # message

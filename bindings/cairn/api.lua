@@ -296,7 +296,9 @@ return their code first.]],
         returns = { { "string?", "the final JobState" },
           { "string?", "message" }, { "string?", "`timeout`, `not_found`, "
             .. "`closed`" } },
-        text = "Waits until the job has ended. Inside a task the task waits; "
+        text = "Waits until the job has ended. Inside a task the task waits (and "
+          .. "drives the job's engine, where that is another one that no loop "
+          .. "drives); "
           .. "outside, the engine or its luv loop is driven. In a handler, on "
           .. "a foreign coroutine or under a running loop it raises." },
       { name = "job:report", params = {},

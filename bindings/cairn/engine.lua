@@ -23,6 +23,7 @@ local BATCH = 256
 local WAKE = 1            -- cookie of the timer that makes pollfd readable
 local FIRST_COOKIE = 16
 local POLL_US = 20000     -- between looks at work a virtual clock cannot see
+local LOOK_US = 5000      -- between looks at the engine of another task's wait
 local WAIT_MAX_US = 1000000
 local CLOSE_SECONDS = 10
 
@@ -330,6 +331,17 @@ local function drive(engine, S, done)
   return true
 end
 
+-- One turn of an engine that a task of another engine waits for; whether there
+-- may be more to do at once. One on a loop, or up the stack, is driven there.
+local function drive_other(engine, S)
+  if S.uv or S.is_turning then return false end
+  local busy = M.turn(engine, S)
+  if busy or not S.is_virtual or has_outside_work(S) then return busy end
+  local due = core.timeout(engine)
+  if due > 0 then core.advance(engine, due) end
+  return due >= 0
+end
+
 local function cannot_wait(what, why, level)
   error(("%s cannot wait here: %s. Wait inside a task, "
     .. "cairn.spawn(function() ... end), or let engine:on(name, function) "
@@ -367,7 +379,7 @@ function M.park(engine, what, timeout_us, arm, level)
   local task = M.check_wait(S, what, (level or 1) + 1)
   local timer_engine = task and task.engine or engine
   local timer_state = core.state(timer_engine)
-  local result, cookie
+  local result, cookie, pump_cookie
   local function wake_up(...)
     if result then return end
     result = select("#", ...) == 0 and NOTHING
@@ -377,10 +389,26 @@ function M.park(engine, what, timeout_us, arm, level)
   local undo = arm and arm(wake_up)
   local function disarm()
     if cookie then M.stop_timer(timer_engine, timer_state, cookie) end
+    if pump_cookie then
+      M.stop_timer(timer_engine, timer_state, pump_cookie)
+    end
     if undo then undo() end
-    undo, cookie = nil, nil
+    undo, cookie, pump_cookie = nil, nil, nil
+  end
+  -- An engine that nobody else drives is driven by the task that waits for it.
+  local function pump()
+    pump_cookie = nil
+    local ok, err = pcall(function()
+      local busy = core.is_open(engine) and drive_other(engine, S)
+      if not result then
+        pump_cookie = M.start_timer(timer_engine, timer_state,
+          busy and 0 or LOOK_US, pump)
+      end
+    end)
+    if not ok then wake_up(nil, tostring(err), "internal") end
   end
   local ok, err = pcall(function()
+    if task and timer_engine ~= engine then pump() end
     if timeout_us then
       cookie = M.start_timer(timer_engine, timer_state, timeout_us, function()
         wake_up(M.TIMEOUT)

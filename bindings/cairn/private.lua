@@ -5,14 +5,11 @@
 local core = require "cairn.core"
 core.trust()
 local E = require "cairn.engine"
-local T = require "cairn.task"
 local collection = require "cairn.collection"
 local failure = require "cairn.failure"
 local path = require "cairn.path"
 
 local M = {}
-
-local LOOK_SECONDS = 0.01 -- in a task, which lets its own engine go on
 
 function M.points(directory)
   if type(directory) ~= "string" or directory == "" then
@@ -20,15 +17,6 @@ function M.points(directory)
       .. (directory == "" and "an empty string" or type(directory)), 2)
   end
   return core.points(path.absolute(directory))
-end
-
--- The final state of the one job of a private engine.
-local function wait(engine, job)
-  if not E.task_of[coroutine.running()] then return job:wait() end
-  while not core.state_is_final(job:number "JobState") do
-    if not engine:step() then T.sleep(LOOK_SECONDS) end
-  end
-  return job.JobState
 end
 
 local function run(kind, spec, what)
@@ -41,7 +29,7 @@ local function run(kind, spec, what)
     local job
     job, message, code = engine:submit { Name = what, [kind] = spec }
     if not job then return table.pack(nil, message, code) end
-    local state = wait(engine, job)
+    local state = job:wait()
     local report = job:report()
     if state == "Completed" or state == "Completed With Warnings" then
       return table.pack(report or {})

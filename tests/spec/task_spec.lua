@@ -696,18 +696,37 @@ describe("cairn.spawn", function()
     assert.is_true(engine:close())
   end)
 
-  it("waits for jobs of another engine", function()
+  it("drives the engine of the job it waits for when nobody else does", function()
     local a <close> = support.engine(cairn)
     local b <close> = support.engine(cairn)
     local job = submit(a, function(self) self:sleep(5) end)
     local state
     local task = cairn.spawn(function() state = job:wait() end) -- on b
+    assert.equal("done", (function()
+      for _ = 1, 100 do
+        if task.status == "done" then break end
+        if not b:step() then b:advance(0.01) end
+      end
+      return task.status
+    end)())
+    assert.equal("Completed", state)
+    assert.equal("Completed", job.JobState)
+  end)
+
+  it("leaves an engine alone that is on a loop", function()
+    local a <close> = support.engine(cairn)
+    local b <close> = support.engine(cairn)
+    cairn.attach(a, require "luv")
+    local job = submit(a, function() end)
+    local state
+    cairn.spawn(function() state = job:wait() end) -- on b
     while b:step() do end
     assert.is_nil(state)
+    assert.equal("New", job.JobState)
     assert.equal("Completed", job:wait())
     while b:step() do end
     assert.equal("Completed", state)
-    assert.equal("done", task.status)
+    a:detach()
   end)
 
   it("is told when the engine it waits for closes", function()
