@@ -17,6 +17,7 @@
 #include "export/kinds.h"
 #include "export/manifest.h"
 #include "run.h"
+#include "skip.h"
 
 #define VM1   "0C5A0000-0000-4000-8000-000000000001"
 #define VM2   "0C5A0000-0000-4000-8000-000000000002"
@@ -920,12 +921,12 @@ static void exports_a_block_device(void **state)
 
   (void)state;
   if (geteuid() != 0)
-    skip();
+    skip_because("needs root");
   must_run("rm -rf out; dd if=/dev/urandom of=dev.img bs=512 count=3001 "
            "status=none");
   if (run(&loop, "losetup --find --show dev.img") != 0) {
     free(loop);
-    skip();
+    skip_because("needs a free loop device");
     return;
   }
   loop[strcspn(loop, "\n")] = '\0';
@@ -948,7 +949,7 @@ static void needs_little_memory_for_a_huge_disk(void **state)
 {
 #ifdef CAIRN_SANITIZED
   (void)state;
-  skip();
+  skip_because("measures memory, which a sanitizer uses itself");
 #else
   struct cairn__run *r;
   struct rusage usage;
@@ -1039,7 +1040,7 @@ static void refuses_files_that_are_made_when_read(void **state)
   expect_failure(DISKS("{'id':'vda','path':'/proc/cpuinfo','format':'raw'}"),
                  CAIRN_E_BAD_PATH, "holds more data than its size (0 bytes)");
   if (access("/sys/kernel/uevent_seqnum", R_OK) != 0)
-    skip();
+    skip_because("needs /sys");
   expect_failure(FILES("'runtime':['/sys/kernel/uevent_seqnum']"),
                  CAIRN_E_BAD_PATH, "holds less data than its size");
   expect_failure(
@@ -1554,10 +1555,10 @@ static void reports_a_full_file_system(void **state)
 {
   (void)state;
   if (geteuid() != 0)
-    skip();
+    skip_because("needs root");
   must_run("mkdir -p small");
   if (mount("none", "small", "tmpfs", 0, "size=512k") != 0)
-    skip();
+    skip_because("needs the right to mount a tmpfs");
   make_noise("moving.raw", 3 << 20);
   {
     struct cairn__run *r = export_with(
@@ -1585,12 +1586,12 @@ static void refuses_to_write_into_what_it_reads(void **state)
 
   (void)state;
   if (geteuid() != 0)
-    skip();
+    skip_because("needs root");
   must_run("rm -rf disk.img mnt; truncate -s 16M disk.img; "
            "mkfs.ext4 -q -F disk.img; mkdir mnt");
   if (run(&loop, "losetup --find --show disk.img") != 0) {
     free(loop);
-    skip();
+    skip_because("needs a free loop device");
     return;
   }
   loop[strcspn(loop, "\n")] = '\0';

@@ -1,6 +1,7 @@
 /* The I/O table: whole transfers over a kernel that stutters, removal of
  * trees, and faults on demand. */
 #include "scratch.h"
+#include "skip.h"
 
 #include <pthread.h>
 #include <sys/ioctl.h>
@@ -201,7 +202,7 @@ static void transfers_are_whole_with_real_direct_io(void **state)
   if (fd < 0) {
     free(want);
     free(got);
-    skip(); /* the file system has none */
+    skip_because("the file system has no direct I/O");
   }
   random_fill(1, want, SIZE);
   cairn__fault_io_init(&fault, 1, CAIRN__FAULT_SHORT, 0);

@@ -7,6 +7,7 @@
 #include <sys/ioctl.h>
 
 #include "export/lock.h"
+#include "skip.h"
 
 static struct cairn_error err;
 
@@ -327,11 +328,11 @@ static void takes_a_block_device_only_when_it_is_free(void **state)
 
   (void)state;
   if (geteuid() != 0)
-    skip();
+    skip_because("needs root");
   must_run("truncate -s 8M image && mkfs.ext4 -q -F image");
   if (run(&loop, "losetup --find --show image") != 0) {
     free(loop);
-    skip();
+    skip_because("needs a free loop device");
     return;
   }
   snprintf(device, sizeof device, "%s", loop);
@@ -374,7 +375,7 @@ takes_a_file_behind_a_loop_device_only_when_it_is_still(void **state)
 
   (void)state;
   if (geteuid() != 0)
-    skip();
+    skip_because("needs root");
   make_file("backing", 1 << 20);
   for (int is_read_only = 0; is_read_only < 2; is_read_only++) {
     char *loop;
@@ -384,7 +385,7 @@ takes_a_file_behind_a_loop_device_only_when_it_is_still(void **state)
     if (run(&loop, "losetup %s --find --show backing", options[is_read_only]) !=
         0) {
       free(loop);
-      skip();
+      skip_because("needs a free loop device");
       return;
     }
     loop[strcspn(loop, "\n")] = '\0';
