@@ -207,7 +207,7 @@ function engine:events() end
 ---@return number? # seconds until step has something to do; nil for never
 function engine:timeout() end
 
----Takes the engine off its luv loop.
+---Takes the engine off its luv loop. Where the loop is not running it is turned once, without waiting: a luv handle whose closing has not been completed crashes the end of the Lua state.
 function engine:detach() end
 
 ---Ends the jobs and closes the engine; closed in any case. May be called again.

@@ -221,7 +221,9 @@ reading and then calls `step`. Without any of these nothing moves.]],
         returns = { { "number?", "seconds until step has something to do; "
           .. "nil for never" } }, text = "" },
       { name = "engine:detach", params = {}, returns = {},
-        text = "Takes the engine off its luv loop." },
+        text = "Takes the engine off its luv loop. Where the loop is not "
+          .. "running it is turned once, without waiting: a luv handle whose "
+          .. "closing has not been completed crashes the end of the Lua state." },
       { name = "engine:close", params = { { "options", "table?",
         "mode (`\"suspend\"`, `\"terminate\"`, `\"kill\"`; default: "
         .. "terminate in memory, else suspend), timeout (10)" } },

@@ -74,11 +74,14 @@ function M.detach(engine)
     error("an engine expected; use a colon: engine:detach()", 2)
   end
   local S = core.state(engine)
-  local poll = S.poll
+  local uv, poll = S.uv, S.poll
   S.uv, S.poll = nil, nil
   if poll and not poll:is_closing() then
     poll:stop()
     poll:close()
+    -- luv (1.44) crashes at the end of the Lua state when a handle's closing
+    -- has not been completed by then: a turn of the loop completes it.
+    if not uv.loop_mode() then uv.run("nowait") end
   end
 end
 

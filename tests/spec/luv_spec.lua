@@ -235,6 +235,13 @@ describe("a program that ends with an open engine", function()
 
   ends("nothing done", "")
   ends("attached", "cairn.attach(engine, uv)")
+  ends("attached and detached, the loop not turned since", [[
+    cairn.attach(engine, uv)
+    engine:submit { Name = "a", run = function() end }:wait()
+    engine:detach()]])
+  ends("attached and closed, the loop not turned since", [[
+    cairn.attach(engine, uv)
+    assert(engine:close())]])
   ends("attached and walked", [[
     cairn.attach(engine, uv)
     uv.walk(function(h) assert(not h:is_closing()) end)
