@@ -1100,7 +1100,8 @@ end)
 
 -- ---- on a terminal -------------------------------------------------------------------
 
-local has_python = has "python3"
+local has_terminal = has "python3" and spawn("python3",
+  { "-c", "import pty; pty.openpty()" }).code == 0
 
 local function on_terminal(steps, arguments, env)
   local full = { "tests/spec/terminal.py",
@@ -1114,8 +1115,8 @@ local function on_terminal(steps, arguments, env)
   return result
 end
 
-local terminal_it = has_python and it or function(name)
-  pending(name .. " # skipped: python3 is not installed")
+local terminal_it = has_terminal and it or function(name)
+  pending(name .. " # skipped: needs python3 and a pseudo-terminal")
 end
 
 describe("on a terminal, cairn", function()
