@@ -34,6 +34,8 @@
 #include "error.h"
 #include "memory.h"
 
+#define LAST_INSTANT_US 253402300799999999 /* of the year 9999 */
+
 #define BATCH         256
 #define VIRTUAL_START INT64_C(1735689600000000) /* 2025-01-01T00:00:00Z */
 
@@ -70,6 +72,11 @@ int cairn_engine_advance(cairn_engine *e, int64_t microseconds,
   if (microseconds < 0)
     return cairn__fail(err, CAIRN_E_OUT_OF_RANGE,
                        "advance: time moves forward only, not by %lld us",
+                       (long long)microseconds);
+  if (microseconds > LAST_INSTANT_US - cairn_engine_now(e))
+    return cairn__fail(err, CAIRN_E_OUT_OF_RANGE,
+                       "advance: %lld us from now is past the year 9999, where "
+                       "CIM datetimes end",
                        (long long)microseconds);
   cairn__virtual_clock_advance(cairn__mailbox_clock(e->mailbox), microseconds);
   cairn__engine_settle(e);

@@ -331,7 +331,8 @@ CAIRN_API int cairn_engine_step(cairn_engine *engine);
  * step does, 0 when the time passed or a signal came. With a virtual clock
  * nothing but outside work (threads, processes) is waited for. */
 CAIRN_API int cairn_engine_wait(cairn_engine *engine, int64_t timeout_us);
-/* Moves a virtual clock; an error with the real one. */
+/* Moves a virtual clock forward, to the end of the year 9999 at most
+ * (CAIRN_E_OUT_OF_RANGE); CAIRN_E_NOT_SUPPORTED with the real one. */
 CAIRN_API int cairn_engine_advance(cairn_engine *engine, int64_t microseconds,
                                    struct cairn_error *err);
 /* The engine's clock. */

@@ -3119,6 +3119,22 @@ static void random_requests_leave_the_engine_consistent(void **state)
   }
 }
 
+static void a_virtual_clock_stops_where_datetimes_end(void **state)
+{
+  cairn_engine *e = open_engine();
+  struct cairn_error err;
+  int64_t before = cairn_engine_now(e);
+
+  (void)state;
+  assert_int_equal(cairn_engine_advance(e, INT64_MAX, &err), -1);
+  assert_int_equal(err.id, CAIRN_E_OUT_OF_RANGE);
+  assert_non_null(strstr(err.message, "9999"));
+  assert_int_equal(cairn_engine_now(e), before);
+  assert_int_equal(cairn_engine_advance(e, 1, &err), 0);
+  assert_int_equal(cairn_engine_now(e), before + 1);
+  cairn_engine_free(e);
+}
+
 int main(void)
 {
   const struct CMUnitTest tests[] = {
@@ -3198,6 +3214,7 @@ int main(void)
       cmocka_unit_test(without_room_for_events_no_call_changes_a_job),
       cmocka_unit_test(without_memory_a_step_loses_no_event),
       cmocka_unit_test(a_run_that_finds_no_memory_fails_for_that_reason),
+      cmocka_unit_test(a_virtual_clock_stops_where_datetimes_end),
       cmocka_unit_test(random_requests_leave_the_engine_consistent),
   };
 
