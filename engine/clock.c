@@ -1,3 +1,7 @@
+/* The system's clocks, and a virtual pair that only tests and simulations move.
+ *
+ * Invariant: the virtual monotonic clock never goes back, whatever is done to
+ * the virtual wall clock. */
 #include "clock.h"
 
 #include <stdatomic.h>

@@ -19,7 +19,7 @@
 const char *const cairn__file_roles[] = {"config", "runtime", "guest-state",
                                          NULL};
 
-const char *cairn__file_role_key(const char *role)
+static const char *role_key(const char *role)
 {
   return strcmp(role, "guest-state") == 0 ? "guest_state" : role;
 }
@@ -104,7 +104,7 @@ static int fail_in_list(struct cairn_error *err, const char *role, size_t index)
 
   if (err && (err->id == CAIRN_E_TERMINATED || err->id == CAIRN_E_KILLED))
     return -1;
-  snprintf(where, sizeof where, "%s[%zu]", cairn__file_role_key(role), index);
+  snprintf(where, sizeof where, "%s[%zu]", role_key(role), index);
   cairn__error_prefix(err, where);
   return -1;
 }
@@ -149,16 +149,14 @@ int cairn__machine_files_find(const struct cairn_io *io, const json_t *machine,
   out->list = NULL;
   out->count = 0;
   for (const char *const *role = cairn__file_roles; *role; role++)
-    count +=
-        json_array_size(json_object_get(machine, cairn__file_role_key(*role)));
+    count += json_array_size(json_object_get(machine, role_key(*role)));
   if (count == 0)
     return 0;
   out->list = cairn__calloc(count, sizeof *out->list);
   if (!out->list)
     return cairn__fail_memory(err);
   for (const char *const *role = cairn__file_roles; *role; role++) {
-    json_array_foreach(json_object_get(machine, cairn__file_role_key(*role)), i,
-                       v)
+    json_array_foreach(json_object_get(machine, role_key(*role)), i, v)
     {
       if (find_one(io, out, *role, i + 1, json_string_value(v), err) != 0) {
         cairn__machine_files_free(out);

@@ -25,10 +25,8 @@ struct cairn__machine_files {
   size_t count;
 };
 
-/* The roles in their order, NULL at the end, and the specification's key of
- * each. */
+/* The roles in their order, NULL at the end. */
 extern const char *const cairn__file_roles[];
-const char *cairn__file_role_key(const char *role);
 
 /* Looks at all files of a machine and gives each a name of its own: the base
  * name, with a numbered prefix where another file of the role has that (upper

@@ -162,7 +162,6 @@ int cairn__layer_is_empty(struct cairn__layer *l, uint64_t page, int *is_empty,
  * else CAIRN_E_SOURCE_CHANGED. */
 int cairn__layer_check_still(const struct cairn__layer *l,
                              struct cairn_error *err);
-int cairn__layer_fd(const struct cairn__layer *l);
 void cairn__layer_close(struct cairn__layer *l); /* NULL allowed */
 
 /* A chain of layers (bottom first) as a source; takes ownership of the layers

@@ -423,11 +423,6 @@ cairn__layer_get_info(const struct cairn__layer *l)
   return &l->info;
 }
 
-int cairn__layer_fd(const struct cairn__layer *l)
-{
-  return l->fd;
-}
-
 int cairn__layer_check_still(const struct cairn__layer *l,
                              struct cairn_error *err)
 {

@@ -169,7 +169,8 @@ static int is_byte_held(const struct cairn_io *io, int fd, off_t byte)
   return result != 0 ? -1 : lock.l_type != F_UNLCK;
 }
 
-int cairn__qemu_lock(const struct cairn_io *io, int fd, const char *path,
+/* The lock protocol alone, on an open file. */
+static int qemu_lock(const struct cairn_io *io, int fd, const char *path,
                      struct cairn_error *err)
 {
   static const struct {
@@ -368,7 +369,7 @@ static int open_file(struct cairn__held *h, int assume_quiescent,
                        "\"%s\" became another file while it was opened",
                        cairn__printable(h->path, shown, sizeof shown));
   }
-  if (cairn__qemu_lock(io, h->fd, h->path, &cause) == 0) {
+  if (qemu_lock(io, h->fd, h->path, &cause) == 0) {
     h->is_locked = 1;
   } else if (!assume_quiescent || !is_unlockable(cause.system_errno)) {
     if (err)

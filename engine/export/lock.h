@@ -43,8 +43,4 @@ int cairn__held_check_still(const struct cairn__held *h,
 /* Also on one that was never opened (all zero, or fd -1). */
 void cairn__held_close(struct cairn__held *h);
 
-/* The lock protocol alone, on an open file. */
-int cairn__qemu_lock(const struct cairn_io *io, int fd, const char *path,
-                     struct cairn_error *err);
-
 #endif

@@ -157,7 +157,9 @@ int cairn__guid_canonical(const char *s, char out[37])
   return cairn__guid_is_canonical(out) ? 0 : -1;
 }
 
-int cairn__path_is_beneath(const char *path)
+/* A path that a manifest may have: relative, no empty component, no "." or
+ * "..", no component longer than 255 bytes. */
+static int path_is_beneath(const char *path)
 {
   if (strlen(path) >= PATH_MAX)
     return 0;
@@ -352,7 +354,7 @@ static int path_is_right(const json_t *file, unsigned role, const char *name)
   const char *path = text_of(file, "path");
   const char *vm = text_of(file, "VirtualMachineId");
   char wanted[160];
-  if (!cairn__path_is_beneath(path))
+  if (!path_is_beneath(path))
     return 0;
   if (role == ROLE_SECRET)
     return strcmp(path, CAIRN__SECRET_NAME) == 0;

@@ -57,8 +57,5 @@ int cairn__guid_is_canonical(const char *s);
 int cairn__is_disk_id(const char *s);
 /* Takes a GUID in any case, with or without braces; 0, or -1. */
 int cairn__guid_canonical(const char *s, char out[37]);
-/* A path that a manifest may have: relative, no empty component, no "." or
- * "..", no component longer than 255 bytes. */
-int cairn__path_is_beneath(const char *path);
 
 #endif
