@@ -1,12 +1,13 @@
 /* copy.c: one pass over a source, several threads.
  *
  * A lock hands out pieces: up to 1 MiB of neighbouring blocks that hold data,
- * in ascending order, each with a ticket. A thread reads its piece, digests
- * its blocks while they are in the cache, waits until its ticket is due,
- * settles digests and places with the map and the sink, calls the next ticket
- * and writes. So map and sink see the blocks in order, whatever the threads do,
- * and the bytes of the result do not depend on timing; memory is one piece per
- * thread.
+ * in ascending order, each with a ticket and with the runs of blocks before it
+ * that need no reading (holes, and what did not change since the base). A
+ * thread reads its piece, digests its blocks while they are in the cache, waits
+ * until its ticket is due, settles digests and places with the maps and the
+ * sink, calls the next ticket and writes. So map and sink see the blocks in
+ * order, whatever the threads do, and the bytes of the result do not depend on
+ * timing; memory is one piece per thread.
  *
  * A run that is suspended stands still wherever its threads are: before a
  * ticket is drawn they pass the gate, a source that waits for somebody else
@@ -23,17 +24,41 @@
 #include "image.h"
 #include "memory.h"
 
-#define PIECE_BLOCKS 16u
-#define PIECE_BYTES  ((size_t)PIECE_BLOCKS * CAIRN__BLOCK)
-#define MAX_THREADS  16u
-#define GATE_EXTENTS 256u /* extents walked between two gates */
+#define PIECE_BLOCKS   16u
+#define PIECE_BYTES    ((size_t)PIECE_BLOCKS * CAIRN__BLOCK)
+#define MAX_THREADS    16u
+#define GATE_STRETCHES 256u /* walked between two gates */
+#define RUNS_MAX       16u
+
+enum stretch_kind {
+  STRETCH_DATA, /* to be read */
+  STRETCH_HOLE, /* reads as zeros */
+  STRETCH_CLEAN /* as in the base */
+};
+
+/* Neighbouring blocks of one kind. */
+struct stretch {
+  int kind;
+  uint64_t first, count;
+  uint64_t data_bytes; /* DATA: of its extents that are not holes */
+};
 
 struct piece {
   uint64_t ticket;
-  uint64_t first_block;
+  struct stretch runs[RUNS_MAX]; /* HOLE and CLEAN, ascending */
+  size_t run_count;
+  uint64_t first_block; /* behind the runs, when count > 0 */
   size_t count;
-  uint64_t gap_block;  /* blocks gap_block .. first_block-1 are holes */
-  uint64_t data_bytes; /* of its extents that are not holes */
+  uint64_t data_bytes;
+};
+
+/* Goes through a disk block by block. */
+struct walk {
+  struct cairn__source *source;
+  const struct cairn__changes *changes; /* or NULL */
+  uint64_t blocks;
+  struct cairn__extent extent; /* the last one asked for */
+  int has_extent;
 };
 
 struct pipeline {
@@ -41,22 +66,23 @@ struct pipeline {
   uint64_t blocks; /* of the disk */
   /* what is handed out next; held while the source looks for extents */
   pthread_mutex_t drawing;
-  uint64_t offset;             /* extents before it were handed out */
-  struct cairn__extent extent; /* holds offset, when has_extent */
-  int has_extent;
-  uint64_t next_block; /* blocks before it were handed out or are holes */
-  uint64_t tickets;    /* drawn */
+  struct walk walk;
+  struct stretch stretch; /* what is left of the last one */
+  uint64_t next_block;    /* blocks before it were handed out */
+  uint64_t tickets;       /* drawn */
   pthread_mutex_t lock;
   pthread_cond_t turn;
   /* under lock */
   uint64_t due; /* the ticket whose turn it is */
   int is_failed;
   struct cairn_error error;
-  /* only by the thread whose ticket is due */
-  uint64_t settled;    /* blocks before it are in the map */
-  unsigned char *page; /* of digests, to compare with */
+  /* only by the thread whose ticket is due; a page each, or NULL */
+  unsigned char *expected; /* digests of c->map */
+  unsigned char *based;    /* digests of c->base */
+  uint8_t *states;
+  uint64_t *positions;
   /* sums */
-  _Atomic uint64_t read, written, zero;
+  _Atomic uint64_t read, written, zero, changed;
 };
 
 struct worker {
@@ -65,6 +91,7 @@ struct worker {
   pthread_t thread;
   unsigned char *buf; /* PIECE_BYTES, aligned */
   unsigned char digests[PIECE_BLOCKS * CAIRN__DIGEST_MAX];
+  unsigned char based[PIECE_BLOCKS * CAIRN__DIGEST_MAX];
   uint8_t states[PIECE_BLOCKS];
   uint64_t positions[PIECE_BLOCKS];
 };
@@ -80,75 +107,176 @@ static void fail_all(struct pipeline *p, const struct cairn_error *error)
   pthread_mutex_unlock(&p->lock);
 }
 
-/* ---- handing out --------------------------------------------------------- */
+/* ---- walking ------------------------------------------------------------- */
 
-/* With `drawing` held. Extent that holds p->offset; 1 there is one, 0 the end,
- * -1 error. */
-static int current_extent(struct pipeline *p, struct cairn_error *err)
+/* The extent that holds `offset` (< length). */
+static int extent_at(struct walk *w, uint64_t offset, struct cairn_error *err)
 {
-  struct cairn__source *s = p->c->source;
+  struct cairn__source *s = w->source;
 
-  if (p->has_extent && p->offset - p->extent.offset < p->extent.length)
-    return 1;
-  p->has_extent = 0;
-  if (p->offset >= s->length)
+  if (w->has_extent && offset >= w->extent.offset &&
+      offset - w->extent.offset < w->extent.length)
     return 0;
-  if (s->ops->extent(s, p->offset, &p->extent, err) != 0)
+  w->has_extent = 0;
+  if (s->ops->extent(s, offset, &w->extent, err) != 0)
     return -1;
-  if (p->extent.offset != p->offset || p->extent.length == 0)
+  if (w->extent.offset != offset || w->extent.length == 0)
     return cairn__fail(err, CAIRN_E_INTERNAL,
                        "\"%s\": an extent that does not begin at offset %llu",
-                       s->path, (unsigned long long)p->offset);
-  p->has_extent = 1;
-  return 1;
+                       s->path, (unsigned long long)offset);
+  w->has_extent = 1;
+  return 0;
 }
 
-/* With `drawing` held. 1 a piece, 0 no more, -1 error. A piece grows until it
- * is full or a whole block of hole follows. */
+/* The end of a block, or that of the disk within it. */
+static uint64_t end_of_block(const struct walk *w, uint64_t block)
+{
+  uint64_t start = block * CAIRN__BLOCK, left = w->source->length - start;
+
+  return start + (left < CAIRN__BLOCK ? left : CAIRN__BLOCK);
+}
+
+/* A block that an extent begins or ends in. */
+static int walk_mixed(struct walk *w, uint64_t block, struct stretch *out,
+                      struct cairn_error *err)
+{
+  uint64_t offset = block * CAIRN__BLOCK, end = end_of_block(w, block);
+
+  out->count = 1;
+  out->data_bytes = 0;
+  while (offset < end) {
+    uint64_t stop;
+
+    if (extent_at(w, offset, err) != 0)
+      return -1;
+    stop = w->extent.offset + w->extent.length;
+    if (stop > end)
+      stop = end;
+    if (!w->extent.is_zero)
+      out->data_bytes += stop - offset;
+    offset = stop;
+  }
+  out->kind = out->data_bytes > 0 ? STRETCH_DATA : STRETCH_HOLE;
+  return 0;
+}
+
+/* The stretch that begins at `block` (< blocks). */
+static int walk_next(struct walk *w, uint64_t block, struct stretch *out,
+                     struct cairn_error *err)
+{
+  uint64_t limit = w->blocks - block, offset = block * CAIRN__BLOCK, end, n;
+  int is_set;
+
+  *out = (struct stretch){.first = block};
+  if (w->changes) {
+    limit = cairn__changes_run(w->changes, block, &is_set);
+    if (!is_set) {
+      out->kind = STRETCH_CLEAN;
+      out->count = limit;
+      return 0;
+    }
+  }
+  if (extent_at(w, offset, err) != 0)
+    return -1;
+  end = w->extent.offset + w->extent.length;
+  n = end >= w->source->length ? limit : (end - offset) / CAIRN__BLOCK;
+  if (n > limit)
+    n = limit;
+  if (n == 0)
+    return walk_mixed(w, block, out, err);
+  out->count = n;
+  out->kind = w->extent.is_zero ? STRETCH_HOLE : STRETCH_DATA;
+  if (out->kind == STRETCH_DATA)
+    out->data_bytes = end_of_block(w, block + n - 1) - offset;
+  return 0;
+}
+
+/* ---- handing out --------------------------------------------------------- */
+
+/* Holes of a full are nobody's business: neither map nor image mentions them.
+ */
+static int is_told(const struct cairn__copy *c)
+{
+  return c->map || c->base;
+}
+
+/* Takes up to `most` blocks off the stretch at hand. */
+static void take(struct pipeline *p, uint64_t most, struct stretch *out)
+{
+  struct stretch *s = &p->stretch;
+
+  *out = *s;
+  if (out->count > most) {
+    out->count = most;
+    out->data_bytes = most * CAIRN__BLOCK;
+  }
+  s->first += out->count;
+  s->count -= out->count;
+  s->data_bytes -= s->kind == STRETCH_DATA ? out->data_bytes : 0;
+  p->next_block = s->first;
+}
+
+/* With `drawing` held. 1 a piece, 0 no more, -1 error. A piece is full with its
+ * runs, or with its data, or when something else follows the data. */
 static int draw_piece(struct pipeline *p, struct piece *piece,
                       struct cairn_error *err)
 {
-  uint64_t end = 0; /* of the piece, in bytes; 0 = none begun */
+  struct stretch part;
 
-  memset(piece, 0, sizeof *piece);
-  for (;;) {
-    int found = current_extent(p, err);
-    uint64_t left, stop;
-
-    if (found < 0)
+  piece->first_block = 0;
+  piece->count = piece->run_count = 0;
+  piece->data_bytes = 0;
+  while (p->next_block < p->blocks) {
+    if (p->stretch.count == 0 &&
+        walk_next(&p->walk, p->next_block, &p->stretch, err) != 0)
       return -1;
-    if (found == 0)
-      break;
-    left = p->extent.offset + p->extent.length - p->offset;
-    if (p->extent.is_zero) {
-      /* Past the last block that the piece touches: nothing to gain. */
-      if (end != 0 && p->offset + left > end)
+    if (p->stretch.kind != STRETCH_DATA) {
+      if (piece->count > 0 || piece->run_count == RUNS_MAX)
         break;
-      p->offset += left;
+      take(p, UINT64_MAX, &part);
+      if (is_told(p->c))
+        piece->runs[piece->run_count++] = part;
       continue;
     }
-    if (end == 0) {
-      piece->gap_block = p->next_block;
-      piece->first_block = p->offset / CAIRN__BLOCK;
-    }
-    stop = (piece->first_block + PIECE_BLOCKS) * CAIRN__BLOCK;
-    if (p->offset >= stop)
+    if (piece->count == PIECE_BLOCKS)
       break;
-    if (left > stop - p->offset)
-      left = stop - p->offset;
-    p->offset += left;
-    piece->data_bytes += left;
-    end = (p->offset + CAIRN__BLOCK - 1) / CAIRN__BLOCK * CAIRN__BLOCK;
+    take(p, PIECE_BLOCKS - piece->count, &part);
+    if (piece->count == 0)
+      piece->first_block = part.first;
+    piece->count += (size_t)part.count;
+    piece->data_bytes += part.data_bytes;
   }
-  if (end == 0)
+  if (piece->count == 0 && piece->run_count == 0)
     return 0;
-  piece->count = (size_t)(end / CAIRN__BLOCK - piece->first_block);
   piece->ticket = p->tickets++;
-  p->next_block = end / CAIRN__BLOCK;
   return 1;
 }
 
-/* ---- checking against a map ---------------------------------------------- */
+/* ---- against the maps ---------------------------------------------------- */
+
+/* Digests of a map, markers beyond its end. */
+static int load(struct cairn__map *map, unsigned size, uint64_t first,
+                uint64_t count, unsigned char *out, struct cairn_error *err)
+{
+  uint64_t blocks = cairn__map_get_info(map)->blocks;
+
+  while (count > 0) {
+    uint64_t n = CAIRN__PAGE_BLOCKS - first % CAIRN__PAGE_BLOCKS;
+
+    if (n > count)
+      n = count;
+    if (first < blocks && n > blocks - first)
+      n = blocks - first;
+    if (first >= blocks)
+      memset(out, 0, (size_t)n * size);
+    else if (cairn__map_read(map, first, n, out, err) != 0)
+      return -1;
+    first += n;
+    count -= n;
+    out += n * size;
+  }
+  return 0;
+}
 
 static int fail_mismatch(struct pipeline *p, uint64_t block,
                          struct cairn_error *err)
@@ -165,30 +293,96 @@ static int fail_mismatch(struct pipeline *p, uint64_t block,
   return -1;
 }
 
-/* digests NULL: all zero markers */
+/* count <= a page; digests NULL: all zero markers */
 static int compare(struct pipeline *p, uint64_t first, uint64_t count,
                    const unsigned char *digests, struct cairn_error *err)
 {
   unsigned size = p->c->digester->size;
 
-  while (count > 0) {
+  if (load(p->c->map, size, first, count, p->expected, err) != 0)
+    return -1;
+  for (uint64_t i = 0; i < count; i++) {
+    const unsigned char *is = p->expected + i * size;
+
+    if (digests ? memcmp(is, digests + i * size, size) != 0
+                : !cairn__is_zero(is, size))
+      return fail_mismatch(p, first + i, err);
+  }
+  return 0;
+}
+
+/* At most a page of holes: what the base has there is zero now. */
+static int settle_holes(struct pipeline *p, uint64_t first, uint64_t count,
+                        struct cairn_error *err)
+{
+  struct cairn__copy *c = p->c;
+  unsigned size = c->digester->size;
+  uint64_t zeroed = 0;
+
+  if (c->map && compare(p, first, count, NULL, err) != 0)
+    return -1;
+  if (!c->base)
+    return 0;
+  if (load(c->base, size, first, count, p->based, err) != 0)
+    return -1;
+  for (uint64_t i = 0; i < count; i++) {
+    p->states[i] = cairn__is_zero(p->based + i * size, size) ? CAIRN__UNCHANGED
+                                                             : CAIRN__ZERO;
+    zeroed += p->states[i] == CAIRN__ZERO;
+  }
+  atomic_fetch_add(&p->changed, zeroed);
+  if (zeroed == 0 || !c->sink)
+    return 0;
+  return c->sink->ops->reserve(c->sink, first, (size_t)count, p->states,
+                               p->based, p->positions, err);
+}
+
+/* At most a page that is as in the base. */
+static int settle_clean(struct pipeline *p, uint64_t first, uint64_t count,
+                        struct cairn_error *err)
+{
+  struct cairn__copy *c = p->c;
+
+  if (load(c->base, c->digester->size, first, count, p->based, err) != 0 ||
+      (c->map && compare(p, first, count, p->based, err) != 0))
+    return -1;
+  if (c->map_writer && !cairn__is_zero(p->based, count * c->digester->size))
+    return cairn__map_append(c->map_writer, first, p->based, count, err);
+  return 0;
+}
+
+static int settle_run(struct pipeline *p, const struct stretch *run,
+                      struct cairn_error *err)
+{
+  uint64_t first = run->first, end = first + run->count;
+
+  while (first < end) {
     uint64_t n = CAIRN__PAGE_BLOCKS - first % CAIRN__PAGE_BLOCKS;
 
-    if (n > count)
-      n = count;
-    if (cairn__map_read(p->c->map, first, n, p->page, err) != 0)
+    if (n > end - first)
+      n = end - first;
+    if ((run->kind == STRETCH_CLEAN ? settle_clean : settle_holes)(p, first, n,
+                                                                   err) != 0)
       return -1;
-    for (uint64_t i = 0; i < n; i++) {
-      const unsigned char *is = p->page + i * size;
-
-      if (digests ? memcmp(is, digests + i * size, size) != 0
-                  : !cairn__is_zero(is, size))
-        return fail_mismatch(p, first + i, err);
-    }
     first += n;
-    count -= n;
-    if (digests)
-      digests += n * size;
+  }
+  return 0;
+}
+
+/* What has the base's digest is not written. */
+static int settle_based(struct pipeline *p, struct worker *w,
+                        const struct piece *piece, struct cairn_error *err)
+{
+  struct cairn__copy *c = p->c;
+  unsigned size = c->digester->size;
+
+  if (load(c->base, size, piece->first_block, piece->count, w->based, err) != 0)
+    return -1;
+  for (size_t i = 0; i < piece->count; i++) {
+    if (memcmp(w->based + i * size, w->digests + i * size, size) == 0)
+      w->states[i] = CAIRN__UNCHANGED;
+    else if (w->states[i] == CAIRN__UNCHANGED)
+      w->states[i] = CAIRN__ZERO;
   }
   return 0;
 }
@@ -201,10 +395,15 @@ static int settle(struct pipeline *p, struct worker *w,
 {
   struct cairn__copy *c = p->c;
 
-  if (c->map &&
-      (compare(p, piece->gap_block, piece->first_block - piece->gap_block, NULL,
-               err) != 0 ||
-       compare(p, piece->first_block, piece->count, w->digests, err) != 0))
+  for (size_t i = 0; i < piece->run_count; i++) {
+    if (settle_run(p, &piece->runs[i], err) != 0)
+      return -1;
+  }
+  if (piece->count == 0)
+    return 0;
+  if ((c->map &&
+       compare(p, piece->first_block, piece->count, w->digests, err) != 0) ||
+      (c->base && settle_based(p, w, piece, err) != 0))
     return -1;
   if (c->map_writer && cairn__map_append(c->map_writer, piece->first_block,
                                          w->digests, piece->count, err) != 0)
@@ -241,42 +440,67 @@ static void call_next(struct pipeline *p)
   pthread_mutex_unlock(&p->lock);
 }
 
-/* 0, or -1 with err (whose id is CAIRN_OK when another thread has failed) */
-static int copy_piece(struct pipeline *p, struct worker *w,
+static uint64_t least(uint64_t a, uint64_t b)
+{
+  return a < b ? a : b;
+}
+
+/* Reads and digests a piece: DATA, or UNCHANGED for blocks of zeros. */
+static int read_piece(struct pipeline *p, struct worker *w,
                       const struct piece *piece, struct cairn_error *err)
 {
   struct cairn__copy *c = p->c;
   struct cairn__source *s = c->source;
   uint64_t offset = piece->first_block * CAIRN__BLOCK;
-  uint64_t bytes = piece->count * CAIRN__BLOCK, zero = 0;
+  uint64_t left = s->length - offset, zero = 0;
 
-  if (s->ops->read(s, w->reader, w->buf, bytes, offset, err) != 0)
+  if (s->ops->read(s, w->reader, w->buf, piece->count * CAIRN__BLOCK, offset,
+                   err) != 0)
     return -1;
-  if (bytes > s->length - offset)
-    bytes = s->length - offset;
   for (size_t i = 0; i < piece->count; i++) {
     int is_zero = cairn__digest_block(c->digester, w->buf + i * CAIRN__BLOCK,
                                       w->digests + i * c->digester->size);
 
     w->states[i] = is_zero ? CAIRN__UNCHANGED : CAIRN__DATA;
     if (is_zero)
-      zero += bytes - i * CAIRN__BLOCK < CAIRN__BLOCK ? bytes - i * CAIRN__BLOCK
-                                                      : CAIRN__BLOCK;
+      zero += least(CAIRN__BLOCK, left - i * CAIRN__BLOCK);
   }
-  if (await_turn(p, piece->ticket) != 0)
-    return -1;
-  if (settle(p, w, piece, err) != 0)
+  atomic_fetch_add(&p->read, least(left, piece->count * CAIRN__BLOCK));
+  atomic_fetch_add(&p->zero, zero);
+  return 0;
+}
+
+static int write_piece(struct pipeline *p, struct worker *w,
+                       const struct piece *piece, struct cairn_error *err)
+{
+  struct cairn__copy *c = p->c;
+  uint64_t left = c->source->length - piece->first_block * CAIRN__BLOCK;
+  uint64_t bytes = 0, changed = 0;
+
+  for (size_t i = 0; i < piece->count; i++) {
+    changed += w->states[i] != CAIRN__UNCHANGED;
+    if (w->states[i] == CAIRN__DATA)
+      bytes += least(CAIRN__BLOCK, left - i * CAIRN__BLOCK);
+  }
+  atomic_fetch_add(&p->changed, changed);
+  if (!c->sink || bytes == 0)
+    return 0;
+  atomic_fetch_add(&p->written, bytes);
+  return c->sink->ops->write(c->sink, piece->first_block, piece->count,
+                             w->states, w->positions, w->buf, err);
+}
+
+/* 0, or -1 with err (whose id is CAIRN_OK when another thread has failed) */
+static int copy_piece(struct pipeline *p, struct worker *w,
+                      const struct piece *piece, struct cairn_error *err)
+{
+  if ((piece->count > 0 && read_piece(p, w, piece, err) != 0) ||
+      await_turn(p, piece->ticket) != 0 || settle(p, w, piece, err) != 0)
     return -1;
   call_next(p);
-  if (c->sink && zero < bytes &&
-      c->sink->ops->write(c->sink, piece->first_block, piece->count, w->states,
-                          w->positions, w->buf, err) != 0)
+  if (piece->count > 0 && write_piece(p, w, piece, err) != 0)
     return -1;
-  atomic_fetch_add(&p->read, bytes);
-  atomic_fetch_add(&p->zero, zero);
-  if (c->sink)
-    atomic_fetch_add(&p->written, bytes - zero);
-  atomic_fetch_add(&c->run->bytes_done, piece->data_bytes);
+  atomic_fetch_add(&p->c->run->bytes_done, piece->data_bytes);
   return 0;
 }
 
@@ -395,15 +619,44 @@ static int finish(struct pipeline *p, struct cairn_error *err)
       *err = p->error;
     return -1;
   }
-  /* What follows the last piece is hole. */
-  if (c->map &&
-      compare(p, p->next_block, p->blocks - p->next_block, NULL, err) != 0)
-    return -1;
   c->bytes_read = atomic_load(&p->read);
   c->bytes_written = atomic_load(&p->written);
   c->bytes_zero = atomic_load(&p->zero);
   c->bytes_skipped = c->source->length - c->bytes_read;
+  c->blocks_changed = atomic_load(&p->changed);
   return 0;
+}
+
+static void free_pages(struct pipeline *p)
+{
+  cairn__free(p->expected);
+  cairn__free(p->based);
+  cairn__free(p->states);
+  cairn__free(p->positions);
+}
+
+static int make_pages(struct pipeline *p, struct cairn_error *err)
+{
+  const struct cairn__copy *c = p->c;
+  size_t page = (size_t)CAIRN__PAGE_BLOCKS * c->digester->size;
+
+  if (c->map)
+    p->expected = cairn__malloc(page);
+  if (c->base) {
+    p->based = cairn__malloc(page);
+    p->states = cairn__malloc(CAIRN__PAGE_BLOCKS);
+    p->positions = cairn__calloc(CAIRN__PAGE_BLOCKS, sizeof *p->positions);
+  }
+  if ((!c->map || p->expected) &&
+      (!c->base || (p->based && p->states && p->positions)))
+    return 0;
+  free_pages(p);
+  return cairn__fail_memory(err);
+}
+
+static uint64_t blocks_of(const struct cairn__source *s)
+{
+  return s->length / CAIRN__BLOCK + (s->length % CAIRN__BLOCK != 0);
 }
 
 int cairn__copy_run(struct cairn__copy *c, struct cairn_error *err)
@@ -414,16 +667,15 @@ int cairn__copy_run(struct cairn__copy *c, struct cairn_error *err)
   int result = -1;
 
   c->bytes_read = c->bytes_written = c->bytes_zero = c->bytes_skipped = 0;
-  p.blocks = c->source->length / CAIRN__BLOCK +
-             (c->source->length % CAIRN__BLOCK != 0);
-  if (c->map) {
-    p.page = cairn__malloc((size_t)CAIRN__PAGE_BLOCKS * c->digester->size);
-    if (!p.page)
-      return cairn__fail_memory(err);
-  }
+  c->blocks_changed = 0;
+  p.blocks = blocks_of(c->source);
+  p.walk = (struct walk){
+      .source = c->source, .changes = c->changes, .blocks = p.blocks};
+  if (make_pages(&p, err) != 0)
+    return -1;
   workers = workers_new(&p, &count);
   if (!workers) {
-    cairn__free(p.page);
+    free_pages(&p);
     return cairn__fail_memory(err);
   }
   pthread_mutex_init(&p.drawing, NULL);
@@ -437,24 +689,26 @@ int cairn__copy_run(struct cairn__copy *c, struct cairn_error *err)
   for (unsigned i = 0; i < count; i++)
     cairn__free_aligned(workers[i].buf);
   cairn__free(workers);
-  cairn__free(p.page);
+  free_pages(&p);
   return result;
 }
 
-int cairn__source_data_bytes(struct cairn__source *s, struct cairn__run *run,
-                             uint64_t *bytes, struct cairn_error *err)
+int cairn__source_data_bytes(struct cairn__source *s,
+                             const struct cairn__changes *changes,
+                             struct cairn__run *run, uint64_t *bytes,
+                             struct cairn_error *err)
 {
-  uint64_t offset = 0, sum = 0;
-  struct cairn__extent e;
+  struct walk w = {.source = s, .changes = changes, .blocks = blocks_of(s)};
+  uint64_t block = 0, sum = 0;
+  struct stretch stretch;
 
-  for (unsigned i = 1; offset < s->length; i++) {
-    if (run && i % GATE_EXTENTS == 0 && cairn__run_gate(run, err) != 0)
+  for (unsigned i = 1; block < w.blocks; i++) {
+    if (run && i % GATE_STRETCHES == 0 && cairn__run_gate(run, err) != 0)
       return -1;
-    if (s->ops->extent(s, offset, &e, err) != 0)
+    if (walk_next(&w, block, &stretch, err) != 0)
       return -1;
-    if (!e.is_zero)
-      sum += e.length;
-    offset = e.offset + e.length;
+    sum += stretch.data_bytes;
+    block += stretch.count;
   }
   *bytes = sum;
   return 0;

@@ -8,6 +8,7 @@
 
 #include <stdint.h>
 
+#include "changes.h"
 #include "digest.h"
 #include "run.h"
 
@@ -182,19 +183,33 @@ struct cairn__copy {
   struct cairn__map_writer *map_writer; /* gets the digests, or NULL */
   struct cairn__map *map;               /* checked against, or NULL:
                                            CAIRN_E_DIGEST_MISMATCH */
+  struct cairn__map *base;              /* of the base's content, same digester:
+                                           what agrees with it is UNCHANGED. NULL:
+                                           a full */
+  const struct cairn__changes *changes; /* with base: blocks that are clear here
+                                           are not looked at. NULL: all are */
   unsigned threads;                     /* 0 = choose */
   /* results */
   uint64_t bytes_read, bytes_written, bytes_zero, bytes_skipped;
+  uint64_t blocks_changed; /* DATA or ZERO */
 };
 /* One pass over the source with several threads: read, find zeros, digest,
- * write. Nothing of the source's holes is read. bytes_done of the run rises by
- * the length of every extent that is not a hole. The calling thread has
- * entered the run (cairn__run_enter) and works along; it has entered again
- * when this returns. */
+ * write. Nothing of the source's holes is read, nor what did not change.
+ *
+ * With a base, a block is UNCHANGED when its digest is the base's, which is the
+ * zero marker beyond the base's end; else it is DATA, or ZERO when it holds
+ * zeros now. The sink has the base's image as its backing file.
+ *
+ * bytes_done of the run rises by the length of every extent that is read. The
+ * calling thread has entered the run (cairn__run_enter) and works along; it has
+ * entered again when this returns. */
 int cairn__copy_run(struct cairn__copy *c, struct cairn_error *err);
-/* The bytes that cairn__copy_run will count: for bytes_total. `run` (may be
- * NULL) has its gate passed now and then; entered as above. */
-int cairn__source_data_bytes(struct cairn__source *s, struct cairn__run *run,
-                             uint64_t *bytes, struct cairn_error *err);
+/* The bytes that cairn__copy_run will count: for bytes_total. changes (may be
+ * NULL) as in struct cairn__copy. `run` (may be NULL) has its gate passed now
+ * and then; entered as above. */
+int cairn__source_data_bytes(struct cairn__source *s,
+                             const struct cairn__changes *changes,
+                             struct cairn__run *run, uint64_t *bytes,
+                             struct cairn_error *err);
 
 #endif

@@ -208,7 +208,8 @@ int cairn__members_measure(struct cairn__members *all, struct cairn__run *run,
       struct cairn__member_disk *d = &m->disks[j];
 
       if ((run && cairn__run_gate(run, err) != 0) ||
-          cairn__source_data_bytes(d->source, run, &d->data_bytes, err) != 0)
+          cairn__source_data_bytes(d->source, NULL, run, &d->data_bytes, err) !=
+              0)
         return cairn__member_fail(m, d, err);
       all->bytes += d->data_bytes;
     }

@@ -940,7 +940,7 @@ static int target_bytes(struct restore *r, const struct target *t,
   }
   int result = open_source(r, t->file, &source, err);
   if (result == 0) {
-    result = cairn__source_data_bytes(source, r->run, bytes, err);
+    result = cairn__source_data_bytes(source, NULL, r->run, bytes, err);
     cairn__source_close(source);
   }
   if (result != 0)

@@ -975,8 +975,8 @@ static int verify_selected(struct verify *v, const struct cairn__point *p,
     for (size_t i = 0; result == 0 && i < c.count; i++) {
       uint64_t bytes = 0;
       if (c.lives[i].image)
-        result =
-            cairn__source_data_bytes(c.lives[i].source, v->run, &bytes, err);
+        result = cairn__source_data_bytes(c.lives[i].source, NULL, v->run,
+                                          &bytes, err);
       total += bytes;
     }
   }
