@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
@@ -335,10 +336,10 @@ static int audit(struct cairn__tracking *t, struct cairn__source *source,
     if (memcmp(is, was, d->size) == 0)
       continue;
     snprintf(reason, REASON_MAX,
-             "the %s tracker said that nothing changed at offset %llu, and "
+             "the %s tracker said that nothing changed at offset %" PRIu64
+             ", and "
              "the audit found that it did",
-             cairn__tracker_names[t->wanted],
-             (unsigned long long)(block * CAIRN__BLOCK));
+             cairn__tracker_names[t->wanted], block * CAIRN__BLOCK);
     result = 1;
   }
   cairn__free_aligned(buf);
