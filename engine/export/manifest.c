@@ -26,7 +26,8 @@ enum {
   IS_ARRAY = 8,
   IS_GUID = 16,   /* a string that is one */
   IS_DIGEST = 32, /* a string "algorithm:hex" */
-  IS_OPTIONAL = 64
+  IS_OPTIONAL = 64,
+  IS_OBJECT = 128
 };
 
 enum {
@@ -77,6 +78,7 @@ static const struct member top_members[] = {
     {"machines", IS_ARRAY, ROLES_ALL, 0},
     {"files", IS_ARRAY, ROLES_ALL, 0},
     {"failed", IS_ARRAY, ROLES_ALL, 0},
+    {"removed", IS_ARRAY | IS_OPTIONAL, ROLES_ALL, 0},
     {"warnings", IS_ARRAY, ROLES_ALL, 0},
     {"digest", IS_STRING | IS_OPTIONAL, ROLES_ALL, 0},
     {NULL, 0, 0, 0}};
@@ -104,6 +106,10 @@ static const struct member file_members[] = {
     {"base_content", IS_DIGEST, ROLE_LOG, 0},
     {"tracker", IS_STRING, ROLES_IMAGE, 0},
     {"fallback", IS_STRING | IS_NULL, ROLES_IMAGE, 0},
+    {"shared_with", IS_STRING | IS_OPTIONAL, ROLES_IMAGE, 0},
+    {"clone", IS_STRING | IS_OPTIONAL, ROLES_IMAGE, 0},
+    {"bitmap_state", IS_OBJECT | IS_OPTIONAL, ROLES_IMAGE, 0},
+    {"blocks_audited", IS_INTEGER | IS_OPTIONAL, ROLES_IMAGE, 0},
     {"source", IS_STRING, ROLES_IMAGE | ROLES_COPIED, 0},
     {"source_format", IS_STRING, ROLES_IMAGE, 0},
     {"internal_snapshots", IS_INTEGER | IS_OPTIONAL, ROLES_IMAGE, 0},
@@ -243,6 +249,8 @@ static const char *type_text(unsigned type)
     return "null";
   case IS_ARRAY:
     return "an array";
+  case IS_OBJECT:
+    return "an object";
   case IS_GUID:
     return "a GUID in upper case";
   case IS_GUID | IS_NULL:
@@ -259,6 +267,8 @@ static int has_type(const struct check *c, const json_t *v,
     return !!(m->type & IS_NULL);
   if (json_is_array(v))
     return !!(m->type & IS_ARRAY);
+  if (json_is_object(v))
+    return !!(m->type & IS_OBJECT);
   if (json_is_integer(v))
     return (m->type & IS_INTEGER) && json_integer_value(v) >= m->min;
   if (!json_is_string(v))
@@ -529,6 +539,16 @@ static int check_machines(const struct check *c, const json_t *manifest,
     const char *id = text_of(machine, "VirtualMachineId");
     if (!id || !cairn__guid_is_canonical(id))
       return refuse(c, "an object with a VirtualMachineId is wanted", where);
+  }
+  json_array_foreach(json_object_get(manifest, "removed"), i, machine)
+  {
+    snprintf(where, sizeof where, "removed[%zu]", i + 1);
+    const char *id = text_of(machine, "VirtualMachineId");
+    const char *disk = text_of(machine, "disk");
+    if (!id || !cairn__guid_is_canonical(id) || !disk ||
+        !cairn__is_disk_id(disk))
+      return refuse(c, "an object with a VirtualMachineId and a disk is wanted",
+                    where);
   }
   json_array_foreach(json_object_get(manifest, "warnings"), i, machine)
   {
