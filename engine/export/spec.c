@@ -70,14 +70,46 @@ static int check_choice(const char *kind, const struct cairn__spec_key *k,
                      cairn__printable(value, printable, sizeof printable));
 }
 
+static int is_strings(const json_t *v)
+{
+  size_t i;
+  json_t *element;
+  json_array_foreach(v, i, element)
+  {
+    if (!json_is_string(element) ||
+        strlen(json_string_value(element)) != json_string_length(element))
+      return 0;
+  }
+  return json_is_array(v);
+}
+
+static int has_type(int type, const json_t *v)
+{
+  switch (type) {
+  case CAIRN__SPEC_BOOLEAN:
+    return json_is_boolean(v);
+  case CAIRN__SPEC_OBJECT:
+    return json_is_object(v);
+  case CAIRN__SPEC_INTEGER:
+    return json_is_integer(v) && json_integer_value(v) >= 0;
+  case CAIRN__SPEC_STRINGS:
+    return is_strings(v);
+  default:
+    return json_is_string(v);
+  }
+}
+
 static int check_value(const char *kind, const struct cairn__spec_key *k,
                        const json_t *v, struct cairn_error *err)
 {
-  static const char *const wanted[] = {"", "a string", "a boolean", "an object",
-                                       "an absolute path"};
-  int is_right = k->type == CAIRN__SPEC_BOOLEAN  ? json_is_boolean(v)
-                 : k->type == CAIRN__SPEC_OBJECT ? json_is_object(v)
-                                                 : json_is_string(v);
+  static const char *const wanted[] = {"",
+                                       "a string",
+                                       "a boolean",
+                                       "an object",
+                                       "an absolute path",
+                                       "a whole number from 0",
+                                       "an array of strings"};
+  int is_right = has_type(k->type, v);
   if (!is_right)
     return cairn__fail(err, CAIRN_E_WRONG_TYPE, "%s: \"%s\" must be %s, not %s",
                        kind, k->name, wanted[k->type],

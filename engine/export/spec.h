@@ -11,7 +11,9 @@ enum cairn__spec_type {
   CAIRN__SPEC_STRING = 1,
   CAIRN__SPEC_BOOLEAN,
   CAIRN__SPEC_OBJECT,
-  CAIRN__SPEC_ABSOLUTE /* a string: an absolute path */
+  CAIRN__SPEC_ABSOLUTE, /* a string: an absolute path */
+  CAIRN__SPEC_INTEGER,  /* from 0 */
+  CAIRN__SPEC_STRINGS   /* an array of strings */
 };
 
 struct cairn__spec_key {
