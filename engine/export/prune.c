@@ -561,7 +561,9 @@ static int replace(struct prune *p, struct cairn__merge *m,
   if (cairn__publication_exchange(pub, p->run, cairn__merge_name(m), m->p->fd,
                                   err) != 0)
     return -1;
-  p->written += m->target_bytes;
+  for (size_t i = 0; i < m->disk_count; i++)
+    p->written += (uint64_t)json_integer_value(
+        json_object_get(m->disks[i].entry, "size"));
   return 0;
 }
 
