@@ -145,6 +145,9 @@ static int make_clone(struct cairn__tracking *t,
       result = cairn__clone_identity(o->io, t->clone_fd, path,
                                      t->clone_identity, err);
     }
+    /* nobody has come between the lock and the clone */
+    if (result == 0)
+      result = (*source)->ops->check_still(*source, err);
     if (result == 0)
       return swap_source(t, s, source, err);
   }
