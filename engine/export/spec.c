@@ -140,15 +140,15 @@ static int has_type(int type, const json_t *v)
 static int check_value(const char *kind, const struct cairn__spec_key *k,
                        const json_t *v, struct cairn_error *err)
 {
-  static const char *const wanted[] = {"",
-                                       "a string",
-                                       "a boolean",
-                                       "an object",
-                                       "an absolute path",
-                                       "a whole number from 0",
-                                       "an array of strings",
-                                       "a duration: seconds, or text such as "
-                                       "\"30d\", \"4w\" or \"1d12h\""};
+  static const char *const wanted[] = {
+      "",
+      "a string",
+      "a boolean",
+      "an object",
+      "an absolute path",
+      "a whole number from 0",
+      "an array of strings",
+      "a duration (seconds, or text such as \"30d\")"};
   int is_right = has_type(k->type, v);
   if (!is_right)
     return cairn__fail(err, CAIRN_E_WRONG_TYPE, "%s: \"%s\" must be %s, not %s",
