@@ -38,7 +38,7 @@
 #define AUTOCLEAR_BITMAPS  UINT64_C(1)
 #define INCOMPATIBLE_DIRTY UINT64_C(1)
 #define MAX_BITMAPS        65535u
-#define MAX_DIRECTORY      (MAX_BITMAPS * 1024u)
+#define MAX_DIRECTORY      (UINT64_C(1024) * MAX_BITMAPS)
 #define MAX_TABLE          (128u << 20)
 #define ENTRY_HEAD         24u
 #define MAX_NAME           1023u
@@ -51,7 +51,7 @@
 
 #define GUARD_BITS  21
 #define GUARD_UNIT  (UINT64_C(1) << GUARD_BITS)
-#define GUARD_IN_FD "guard" /* its name in the file it is merged from */
+#define GUARD_IN_FD "guard" /* its name in the image it is merged from */
 
 enum { FLAG_IN_USE = 1, FLAG_AUTO = 2, FLAG_EXTRA_COMPATIBLE = 4 };
 
@@ -337,8 +337,8 @@ static int read_pieces(const struct reading *r, unsigned char *table,
       return -1;
     if (in_piece == 0 &&
         cairn__held_read(r->h, table,
-                         (left < TABLE_PIECE ? left : TABLE_PIECE) * 8, at,
-                         "bitmap table", err) != 0)
+                         (size_t)(left < TABLE_PIECE ? left : TABLE_PIECE) * 8,
+                         at, "bitmap table", err) != 0)
       return -1;
     p.first = i * in_one;
     p.count = bits - p.first < in_one ? bits - p.first : in_one;
@@ -662,7 +662,8 @@ static int make_guard_image(uint64_t virtual_size, int *out,
   uint64_t table = divide_up(divide_up(virtual_size, GUARD_UNIT), cluster * 8);
   unsigned char header[CAIRN__QCOW2_AT_COMPRESSION + 8 + EXTENSION_SIZE + 8] = {
       0};
-  unsigned char entry[ENTRY_HEAD + 8] = {0}, all_set[8] = {0};
+  static const char name[8] = GUARD_IN_FD;
+  unsigned char entry[ENTRY_HEAD + sizeof name] = {0}, all_set[8] = {0};
   unsigned char *ext = header + CAIRN__QCOW2_AT_COMPRESSION;
   int fd = memfd_create("cairn-guard", MFD_CLOEXEC), result = 0;
 
@@ -694,8 +695,8 @@ static int make_guard_image(uint64_t virtual_size, int *out,
   cairn__put_be32(entry + 12, FLAG_AUTO);
   entry[16] = 1;
   entry[17] = GUARD_BITS;
-  entry[19] = (unsigned char)strlen(GUARD_IN_FD);
-  memcpy(entry + ENTRY_HEAD, GUARD_IN_FD, strlen(GUARD_IN_FD));
+  entry[19] = (unsigned char)strlen(name);
+  memcpy(entry + ENTRY_HEAD, name, sizeof name);
   cairn__put_be64(all_set, 1);
   if (ftruncate(fd, (off_t)(5 * cluster)) != 0 ||
       cairn__io_write_full(&cairn__system_io, fd, header, sizeof header, 0) ||
