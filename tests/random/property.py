@@ -1,0 +1,848 @@
+#!/usr/bin/env python3
+"""The property: whatever happens to the disks between two exports, every
+point of the chain gives back what the disks held at that point.
+
+    tests/random/property.py [--seconds N | --sequences N] [--seed S]
+                             [--only N] [--jobs N] [--place NAME] [--keep]
+    tests/random/property.py --self-test
+
+A sequence changes 1 to 3 disks at random (see disks.py) and exports them from
+the latest point, an older one or none, in full or as a log. Before each export
+a flat copy of every disk is taken by Python or qemu-img: its shadow. Some
+exports are killed, terminated, or run out of space, and are run again. In the
+end every point, restored by `cairn restore` and read by `qemu-img convert`,
+equals its shadow in every byte and in length; every log holds exactly the
+blocks that changed, each zero among them; `qemu-img check` and `cairn verify`
+are content; and any flipped bit makes verify fail.
+
+  --seconds N    go on for N seconds (default: CAIRN_RANDOM_SECONDS, or 75)
+  --sequences N  run N sequences, however long it takes
+  --seed S       default: CAIRN_SEED, or 1
+  --only N       sequence N of this seed alone
+  --jobs N       that many at once
+  --place NAME   only on: disk, tmpfs, ext4, xfs or btrfs (the latter three are
+                 loop devices and need root)
+  --keep         keep the directories of all sequences, not of failed ones only
+  --self-test    show that the judges see a lost zero, a stale base, a wrong
+                 length, a missed change and a helper that is left
+
+Thousands of sequences: tests/random/property.py --sequences 2000 --seed 1
+Output is TAP. A failed sequence leaves its directory and says how to run it
+again: its steps are the same; when a kill hits is not.
+"""
+import argparse
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import uuid
+
+sys.dont_write_bytecode = True
+from disks import Disk
+from judges import (BLOCK, TIMEOUT_S, ZERO, Failure, check_states,
+                    check_with_qemu, difference, expect, must, no_helper_left,
+                    points_in, qcow2_states, run, sparse_copy)
+from places import Ballast, Places
+
+HERE = os.path.dirname(os.path.realpath(__file__))
+BUILD = os.path.realpath(os.environ.get("CAIRN_BUILD") or
+                         os.path.join(HERE, "..", "..", "build"))
+CAIRN = os.path.join(BUILD, "bin", "cairn")
+
+# What a disk's `tracker` may be. None: the key is left out. Those that this
+# version does not have are taken away when the suite begins.
+TRACKERS = [None, "digest", "clone", "bitmap"]
+COUNTS = ["steps", "exports", "logs", "fulls", "fallbacks", "faults",
+          "failed exports", "merges", "prunes", "restores", "flips", "refused"]
+
+
+class Features:
+    """What this version of the command has."""
+
+    def __init__(self, note):
+        self.trackers = [None]
+        with tempfile.TemporaryDirectory(prefix="cairn-property-") as d:
+            disk = os.path.join(d, "a.raw")
+            with open(disk, "wb") as f:
+                f.truncate(BLOCK)
+            for tracker in TRACKERS[1:]:
+                listing = os.path.join(d, "c.lua")
+                write_collection(listing, str(uuid.uuid4()).upper(), [
+                    (str(uuid.uuid4()).upper(), [("vda", disk, "raw", tracker)],
+                     [])], None)
+                code, output = run([CAIRN, "export", "--collection", listing,
+                                    "--to", os.path.join(d, "out"),
+                                    "--dry-run"])
+                if code == 2 and "tracker" in output:
+                    note("no tracker \"%s\" in this version" % tracker)
+                else:
+                    self.trackers.append(tracker)
+        self.commands = set()
+        for name in ("merge", "prune"):
+            if run([CAIRN, "help", name])[0] == 0:
+                self.commands.add(name)
+            else:
+                note("no cairn %s in this version" % name)
+
+
+def lua(text):
+    return "\"" + re.sub(r"[\\\"\n]", lambda m: "\\%d" % ord(m.group()),
+                         text) + "\""
+
+
+def write_collection(path, collection, machines, directories):
+    lines = ["return require \"cairn\".collection {",
+             "  CollectionId = %s, ElementName = \"random\"," % lua(collection)]
+    if directories:
+        lines.append("  source_directories = { %s }," %
+                     ", ".join(map(lua, directories)))
+    lines.append("  machines = {")
+    for machine, disks, config in machines:
+        lines.append("    { VirtualMachineId = %s," % lua(machine))
+        lines.append("      config = { %s }," % ", ".join(map(lua, config)))
+        lines.append("      disks = {")
+        for name, disk, fmt, tracker in disks:
+            lines.append("        { id = %s, path = %s, format = %s%s }," % (
+                lua(name), lua(disk), lua(fmt),
+                ", tracker = " + lua(tracker) if tracker else ""))
+        lines.append("      } },")
+    lines.append("  } }\n")
+    with open(path, "w") as f:
+        f.write("\n".join(lines))
+
+
+class Point:
+    """A published point: its manifest, and what was exported."""
+
+    def __init__(self, directory, ident, shadows, config):
+        self.id, self.directory = ident, os.path.join(directory, ident)
+        self.shadows, self.config = shadows, config
+        self.read()
+
+    def read(self):
+        with open(os.path.join(self.directory, "manifest.json")) as f:
+            self.manifest = json.load(f)
+        self.disks = {(f["VirtualMachineId"], f["disk"]): f
+                      for f in self.manifest["files"]
+                      if f["role"] in ("disk", "log")}
+
+    def file(self, f):
+        return os.path.join(self.directory, f["path"])
+
+
+class Sequence:
+    def __init__(self, seed, number, places, features):
+        self.seed, self.number = seed, number
+        self.rng = random.Random("%s:%d" % (seed, number))
+        self.features = features
+        self.counts = dict.fromkeys(COUNTS, 0)
+        self.refused = 0
+        self.place = self.rng.choice(sorted(places.paths))
+        self.can_fill = self.place in places.fillable
+        self.directory = tempfile.mkdtemp(prefix="sequence-%d-" % number,
+                                          dir=places.paths[self.place])
+        self.images = os.path.join(self.directory, "images")
+        self.out = os.path.join(self.directory, "out")
+        self.shadow_directory = os.path.join(self.directory, "shadows")
+        self.log = open(os.path.join(self.directory, "steps.log"), "w")
+        for d in (self.images, self.shadow_directory):
+            os.mkdir(d)
+        self.points, self.shadow_count, self.disk_count = [], 0, 0
+        self.collection = self.guid()
+        self.machines = [self.guid() for _ in
+                         range(self.rng.choice([1, 1, 2]))]
+        self.digest = self.rng.choice(["xxh3-128"] * 4 +
+                                      ["sha-256", "blake2b-256"])
+        self.took = 0.1
+        self.config = b"one\n"
+        self.disks = []
+        self.say("seed %s, on %s, digest %s" % (seed, self.place, self.digest))
+        for _ in range(self.rng.randint(1, 3)):
+            self.new_disk()
+
+    def say(self, text):
+        self.log.write(text + "\n")
+        self.log.flush()
+
+    def guid(self):
+        return str(uuid.UUID(int=self.rng.getrandbits(128), version=4)).upper()
+
+    def scratch(self, name):
+        return os.path.join(self.directory, name)
+
+    def new_shadow(self, name):
+        self.shadow_count += 1
+        return os.path.join(self.shadow_directory, "%s-%d.raw" %
+                            (name, self.shadow_count))
+
+    def new_disk(self):
+        self.disk_count += 1
+        disk = Disk(self, self.rng.choice(self.machines),
+                    "vd%d" % self.disk_count)
+        disk.tracker = self.rng.choice(self.features.trackers)
+        self.disks.append(disk)
+        for _ in range(self.rng.randint(0, 3)):
+            disk.step()
+
+    # ---- one sequence -------------------------------------------------------
+
+    def play(self):
+        for _ in range(self.rng.randint(3, 9)):
+            for _ in range(self.rng.randint(0, 5)):
+                self.step()
+            self.export()
+            if self.rng.random() < 0.15:
+                self.maintain()
+        self.judge()
+
+    def step(self):
+        self.counts["steps"] += 1
+        roll = self.rng.random()
+        if roll < 0.03 and len(self.disks) < 4:
+            self.new_disk()
+        elif roll < 0.05 and len(self.disks) > 1:
+            gone = self.disks.pop(self.rng.randrange(len(self.disks)))
+            self.say(gone.name + ": removed")
+        elif roll < 0.10:
+            self.say("configuration changed")
+            self.config = self.rng.randbytes(self.rng.randint(0, 200))
+        elif roll < 0.12:
+            self.rng.choice(self.disks).tracker = self.rng.choice(
+                self.features.trackers)
+        else:
+            self.rng.choice(self.disks).step()
+
+    # ---- exports ------------------------------------------------------------
+
+    def choose_base(self):
+        roll = self.rng.random()
+        if roll < 0.08 or (roll < 0.25 and not self.points):
+            return "none"
+        if roll < 0.25:
+            return self.rng.choice(self.points).id
+        return "latest"
+
+    def write_collection(self):
+        path = self.scratch("farm.lua")
+        config = self.scratch("machine.xml")
+        with open(config, "wb") as f:
+            f.write(self.config)
+        machines = []
+        for machine in self.machines:
+            disks = [(d.name, d.path, d.format, d.tracker)
+                     for d in self.disks if d.machine == machine]
+            machines.append((machine, disks, [config]))
+        write_collection(path, self.collection, machines, None)
+        return path
+
+    def export(self):
+        """One export, often after some that were made to fail."""
+        base = self.choose_base()
+        fmt = "raw" if self.rng.random() < 0.15 else "qcow2"
+        argv = [CAIRN, "export", "--collection", self.write_collection(),
+                "--to", self.out, "--base", base, "--format", fmt, "--digest",
+                self.digest, "--json"]
+        shadows = {d.key: d.take_shadow() for d in self.disks}
+        while self.rng.random() < 0.3:
+            if self.disturb(argv, shadows):
+                # Published all the same, a moment before. What comes next is
+                # one more point of the same content.
+                self.say("published before it was disturbed")
+        if self.rng.random() < 0.1 and self.write_meanwhile(argv, shadows):
+            return
+        self.say("export --base %s --format %s" % (base, fmt))
+        before = points_in(self.out)
+        start = time.monotonic()
+        code, output = run(argv, stderr=subprocess.PIPE)
+        self.took = time.monotonic() - start
+        if code != 0:
+            raise Failure("export ended with %d: %s\n%s" % (
+                code, output, run(argv)[1]))
+        new = points_in(self.out) - before
+        expect(len(new) == 1, "an export made %d points" % len(new))
+        point = self.add(new.pop(), shadows)
+        self.check_job(point, output)
+        self.check_bases(point, base)
+
+    def disturb(self, argv, shadows):
+        """An export that is likely to fail. True when it was published."""
+        how = self.rng.choice(["kill", "kill", "terminate", "limit"] +
+                              ["fill", "fill"] * self.can_fill)
+        self.counts["faults"] += 1
+        before = points_in(self.out)
+        if how in ("kill", "terminate"):
+            after = self.rng.uniform(0, 1.3 * self.took)
+            self.say("export: %s after %.3f s" % (how, after))
+            signals = ([signal.SIGKILL] if how == "kill" else
+                       [signal.SIGTERM, signal.SIGINT])
+            code, output = self.interrupted(argv, after,
+                                            self.rng.choice(signals))
+        elif how == "limit":
+            size = self.rng.randint(0, 1 << self.rng.randint(10, 22))
+            ignored = self.rng.random() < 0.5
+            self.say("export: files of %d bytes at most%s" % (
+                size, ", SIGXFSZ ignored" if ignored else ""))
+
+            def limit():
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN if ignored
+                              else signal.SIG_DFL)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+            code, output = run(argv, preexec_fn=limit)
+        else:
+            free = self.rng.randint(0, 1 << self.rng.randint(12, 22))
+            self.say("export: %d bytes free" % free)
+            with Ballast(self.directory, free):
+                code, output = run(argv)
+        new = points_in(self.out) - before
+        self.say("ended with %d" % code)
+        expect(code >= 0 or how in ("kill", "terminate", "limit"),
+               "killed by a signal: %d\n%s" % (code, output))
+        expect(code >= 0 or -code in (signal.SIGKILL, signal.SIGTERM,
+                                      signal.SIGINT, signal.SIGXFSZ),
+               "crashed with signal %d\n%s" % (-code, output))
+        expect((code == 0) == bool(new) or code == -signal.SIGKILL,
+               "exit code %d and %d new points: %s" % (code, len(new), output))
+        expect(len(new) <= 1, "an export made %d points" % len(new))
+        if not new:
+            self.counts["failed exports"] += 1
+            return False
+        self.add(new.pop(), shadows)
+        return True
+
+    def interrupted(self, argv, after, number):
+        output = self.scratch("output")
+        with open(output, "wb") as f, \
+                subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=f,
+                                 stderr=f) as p:
+            try:
+                p.wait(after)
+            except subprocess.TimeoutExpired:
+                p.send_signal(number)
+            try:
+                code = p.wait(TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                p.kill()
+                raise Failure("signal %d: not ended after %d s" %
+                              (number, TIMEOUT_S))
+        with open(output, errors="replace") as f:
+            return code, f.read()
+
+    def write_meanwhile(self, argv, shadows):
+        """A writer that does not know the locks changes one place of a raw
+        disk while it is exported: that fails, or the point has the content
+        from before or from after."""
+        raw = [d for d in self.disks if d.format == "raw" and d.size()]
+        if not raw:
+            return False
+        disk = self.rng.choice(raw)
+        size = disk.size()
+        offset = self.rng.randrange(size)
+        old, new = shadows[disk.key], self.new_shadow(disk.name)
+        sparse_copy(old, new)
+        with open(new, "r+b") as f:
+            value = bytes([os.pread(f.fileno(), 1, offset)[0] ^ 0x5a])
+            os.pwrite(f.fileno(), value, offset)
+        delay = self.rng.uniform(0, self.took)
+        self.say("export, and %s changes at %d after %.3f s" % (
+            disk.name, offset, delay))
+
+        def write():
+            with open(disk.path, "r+b") as f:
+                os.pwrite(f.fileno(), value, offset)
+        timer = threading.Timer(delay, write)
+        before = points_in(self.out)
+        timer.start()
+        code, output = run(argv)
+        timer.join()
+        disk.shadow, disk.last_shadow = new, old
+        made = points_in(self.out) - before
+        expect((code == 0) == (len(made) == 1),
+               "exit code %d and %d new points: %s" % (code, len(made), output))
+        if code != 0:
+            expect("chang" in output, "failed, but not because the source "
+                   "changed: " + output)
+            shadows[disk.key] = new
+            return False
+        ident = made.pop()
+        f = Point(self.out, ident, {}, b"").disks[disk.key]
+        path = os.path.join(self.out, ident, f["path"])
+        scratch = self.scratch("meanwhile.raw")
+        must(["qemu-img", "convert", "-f", f["format"], "-O", "raw", path,
+              scratch])
+        os.truncate(scratch, size)
+        is_new = difference(scratch, new) is None
+        os.unlink(scratch)
+        self.add(ident, dict(shadows, **{}) | {disk.key: new if is_new
+                                               else old})
+        return True
+
+    def add(self, ident, shadows):
+        """A new point: what can be said at once."""
+        point = Point(self.out, ident, dict(shadows), self.config)
+        self.say("point %s" % ident)
+        self.counts["exports"] += 1
+        expect(set(point.disks) == set(shadows),
+               "the manifest of %s has the disks %s, not %s" % (
+                   ident, sorted(point.disks), sorted(shadows)))
+        for key, f in sorted(point.disks.items()):
+            self.counts["logs" if f["role"] == "log" else "fulls"] += 1
+            self.counts["fallbacks"] += f["fallback"] is not None
+            shadow = shadows[key]
+            expect(f["length"] == os.stat(shadow).st_size,
+                   "%s: length %d in the manifest, %d in its shadow" % (
+                       f["path"], f["length"], os.stat(shadow).st_size))
+            self.say("  %s: %s, tracker %s, base %s%s" % (
+                key[1], f["role"], f["tracker"], f["base"],
+                ", fallback: " + f["fallback"] if f["fallback"] else ""))
+            base = None
+            if f["role"] == "log":
+                bases = [p for p in self.points if p.id == f["base"]]
+                expect(bases, "%s: its base %s is not there" % (f["path"],
+                                                                f["base"]))
+                base = bases[0].shadows[key]
+            else:
+                expect(f["base"] is None, f["path"] + ": a full with a base")
+            if f["format"] == "qcow2":
+                check_states(point.file(f), shadow, base)
+        left = [n for n in os.listdir(self.out) if n.startswith(".partial")]
+        expect(not left, "left in the export directory: %s" % left)
+        self.points.append(point)
+        return point
+
+    def check_job(self, point, output):
+        """The job names exactly the files of the manifest."""
+        job = json.loads(output.strip().splitlines()[-1])
+        expect(job["ReferencePointGroupId"] == point.id,
+               "the job names another point: " + output)
+        have = dict(zip(job["ExportedDisks"], job["ExportedLogFilePaths"]))
+        want = {"%s/%s" % key: point.file(f)
+                for key, f in point.disks.items()}
+        expect(len(job["ExportedDisks"]) == len(want) ==
+               len(job["ExportedLogFilePaths"]) and have == want,
+               "the job's disks are %s, the manifest's %s" % (have, want))
+        order = [d.split("/")[0] for d in job["ExportedDisks"]]
+        expect(order == sorted(order, key=job["VirtualMachineId"].index),
+               "disks not grouped by machine: %s" % order)
+
+    def check_bases(self, point, base):
+        """Each disk has the base that was asked for, or says why not."""
+        for key, f in point.disks.items():
+            older = [p for p in self.points[:-1] if key in p.disks]
+            if base == "none":
+                want = None
+            elif base == "latest":
+                want = older[-1].id if older else None
+            else:
+                want = base if any(p.id == base for p in older) else None
+            expect(f["base"] == want or f["fallback"],
+                   "%s: its base is %s, not %s, and no reason is given" % (
+                       f["path"], f["base"], want))
+
+    # ---- merge and prune ----------------------------------------------------
+
+    def maintain(self):
+        commands = sorted(self.features.commands)
+        if not commands or not self.points:
+            return
+        if self.rng.choice(commands) == "merge":
+            self.merge()
+        else:
+            self.prune()
+
+    def merge(self):
+        """A merged copy of a point equals the point."""
+        point = self.rng.choice(self.points)
+        to = tempfile.mkdtemp(prefix="merged-", dir=self.directory)
+        self.say("merge %s" % point.id)
+        self.counts["merges"] += 1
+        must([CAIRN, "merge", point.directory, "--to", to])
+        made = points_in(to)
+        expect(len(made) == 1, "a merge made %d points" % len(made))
+        merged = Point(to, made.pop(), point.shadows, point.config)
+        for key, f in merged.disks.items():
+            expect(f["role"] == "disk", f["path"] + ": not a full")
+        self.judge_point(merged)
+        must([CAIRN, "verify", to])
+        shutil.rmtree(to)
+
+    def prune(self):
+        keep = self.rng.randint(1, 4)
+        self.say("prune --keep last=%d" % keep)
+        self.counts["prunes"] += 1
+        must([CAIRN, "prune", self.out, "--keep", "last=%d" % keep])
+        left = points_in(self.out)
+        expect({p.id for p in self.points[-keep:]} <= left,
+               "pruned what was to be kept")
+        self.points = [p for p in self.points if p.id in left]
+        for p in self.points:
+            p.read()
+
+    # ---- the end ------------------------------------------------------------
+
+    def judge(self):
+        for point in self.points:
+            self.judge_point(point)
+        must([CAIRN, "verify", self.out])
+        for _ in range(2):
+            self.flip()
+        must([CAIRN, "verify", self.out])
+        no_helper_left(self.directory)
+
+    def judge_point(self, point):
+        self.counts["restores"] += 1
+        to = self.scratch("restored")
+        self.say("judge %s" % point.id)
+        must([CAIRN, "restore", point.directory, "--to", to])
+        for key, f in point.disks.items():
+            wrong = difference(os.path.join(to, key[0], key[1] + ".raw"),
+                               point.shadows[key])
+            expect(not wrong, "point %s by cairn restore: %s" % (point.id,
+                                                                 wrong))
+            check_with_qemu(point.file(f), f["format"], f["length"],
+                            point.shadows[key], self.scratch("converted"))
+        for machine in point.manifest["machines"]:
+            with open(os.path.join(to, machine["VirtualMachineId"], "config",
+                                   "machine.xml"), "rb") as f:
+                expect(f.read() == point.config, "another configuration")
+        shutil.rmtree(to)
+
+    def flip(self):
+        """One bit anywhere in one file of one point."""
+        point = self.rng.choice(self.points)
+        files = []
+        for d, _, names in os.walk(point.directory):
+            files += [os.path.join(d, n) for n in names]
+        path = self.rng.choice(sorted(files))
+        size = os.stat(path).st_size
+        if not size:
+            return
+        offset, bit = self.rng.randrange(size), self.rng.randrange(8)
+        self.say("flip bit %d of byte %d of %s" % (bit, offset, path))
+        self.counts["flips"] += 1
+        with open(path, "r+b") as f:
+            value = os.pread(f.fileno(), 1, offset)[0]
+            os.pwrite(f.fileno(), bytes([value ^ 1 << bit]), offset)
+            code, output = run([CAIRN, "verify", self.rng.choice(
+                [self.out, point.directory])])
+            os.pwrite(f.fileno(), bytes([value]), offset)
+        expect(code == 1, "verify ended with %d although bit %d of byte %d of "
+               "%s was flipped\n%s" % (code, bit, offset, path, output))
+
+
+# ---- the suite ---------------------------------------------------------------
+
+def play(options, number, places, features, totals):
+    """One sequence as one line of TAP."""
+    sequence = Sequence(options.seed, number, places, features)
+    start, problem = time.monotonic(), None
+    try:
+        sequence.play()
+    except Failure as e:
+        problem = str(e)
+    except Exception:
+        problem = traceback.format_exc()
+    sequence.counts["refused"] = sequence.refused
+    for name in COUNTS:
+        totals[name] = totals.get(name, 0) + sequence.counts[name]
+    sequence.log.close()
+    text = "sequence %d on %s: %s, %.1f s" % (
+        number, sequence.place,
+        ", ".join("%d %s" % (sequence.counts[n], n) for n in
+                  ("steps", "exports", "logs", "faults", "restores")),
+        time.monotonic() - start)
+    kept = None
+    if problem or options.keep:
+        kept = keep(sequence)
+    shutil.rmtree(sequence.directory, ignore_errors=True)
+    return text, problem, kept
+
+
+def keep(sequence):
+    """Copies a sequence's directory out of the mounts of this process."""
+    kept = tempfile.mkdtemp(prefix="cairn-property-%s-%d-" % (
+        sequence.seed, sequence.number))
+    subprocess.run(["cp", "-a", "--sparse=always", sequence.directory + "/.",
+                    kept], timeout=600)
+    return kept
+
+
+def report(count, text, problem, kept, options, number):
+    print("%s %d - %s" % ("not ok" if problem else "ok", count, text))
+    if problem:
+        for line in problem.splitlines():
+            print("#   " + line)
+        print("#   again: tests/random/property.py --seed %s --only %d" % (
+            options.seed, number))
+    if kept:
+        print("# note kept: %s (steps.log in it)" % kept)
+    sys.stdout.flush()
+
+
+def note(text):
+    print("# note " + text, flush=True)
+
+
+def totals_line(count, totals):
+    return "# ran %d sequences: %s" % (count, ", ".join(
+        "%d %s" % (totals.get(n, 0), n) for n in COUNTS))
+
+
+def suite(options):
+    """All sequences of this process, as TAP."""
+    print("# seed %s" % options.seed, flush=True)
+    must([CAIRN, "--version"])
+    if shutil.which("qemu-img") is None:
+        print("1..1\nok 1 - property # SKIP no qemu-img")
+        return 0
+    features, places = Features(note), Places(note, options.place)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    count = failed = 0
+    totals = {}
+    number = options.only if options.only is not None else options.first
+    start = time.monotonic()
+    try:
+        while True:
+            if options.only is not None:
+                done = count == 1
+            elif options.sequences is not None:
+                done = number > options.sequences
+            else:
+                done = count and time.monotonic() - start > options.seconds
+            if done or failed >= 5:
+                break
+            count += 1
+            text, problem, kept = play(options, number, places, features,
+                                       totals)
+            failed += problem is not None
+            report(count, text, problem, kept, options, number)
+            number += options.stride
+    finally:
+        places.close()
+    print("1..%d" % count)
+    if options.stride == 1 and options.only is None and count > 10 and \
+            not options.place:
+        expect(totals["logs"] > 0, "no export was a log")
+    print(totals_line(count, totals))
+    return 1 if failed else 0
+
+
+def parallel(options):
+    """Runs itself `jobs` times, each on every n-th sequence."""
+    argv = [sys.executable, os.path.realpath(__file__), "--seed", options.seed,
+            "--stride", str(options.jobs)]
+    for name in ("sequences", "seconds"):
+        if getattr(options, name) is not None:
+            argv += ["--" + name, str(getattr(options, name))]
+    argv += ["--place", *options.place] if options.place else []
+    argv += ["--keep"] if options.keep else []
+    children = [subprocess.Popen(argv + ["--first", str(i + 1)],
+                                 stdout=subprocess.PIPE, text=True)
+                for i in range(options.jobs)]
+    lock, totals, state = threading.Lock(), {}, {"count": 0, "failed": 0}
+
+    def forward(child, is_first):
+        for line in child.stdout:
+            with lock:
+                match = re.match(r"((?:not )?ok) \d+ (.*)", line)
+                if match:
+                    state["count"] += 1
+                    state["failed"] += match.group(1) == "not ok"
+                    line = "%s %d %s\n" % (match.group(1), state["count"],
+                                           match.group(2))
+                elif line.startswith("# ran "):
+                    for n, name in re.findall(r"(\d+) ([a-z ]+)", line)[1:]:
+                        totals[name] = totals.get(name, 0) + int(n)
+                    continue
+                elif line.startswith("1.."):
+                    continue
+                elif line.startswith(("# seed", "# note no")) and not is_first:
+                    continue
+                sys.stdout.write(line)
+                sys.stdout.flush()
+
+    threads = [threading.Thread(target=forward, args=(c, i == 0))
+               for i, c in enumerate(children)]
+    for t in threads:
+        t.start()
+    try:
+        for t in threads:
+            t.join()
+    except BaseException:
+        for c in children:
+            c.terminate()
+        raise
+    codes = [c.wait() for c in children]
+    print("1..%d" % state["count"])
+    print(totals_line(state["count"], totals))
+    return 1 if state["failed"] or any(codes) else 0
+
+
+# ---- no test that cannot fail ------------------------------------------------
+
+def self_test():
+    """Damages copies of a good tree and sees each judge object."""
+    tests = []
+
+    def objects(name, action, *arguments):
+        try:
+            action(*arguments)
+        except Failure as e:
+            tests.append((True, name, str(e).splitlines()[0]))
+        else:
+            tests.append((False, name, "nobody objected"))
+
+    def agrees(name, action, *arguments):
+        try:
+            action(*arguments)
+        except Failure as e:
+            tests.append((False, name, str(e)))
+        else:
+            tests.append((True, name, ""))
+
+    with tempfile.TemporaryDirectory(prefix="cairn-self-test-") as d:
+        disk, machine = os.path.join(d, "a.raw"), str(uuid.uuid4()).upper()
+        out, listing = os.path.join(d, "out"), os.path.join(d, "c.lua")
+        write_collection(listing, str(uuid.uuid4()).upper(),
+                         [(machine, [("vda", disk, "raw", None)], [])], None)
+        size = 40 * BLOCK + 1
+        with open(disk, "wb") as f:
+            f.write(random.Random(1).randbytes(size))
+        shadows, points, key = [], [], (machine, "vda")
+
+        def export(base):
+            shadows.append(os.path.join(d, "shadow-%d" % len(shadows)))
+            sparse_copy(disk, shadows[-1])
+            before = points_in(out)
+            must([CAIRN, "export", "--collection", listing, "--to", out,
+                  "--base", base])
+            points.append(Point(out, (points_in(out) - before).pop(),
+                                {key: shadows[-1]}, b""))
+
+        export("none")
+        with open(disk, "r+b") as f:
+            os.pwrite(f.fileno(), bytes(3 * BLOCK), 5 * BLOCK)
+            os.pwrite(f.fileno(), b"x" * BLOCK, 20 * BLOCK)
+        export("latest")
+
+        def tree(name):
+            copy = os.path.join(d, name)
+            shutil.copytree(out, copy)
+            return copy
+
+        def by_qemu(directory, index=1, length=size):
+            f = points[index].disks[key]
+            check_with_qemu(os.path.join(directory, points[index].id,
+                                         f["path"]), f["format"], length,
+                            shadows[index], os.path.join(d, "scratch"))
+
+        def by_states(directory):
+            f = points[1].disks[key]
+            check_states(os.path.join(directory, points[1].id, f["path"]),
+                         shadows[1], shadows[0])
+
+        def by_verify(directory):
+            must([CAIRN, "verify", directory])
+
+        def path_in(directory, index):
+            return os.path.join(directory, points[index].id,
+                                points[index].disks[key]["path"])
+
+        def patch(path, offset, data):
+            with open(path, "r+b") as f:
+                os.pwrite(f.fileno(), data, offset)
+
+        for judge in (by_qemu, by_states, by_verify):
+            agrees("%s accepts the tree as it is" % judge.__name__, judge, out)
+
+        lost = tree("lost-zero")
+        states, entries = qcow2_states(path_in(lost, 1))
+        zero = next(i for i in sorted(states) if states[i] == ZERO)
+        patch(path_in(lost, 1), entries[zero], bytes(8))
+        for judge in (by_qemu, by_states, by_verify):
+            objects("%s sees a lost zero" % judge.__name__, judge, lost)
+
+        missed = tree("missed-change")
+        patch(path_in(missed, 1), entries[20], bytes(8))
+        for judge in (by_qemu, by_states, by_verify):
+            objects("%s sees a missed change" % judge.__name__, judge, missed)
+
+        stale = tree("stale-base")
+        patch(path_in(stale, 0), 3 * BLOCK, b"\x55" * 512)
+        for judge in (by_qemu, by_verify):
+            objects("%s sees a stale base" % judge.__name__, judge, stale)
+
+        for length in (size - 1, size + 1, size - 512, size + 512):
+            objects("by_qemu sees the length %+d" % (length - size), by_qemu,
+                    out, 1, length)
+        restored = os.path.join(d, "restored")
+        must([CAIRN, "restore", points[1].directory, "--to", restored])
+        target = os.path.join(restored, machine, "vda.raw")
+
+        def restored_equals(shadow):
+            wrong = difference(target, shadow)
+            expect(not wrong, wrong)
+        agrees("difference accepts what was restored", restored_equals,
+               shadows[1])
+        objects("difference sees the content of another point",
+                restored_equals, shadows[0])
+        os.truncate(target, size - 1)
+        objects("difference sees a length that is one less", restored_equals,
+                shadows[1])
+        os.truncate(target, size + 1)
+        objects("difference sees a length that is one more", restored_equals,
+                shadows[1])
+
+        helper = subprocess.Popen(["tail", "-f", disk],
+                                  stdin=subprocess.DEVNULL)
+        try:
+            objects("no_helper_left sees a program", no_helper_left, d)
+        finally:
+            helper.kill()
+            helper.wait(60)
+    for i, (is_ok, name, text) in enumerate(tests):
+        print("%s %d - %s" % ("ok" if is_ok else "not ok", i + 1, name))
+        if text:
+            print("#   " + text)
+    print("1..%d" % len(tests))
+    return 0 if all(t[0] for t in tests) else 1
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, usage=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, kind in (("seconds", float), ("sequences", int), ("seed", str),
+                       ("only", int), ("jobs", int)):
+        parser.add_argument("--" + name, type=kind, help=argparse.SUPPRESS)
+    for name in ("stride", "first"):
+        parser.add_argument("--" + name, type=int, default=1,
+                            help=argparse.SUPPRESS)
+    parser.add_argument("--place", nargs="+", help=argparse.SUPPRESS)
+    for name in ("keep", "self-test"):
+        parser.add_argument("--" + name, action="store_true",
+                            help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.seed = options.seed or os.environ.get("CAIRN_SEED") or "1"
+    if options.seconds is None and options.sequences is None:
+        options.seconds = float(os.environ.get("CAIRN_RANDOM_SECONDS") or 75)
+    if not os.access(CAIRN, os.X_OK):
+        print("property.py: no %s; build first" % CAIRN, file=sys.stderr)
+        return 3
+    if options.self_test:
+        return self_test()
+    if options.jobs and options.jobs > 1:
+        return parallel(options)
+    return suite(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
