@@ -139,6 +139,24 @@ return require "cairn".collection {
   f:close()
 end
 
+-- Whether this version has this tracker.
+function measure.has_tracker(name)
+  local w = measure.workspace("/tmp")
+  measure.sh(("truncate -s 1M %s"):format(measure.quote(w .. "/a.raw")))
+  measure.collection(w .. "/c.lua", w .. "/a.raw", "raw", name)
+  local f = io.popen(("%s export --collection %s --to %s --dry-run 2>&1"):format(measure.quote(measure.cairn),
+    measure.quote(w .. "/c.lua"), measure.quote(w .. "/out")))
+  local text = f:read("a")
+  local ok, _, code = f:close()
+  return ok or code ~= 2 or not text:find("tracker", 1, true)
+end
+
+-- The directory of the newest point in an export directory.
+function measure.newest(out)
+  local path = measure.output(("ls -1td %s/*-*/ | head -n 1"):format(measure.quote(out)))
+  return (path:gsub("/$", ""))
+end
+
 -- Runs the candidates `runs` times in turn, and once before to warm up;
 -- before_run (may be nil) comes before each turn. Returns candidate -> array of
 -- seconds, and candidate -> peak bytes.

@@ -32,9 +32,9 @@ def up(size):
 class Disk:
     """chain: (path, format), bottom first; the last is what a guest has."""
 
-    def __init__(self, sequence, machine, name):
+    def __init__(self, sequence, machines, name):
         self.sequence, self.rng = sequence, sequence.rng
-        self.machine, self.name = machine, name
+        self.machines, self.name = machines, name
         self.files = 0
         self.chain = []
         self.tracker = None
@@ -56,7 +56,8 @@ class Disk:
             must(["qemu-img", "create", "-q", "-f", "qcow2", "-o", options,
                   path, str(up(size))])
             self.chain.append((path, "qcow2"))
-        self.say("new, %s of %d bytes" % (self.format, size))
+        self.say("new, %s of %d bytes, of %d machines" %
+                 (self.format, size, len(machines)))
 
     @property
     def path(self):
@@ -65,10 +66,6 @@ class Disk:
     @property
     def format(self):
         return self.chain[-1][1]
-
-    @property
-    def key(self):
-        return self.machine, self.name
 
     def say(self, text):
         self.sequence.say("%s: %s" % (self.name, text))
@@ -289,10 +286,8 @@ class Disk:
         self.commands(count, self.write_command)
 
     def qcow2_same(self, count):
-        """Twice the same: the second leaves the content as it is, and is the
-        only one when the sequence of numbers says so."""
-        if self.shadow:
-            self.last_shadow = self.shadow
+        """What is there, when nothing has changed since the last export."""
+        self.last_shadow = self.shadow or self.last_shadow
         self.old(count)
 
     def qcow2_zero(self, count):
