@@ -58,6 +58,7 @@ from tree import CAIRN, Point, write_collection
 # What a disk's `tracker` may be. None: the key is left out. Those that this
 # version does not have are taken away when the suite begins.
 TRACKERS = [None, "digest", "clone", "bitmap"]
+DIGESTS = ["xxh3-128", "sha-256", "blake2b-256"]
 COUNTS = ["steps", "exports", "logs", "fulls", "fallbacks", "faults",
           "failed exports", "merges", "prunes", "restores", "flips", "refused"]
 
@@ -112,8 +113,7 @@ class Sequence:
         self.collection = self.guid()
         self.machines = [self.guid() for _ in
                          range(self.rng.choice([1, 1, 2]))]
-        self.digest = self.rng.choice(["xxh3-128"] * 4 +
-                                      ["sha-256", "blake2b-256"])
+        self.digest = self.rng.choice(DIGESTS[:1] * 4 + DIGESTS)
         self.took = 0.1
         self.config = b"one\n"
         self.disks = []
@@ -160,8 +160,10 @@ class Sequence:
         for _ in range(self.rng.randint(3, 9)):
             for _ in range(self.rng.randint(0, 5)):
                 self.step()
+            if self.rng.random() < 0.04:
+                self.digest = self.rng.choice(DIGESTS)
             self.export(self.choose_base())
-            if self.rng.random() < 0.15:
+            if self.rng.random() < 0.2:
                 self.maintain()
 
     def play_deep(self):
@@ -195,7 +197,10 @@ class Sequence:
         if roll < 0.08 or (roll < 0.25 and not self.points):
             return "none"
         if roll < 0.25:
-            return self.rng.choice(self.points).id
+            # A base that is named has to have this digest.
+            older = [p.id for p in self.points
+                     if p.manifest["algorithm"] == self.digest]
+            return self.rng.choice(older) if older else "none"
         return "latest"
 
     def write_collection(self):
@@ -419,13 +424,27 @@ class Sequence:
     # ---- merge and prune ----------------------------------------------------
 
     def maintain(self):
-        commands = sorted(self.features.commands)
-        if not commands or not self.points:
-            return
-        if self.rng.choice(commands) == "merge":
-            self.merge()
-        else:
-            self.prune()
+        commands = sorted(self.features.commands) * 3 + ["move", "remove"]
+        getattr(self, self.rng.choice(commands))()
+
+    def move(self):
+        """An export directory may be moved as a whole."""
+        self.say("the export directory is moved")
+        moved = self.scratch("out-%d" % len(self.points))
+        os.rename(self.out, moved)
+        self.out = moved
+        for p in self.points:
+            p.directory = os.path.join(moved, p.id)
+
+    def remove(self):
+        """A point that nothing is based on may be deleted by hand."""
+        bases = {f["base"] for p in self.points for f in p.disks.values()}
+        free = [p for p in self.points if p.id not in bases]
+        if len(self.points) > 1:
+            gone = self.rng.choice(free)
+            self.say("deleted by hand: " + gone.id)
+            shutil.rmtree(gone.directory)
+            self.points.remove(gone)
 
     def merge(self):
         """A merged copy of a point equals the point."""
