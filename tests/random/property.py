@@ -3,7 +3,7 @@
 point of the chain gives back what the disks held at that point.
 
     tests/random/property.py [--seconds N | --sequences N] [--seed S]
-                             [--only N] [--jobs N] [--place NAME] [--keep]
+                             [--only N] [--jobs N] [--place NAME...] [--keep]
     tests/random/property.py --self-test
 
 A sequence changes 1 to 3 disks at random (see disks.py) and exports them from
@@ -20,7 +20,7 @@ are content; and any flipped bit makes verify fail.
   --seed S       default: CAIRN_SEED, or 1
   --only N       sequence N of this seed alone
   --jobs N       that many at once
-  --place NAME   only on: disk, tmpfs, ext4, xfs or btrfs (the latter three are
+  --place NAME... only on: disk, tmpfs, ext4, xfs, btrfs (the latter three are
                  loop devices and need root)
   --keep         keep the directories of all sequences, not of failed ones only
   --self-test    show that the judges see a lost zero, a stale base, a wrong
