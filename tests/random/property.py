@@ -60,7 +60,8 @@ from tree import CAIRN, Point, write_collection
 TRACKERS = [None, "digest", "clone", "bitmap"]
 DIGESTS = ["xxh3-128", "sha-256", "blake2b-256"]
 COUNTS = ["steps", "exports", "logs", "fulls", "fallbacks", "faults",
-          "failed exports", "merges", "prunes", "restores", "flips", "refused"]
+          "by clone", "by bitmap", "failed exports", "merges", "prunes",
+          "restores", "flips", "refused"]
 
 
 class Features:
@@ -142,10 +143,17 @@ class Sequence:
         machines = self.rng.sample(self.machines, 1 if self.rng.random() < 0.8
                                    else len(self.machines))
         disk = Disk(self, machines, "vd%d" % self.disk_count)
-        disk.tracker = self.rng.choice(self.features.trackers)
+        self.choose_tracker(disk)
         self.disks.append(disk)
         for _ in range(self.rng.randint(0, 3)):
             disk.step()
+
+    def choose_tracker(self, disk):
+        """Any, but more often one that is for this format."""
+        trackers = list(self.features.trackers)
+        fitting = "clone" if disk.format == "raw" else "bitmap"
+        disk.tracker = self.rng.choice(trackers +
+                                       [fitting] * 4 * (fitting in trackers))
 
     # ---- one sequence -------------------------------------------------------
 
@@ -185,8 +193,7 @@ class Sequence:
             self.say("configuration changed")
             self.config = self.rng.randbytes(self.rng.randint(0, 200))
         elif roll < 0.12:
-            self.rng.choice(self.disks).tracker = self.rng.choice(
-                self.features.trackers)
+            self.choose_tracker(self.rng.choice(self.disks))
         else:
             self.rng.choice(self.disks).step()
 
@@ -369,6 +376,8 @@ class Sequence:
                    ident, sorted(point.disks), sorted(shadows)))
         for key, f in sorted(point.disks.items()):
             self.counts["logs" if f["role"] == "log" else "fulls"] += 1
+            if f["tracker"] in ("clone", "bitmap"):
+                self.counts["by " + f["tracker"]] += 1
             self.counts["fallbacks"] += f["fallback"] is not None
             shadow = shadows[key]
             expect(f["length"] == os.stat(shadow).st_size,
