@@ -34,7 +34,7 @@ measure.main(function()
   local w = measure.workspace(options.disk)
   local disk, out, list, script = w .. "/disk.qcow2", w .. "/out", w .. "/c.lua", w .. "/q"
   sh(("qemu-img create -q -f qcow2 %s %dG"):format(quote(disk), options.gib))
-  measure.need(options.disk, 8 << 30)
+  measure.need(options.disk, 12 << 30)
   local blocks = 2 * 16384
   local stride = options.gib * 16384 // blocks
   local f = assert(io.open(script, "w"))

@@ -227,6 +227,7 @@ end
 
 -- Runs the benchmark, removes what it made, and ends the process.
 function measure.main(body)
+  io.stdout:setvbuf("line")
   local ok, err = pcall(body)
   os.remove(measure.log)
   for _, d in ipairs(directories) do
