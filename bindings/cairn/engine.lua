@@ -880,12 +880,15 @@ local function prepared(S, spec, what)
   end
   local copy, body = {}, nil
   for key, value in pairs(spec) do copy[key] = value end
-  for _, kind in ipairs { "export", "verify", "restore" } do
+  for _, kind in ipairs { "export", "verify", "restore", "merge",
+    "prune" } do
     local t = copy[kind]
     if type(t) == "table" then
       t = resolved(t, { "directory", "to" })
       for _, name in ipairs { "collection", "source" } do
-        if type(t[name]) == "table" then
+        if kind == "prune" and type(t[name]) == "table" then
+          t[name] = t[name].CollectionId
+        elseif type(t[name]) == "table" then
           t[name] = collection.check(t[name], nil,
             ("%s: %s.%s"):format(what, kind, name))
         end
