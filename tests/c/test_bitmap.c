@@ -1486,6 +1486,5 @@ int main(void)
       cmocka_unit_test(marks_all_that_differs_whatever_happened),
   };
 
-  cmocka_set_test_filter(getenv("ONLY"));
   return cmocka_run_group_tests(tests, setup, teardown);
 }
