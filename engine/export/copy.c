@@ -754,18 +754,15 @@ static int finish(struct pipeline *p, struct cairn_error *err)
 {
   struct cairn__copy *c = p->c;
 
-  if (p->is_failed) {
-    if (err)
-      *err = p->error;
-    return -1;
-  }
   c->bytes_read = atomic_load(&p->read);
   c->bytes_written = atomic_load(&p->written);
   c->bytes_zero = atomic_load(&p->zero);
   c->bytes_resumed = atomic_load(&p->resumed);
   c->bytes_skipped = c->source->length - c->bytes_read;
   c->blocks_changed = atomic_load(&p->changed);
-  return 0;
+  if (p->is_failed && err)
+    *err = p->error;
+  return p->is_failed ? -1 : 0;
 }
 
 static void free_pages(struct pipeline *p)

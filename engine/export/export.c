@@ -7,8 +7,10 @@
  *   see that no source has moved
  *   manifest, sync, one rename
  *
- * Until the rename nothing is visible and any failure ends with nothing; after
- * it the point is there, and what still goes wrong is a warning. */
+ * Until the rename nothing is visible; after it the point is there, and what
+ * still goes wrong is a warning. A failure ends with nothing, except that a work
+ * directory in which disks were begun stays for the next run of the collection
+ * where that has a chance to fare better; every run looks for such a one. */
 #include <errno.h>
 #include <limits.h>
 #include <stdatomic.h>
@@ -26,6 +28,7 @@
 #include "members.h"
 #include "memory.h"
 #include "publish.h"
+#include "resume.h"
 
 #define NO_INCREMENTS "incremental export is not built yet"
 
@@ -44,7 +47,9 @@ struct export
   const char *fallback; /* why the disks are full although a base was asked
                            for, or NULL */
   int64_t time_us;
-  json_t *files; /* of the manifest */
+  json_t *files;   /* of the manifest */
+  json_t *plan;    /* of the work directory */
+  int has_written; /* something that a later run can use */
 };
 
 static const char *text_of(const json_t *object, const char *name)
@@ -119,15 +124,35 @@ static int find_sequence(struct export *x, struct cairn_error *err)
   return 0;
 }
 
-static int prepare(struct export *x, struct cairn_error *err)
+static struct cairn__wanted wanted_of(const json_t *spec)
+{
+  return (struct cairn__wanted){
+      .collection = text_of(json_object_get(spec, "collection"), "CollectionId"),
+      .algorithm = text_of(spec, "digest"),
+      .image_format = text_of(spec, "format")};
+}
+
+/* A run that is taken up keeps its secret: its digests could not be compared
+ * otherwise. */
+static int choose_secret(struct export *x, struct cairn_error *err)
 {
   int algorithm;
 
   if (cairn__digest_algorithm_parse(text_of(x->spec, "digest"), &algorithm,
-                                    err) != 0 ||
+                                    err) != 0)
+    return -1;
+  if (!(x->publication.left &&
+        cairn__plan_secret(x->publication.left, x->secret)) &&
       cairn__digest_secret(x->secret, err) != 0)
     return -1;
   cairn__digester_init(&x->digester, algorithm, x->secret);
+  return 0;
+}
+
+static int prepare(struct export *x, struct cairn_error *err)
+{
+  const struct cairn__wanted wanted = wanted_of(x->spec);
+
   if (uuid_parse(x->run->point_uuid, x->point) != 0)
     return cairn__fail(err, CAIRN_E_INTERNAL,
                        "the run has no ReferencePointGroupId");
@@ -138,10 +163,60 @@ static int prepare(struct export *x, struct cairn_error *err)
                               err) != 0 ||
       cairn__publication_check_free(&x->publication, x->run->point_uuid, err) !=
           0 ||
-      cairn__publication_clean(&x->publication, x->run, err) != 0 ||
-      find_sequence(x, err) != 0)
+      cairn__publication_clean(
+          &x->publication, x->run, &wanted,
+          json_is_false(json_object_get(x->spec, "resume")), err) != 0 ||
+      choose_secret(x, err) != 0 || find_sequence(x, err) != 0)
     return -1;
   return cairn__publication_begin(&x->publication, x->run, err);
+}
+
+/* The image and the map of a disk. */
+static void name_files(const struct export *x,
+                       const struct cairn__member_disk *d, char name[96],
+                       char map_name[96])
+{
+  snprintf(name, 96, "%s.%s", d->id, x->format);
+  snprintf(map_name, 96, "%s.digests", d->id);
+}
+
+static int make_plan(struct export *x, struct cairn_error *err)
+{
+  char name[96], map_name[96];
+
+  x->plan = cairn__plan_new(text_of(x->collection, "CollectionId"),
+                            x->run->instance_id, x->run->point_uuid, x->time_us,
+                            x->format, &x->digester);
+  if (!x->plan)
+    return cairn__fail_memory(err);
+  for (size_t i = 0; i < x->members.count; i++) {
+    const struct cairn__member *m = &x->members.list[i];
+
+    for (size_t j = 0; j < m->disk_count; j++) {
+      const struct cairn__member_disk *d = &m->disks[j];
+
+      name_files(x, d, name, map_name);
+      if (cairn__plan_add(x->plan, m->id, d->id, name, NULL,
+                          d->source->length) != 0)
+        return cairn__fail_memory(err);
+    }
+  }
+  return 0;
+}
+
+/* From here on the work directory says what it is to become, and holds nothing
+ * that is not part of that. */
+static int begin_work(struct export *x, struct cairn_error *err)
+{
+  struct cairn__publication *p = &x->publication;
+  uint64_t bytes = 0;
+
+  if (make_plan(x, err) != 0 ||
+      (p->left &&
+       cairn__resume_tidy(x->io, p->workfd, p->pointfd, p->work_path, p->left,
+                          x->plan, &bytes, err) != 0))
+    return -1;
+  return cairn__plan_write(x->io, p->workfd, p->work_path, x->plan, err);
 }
 
 static int open_sources(struct export *x, struct cairn_error *err)
@@ -161,7 +236,7 @@ static int open_sources(struct export *x, struct cairn_error *err)
   if (cairn__members_measure(&x->members, x->run, err) != 0)
     return -1;
   atomic_store(&x->run->bytes_total, x->members.bytes);
-  return 0;
+  return begin_work(x, err);
 }
 
 /* ---- a disk -------------------------------------------------------------- */
@@ -177,6 +252,7 @@ struct disk_job {
   unsigned char content[CAIRN__DIGEST_MAX];
   struct cairn__copy copy;
   int64_t started_us;
+  int is_resumed;
 };
 
 static int open_sink(struct disk_job *j, struct cairn__sink **sink,
@@ -189,6 +265,7 @@ static int open_sink(struct disk_job *j, struct cairn__sink **sink,
       .io = x->io,
       .dirfd = j->dirfd,
       .name = j->name,
+      .is_resumed = j->is_resumed,
       .path = path,
       .length = s->length,
       .virtual_size = s->virtual_size,
@@ -200,6 +277,59 @@ static int open_sink(struct disk_job *j, struct cairn__sink **sink,
            j->name);
   return strcmp(x->format, "raw") == 0 ? cairn__sink_open_raw(&o, sink, err)
                                        : cairn__sink_open_qcow2(&o, sink, err);
+}
+
+/* Without a journal the disk is exported all the same. */
+static void warn_journal(const struct disk_job *j, const struct cairn_error *why)
+{
+  cairn__run_warn(j->x->run,
+                  "disk %s of machine %s: if the export is interrupted now, the "
+                  "next one begins this disk anew: %s",
+                  j->d->id, j->m->id, why->message);
+}
+
+static void open_journal(struct disk_job *j)
+{
+  const struct export *x = j->x;
+  char name[CAIRN__JOURNAL_NAME_MAX], path[PATH_MAX];
+  struct cairn_error why;
+  struct cairn__journal_options o = {.io = x->io,
+                                     .dirfd = x->publication.workfd,
+                                     .name = name,
+                                     .path = path,
+                                     .digester = &x->digester,
+                                     .virtual_size = j->d->source->virtual_size};
+
+  cairn__journal_name(j->m->id, j->d->id, name);
+  snprintf(path, sizeof path, "%s/%s", x->publication.work_path, name);
+  memcpy(o.origin, x->point, sizeof o.origin);
+  cairn__error_clear(&why);
+  if (cairn__journal_open(&o, &j->copy.journal, &why) != 0)
+    warn_journal(j, &why);
+  j->copy.is_resumed = j->is_resumed && j->copy.journal;
+}
+
+static void close_journal(struct disk_job *j)
+{
+  struct cairn_error why;
+
+  cairn__error_clear(&why);
+  if (j->copy.journal && cairn__journal_check(j->copy.journal, &why) != 0)
+    warn_journal(j, &why);
+  cairn__journal_close(j->copy.journal);
+  if (j->copy.journal && j->copy.bytes_written + j->copy.bytes_resumed > 0)
+    j->x->has_written = 1;
+  j->copy.journal = NULL;
+}
+
+static int copy_disk(struct disk_job *j, struct cairn_error *err)
+{
+  int result;
+
+  open_journal(j);
+  result = cairn__copy_run(&j->copy, err);
+  close_journal(j);
+  return result;
 }
 
 static int write_disk(struct disk_job *j, struct cairn_error *err)
@@ -224,7 +354,7 @@ static int write_disk(struct disk_job *j, struct cairn_error *err)
   j->copy.sink = sink;
   j->copy.digester = &x->digester;
   j->copy.map_writer = map;
-  if (cairn__copy_run(&j->copy, err) != 0) {
+  if (copy_disk(j, err) != 0) {
     sink->ops->abort(sink);
     cairn__map_abort(map);
     return -1;
@@ -269,6 +399,10 @@ static int describe_disk(struct disk_job *j, struct cairn_error *err)
       (json_int_t)j->copy.bytes_zero, "bytes_skipped",
       (json_int_t)j->copy.bytes_skipped, "time_started", started, "time_ended",
       ended);
+  if (j->is_resumed && j->d->entry &&
+      json_object_set_new(j->d->entry, "bytes_resumed",
+                          json_integer((json_int_t)j->copy.bytes_resumed)) != 0)
+    return cairn__fail_memory(err);
   if (!j->d->entry)
     return cairn__fail_memory(err);
   if (json_array_append(x->files, j->d->entry) != 0)
@@ -287,8 +421,10 @@ static int export_disk(struct export *x, struct cairn__member *m,
 {
   struct disk_job j = {.x = x, .m = m, .d = d, .dirfd = dirfd};
 
-  snprintf(j.name, sizeof j.name, "%s.%s", d->id, x->format);
-  snprintf(j.map_name, sizeof j.map_name, "%s.digests", d->id);
+  name_files(x, d, j.name, j.map_name);
+  j.is_resumed =
+      x->publication.left &&
+      cairn__plan_has_same(x->publication.left, x->plan, m->id, d->id);
   j.started_us = wall_us(x);
   if (write_disk(&j, err) != 0 || describe_disk(&j, err) != 0)
     return cairn__member_fail(m, d, err);
@@ -301,7 +437,8 @@ static int export_disk(struct export *x, struct cairn__member *m,
 static int make_directory(const struct export *x, int parent, const char *name,
                           const char *path, int *fd, struct cairn_error *err)
 {
-  if (x->io->mkdirat(x->io, parent, name, 0700) != 0)
+  if (x->io->mkdirat(x->io, parent, name, 0700) != 0 &&
+      !(errno == EEXIST && x->publication.left))
     return cairn__fail_errno(err, errno, path, -1,
                              "cannot create the directory \"%s\"", path);
   *fd = x->io->openat(x->io, parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW,
@@ -514,7 +651,7 @@ static json_t *report_disk(const struct cairn__member_disk *d)
       "path",         "format",        "size",       "length",
       "virtual_size", "tracker",       "fallback",   "internal_snapshots",
       "bytes_read",   "bytes_written", "bytes_zero", "bytes_skipped",
-      "time_started", "time_ended",    "digest",     "content"};
+      "bytes_resumed", "time_started", "time_ended",    "digest",     "content"};
   json_t *o = json_pack("{s:s, s:s, s:s, s:s}", "id", d->id, "result",
                         result_name(d->result), "source", d->path,
                         "source_format", d->format);
@@ -661,12 +798,43 @@ static int do_export(struct export *x, json_t **properties,
   return publish(x, err);
 }
 
+/* What a later run may fare better with. */
+static int is_passing(int id)
+{
+  return id == CAIRN_E_DISK_FULL || id == CAIRN_E_IO_ERROR ||
+         id == CAIRN_E_HELPER_FAILED || id == CAIRN_E_NBD ||
+         id == CAIRN_E_TIMEOUT || id == CAIRN_E_NO_MEMORY;
+}
+
+static int is_to_be_kept(const struct export *x, int id)
+{
+  if (id == CAIRN_OK || id == CAIRN_E_TERMINATED)
+    return 0;
+  return id == CAIRN_E_KILLED || x->publication.left ||
+         (x->has_written && is_passing(id));
+}
+
+static void say_kept(const struct export *x)
+{
+  const struct cairn__publication *p = &x->publication;
+  char shown[512];
+
+  if (p->pointfd < 0)
+    return;
+  cairn__run_warn(
+      x->run,
+      "%llu bytes that were exported stay in \"%s\": the next export of this "
+      "collection goes on from there (or, without resume, removes them)",
+      (unsigned long long)cairn__resume_bytes(x->io, p->pointfd),
+      cairn__printable(p->work_path, shown, sizeof shown));
+}
+
 static void export_main(struct cairn__run *run)
 {
   struct export x = {.run = run, .io = run->io, .spec = run->spec};
   struct cairn_error err;
   json_t *properties = NULL;
-  int result;
+  int result, is_kept;
 
   cairn__error_clear(&err);
   x.collection = json_object_get(run->spec, "collection");
@@ -678,11 +846,14 @@ static void export_main(struct cairn__run *run)
   /* Servers and locks first: their files lie in the work directory. */
   cairn__members_close_sources(&x.members);
   make_report(&x, &err, result == 0 ? properties : NULL);
-  cairn__publication_close(&x.publication, run,
-                           result != 0 && err.id == CAIRN_E_KILLED);
+  is_kept = result != 0 && is_to_be_kept(&x, err.id);
+  if (is_kept)
+    say_kept(&x);
+  cairn__publication_close(&x.publication, run, is_kept);
   cairn__members_free(&x.members);
   json_decref(properties);
   json_decref(x.files);
+  json_decref(x.plan);
   explicit_bzero(x.secret, sizeof x.secret);
   if (result != 0)
     run->error = err;
