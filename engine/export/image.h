@@ -200,7 +200,9 @@ struct cairn__copy {
   int is_resumed;                       /* and knows what an earlier run wrote
                                            into the sink's file */
   unsigned threads;                     /* 0 = choose */
-  /* results, also of a failure; written: without what was there already, which is resumed */
+  int is_uncounted;                     /* bytes_done stays as it is */
+  /* results, also of a failure; written: without what was there already,
+   * which is resumed */
   uint64_t bytes_read, bytes_written, bytes_zero, bytes_skipped;
   uint64_t bytes_resumed;
   uint64_t blocks_changed; /* DATA or ZERO */

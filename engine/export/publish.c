@@ -418,6 +418,37 @@ static void end_servers(const struct cairn_io *io, int workfd)
   closedir(directory);
 }
 
+/* Removes a work directory: the plan first, so that it is nothing to go on
+ * from, and the lock last, so that it is ours until then. 0, or -1 errno. */
+static int remove_work(const struct cairn_io *io, int dirfd, const char *name)
+{
+  int first = 0, workfd;
+  struct dirent *e;
+  DIR *directory;
+
+  workfd = io->openat(io, dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
+  if (workfd < 0)
+    return errno == ENOENT ? 0 : -1;
+  if (io->unlinkat(io, workfd, CAIRN__PLAN_NAME, 0) != 0 && errno != ENOENT)
+    first = errno;
+  directory = io->fdopendir(io, workfd);
+  while (directory && (e = readdir(directory)) != NULL) {
+    if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0 ||
+        strcmp(e->d_name, OWNER_LOCK) == 0)
+      continue;
+    if (cairn__io_remove_tree(io, workfd, e->d_name) != 0 && first == 0)
+      first = errno;
+  }
+  if (directory)
+    closedir(directory);
+  close_fd(io, &workfd);
+  if (first != 0) {
+    errno = first;
+    return -1;
+  }
+  return cairn__io_remove_tree(io, dirfd, name);
+}
+
 /* What is planted in a directory that others may write into is no work of
  * ours. */
 static int is_our_own(const struct cairn_io *io, int workfd)
@@ -453,7 +484,7 @@ static int deal_with(struct cairn__publication *p, const char *name, int workfd,
   }
   is_others = plan && !is_of;
   json_decref(plan);
-  return is_others ? 0 : cairn__io_remove_tree(io, p->dirfd, name);
+  return is_others ? 0 : remove_work(io, p->dirfd, name);
 }
 
 /* One that nobody owns any more; leaves any other. 0, or -1 errno. */
@@ -727,7 +758,7 @@ void cairn__publication_close(struct cairn__publication *p,
 
   close_fd(io, &p->pointfd);
   if (p->work_name && !is_kept &&
-      cairn__io_remove_tree(io, p->dirfd, p->work_name) != 0 && run) {
+      remove_work(io, p->dirfd, p->work_name) != 0 && run) {
     struct cairn_error why;
 
     cairn__error_clear(&why);

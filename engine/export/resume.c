@@ -177,6 +177,14 @@ int cairn__plan_is_alike(const json_t *plan, const char *algorithm,
 int cairn__plan_secret(const json_t *plan,
                        unsigned char secret[CAIRN__SECRET_SIZE])
 {
+  const json_t *d;
+  size_t i;
+
+  json_array_foreach(json_object_get(plan, "disks"), i, d)
+  {
+    if (!json_is_null(json_object_get(d, "base")))
+      return 0;
+  }
   return read_hex(text_of(plan, "secret"), secret);
 }
 
@@ -285,7 +293,6 @@ struct tidying {
   const char *path;
   const json_t *before, *after;
   const char *machine;
-  uint64_t bytes;
 };
 
 static int is_wanted_journal(const void *argument, int dirfd, const char *name)
@@ -421,7 +428,6 @@ static int tidy_machines(struct tidying *t, int pointfd,
   while (result == 0 &&
          (fd = next_directory(t->io, directory, pointfd, &t->machine)) >= 0) {
     result = sweep(t->io, fd, t->path, is_wanted_image, t, err);
-    t->bytes += occupied(t->io, fd);
     (void)t->io->close(t->io, fd);
   }
   closedir(directory);
@@ -430,16 +436,13 @@ static int tidy_machines(struct tidying *t, int pointfd,
 
 int cairn__resume_tidy(const struct cairn_io *io, int workfd, int pointfd,
                        const char *path, const json_t *before,
-                       const json_t *after, uint64_t *bytes,
-                       struct cairn_error *err)
+                       const json_t *after, struct cairn_error *err)
 {
   struct tidying t = {.io = io, .path = path, .before = before, .after = after};
 
-  *bytes = 0;
   if (sweep(io, workfd, path, is_wanted_journal, &t, err) != 0 ||
       sweep(io, pointfd, path, is_wanted_machine, &t, err) != 0 ||
       tidy_machines(&t, pointfd, err) != 0)
     return -1;
-  *bytes = t.bytes;
   return 0;
 }

@@ -40,7 +40,7 @@ int cairn__plan_is_of(const json_t *plan, const char *collection);
 /* An export with these settings can go on from it. */
 int cairn__plan_is_alike(const json_t *plan, const char *algorithm,
                          const char *image_format);
-/* 1 and the secret of its digests when it has one. */
+/* 1 and the secret of its digests; 0 when that is a chain's already. */
 int cairn__plan_secret(const json_t *plan,
                        unsigned char secret[CAIRN__SECRET_SIZE]);
 /* The disk has the same entry in both. */
@@ -56,11 +56,10 @@ void cairn__journal_name(const char *machine, const char *disk,
 int cairn__resume_clear(const struct cairn_io *io, int workfd, const char *path,
                         struct cairn_error *err);
 /* Removes the journals and, of the point, everything for which `after` has not
- * the same disk as `before`. Bytes: what the images that stay occupy. */
+ * the same disk as `before`. */
 int cairn__resume_tidy(const struct cairn_io *io, int workfd, int pointfd,
                        const char *path, const json_t *before,
-                       const json_t *after, uint64_t *bytes,
-                       struct cairn_error *err);
+                       const json_t *after, struct cairn_error *err);
 /* What the images of a work directory occupy; best effort. */
 uint64_t cairn__resume_bytes(const struct cairn_io *io, int pointfd);
 

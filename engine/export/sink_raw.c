@@ -15,7 +15,9 @@ struct raw_sink {
   struct cairn__sink_file file;
   const struct cairn__digester *digester;
   struct cairn__tree *tree;
-  uint64_t length, blocks, next_block;
+  uint64_t length, blocks;
+  uint64_t next_block; /* reserve() has passed everything below */
+  uint64_t settled;    /* so many are in the tree; zeros up to next_block */
 };
 
 static struct raw_sink *raw_of(struct cairn__sink *s)
@@ -37,15 +39,15 @@ static void raw_abort(struct cairn__sink *s)
   raw_free(r);
 }
 
-/* The blocks from next_block up to `end` hold zeros. */
+/* The blocks from `settled` up to `end` hold zeros. */
 static int pass_zeros(struct raw_sink *r, uint64_t end, struct cairn_error *err)
 {
-  uint64_t from = r->next_block * CAIRN__BLOCK, to = end * CAIRN__BLOCK;
+  uint64_t from = r->settled * CAIRN__BLOCK, to = end * CAIRN__BLOCK;
 
-  if (cairn__tree_append(r->tree, NULL, end - r->next_block) != 0) {
+  if (cairn__tree_append(r->tree, NULL, end - r->settled) != 0) {
     return cairn__fail_memory(err);
   }
-  r->next_block = end;
+  r->settled = end;
   if (to > r->length) {
     to = r->length;
   }
@@ -68,6 +70,7 @@ static int raw_reserve(struct cairn__sink *s, uint64_t first, size_t count,
                        "+%zu reserved after block %" PRIu64 " of %" PRIu64,
                        r->file.path, first, count, r->next_block, r->blocks);
   }
+  r->next_block = first + count;
   for (i = 0; i < count; i++) {
     positions[i] = 0;
     if (states[i] != CAIRN__DATA) {
@@ -81,7 +84,7 @@ static int raw_reserve(struct cairn__sink *s, uint64_t first, size_t count,
     }
     positions[i] = (first + i) * CAIRN__BLOCK;
     cairn__sink_file_reserve(&r->file, positions[i]);
-    r->next_block++;
+    r->settled++;
   }
   return 0;
 }
