@@ -1114,7 +1114,8 @@ local service_codes = { not_supported = 1, timeout = 3, closed = 5,
   target_in_source = 4 }
 
 local setting_fields = { base = "string", format = "string",
-  digest = "string", machines = "list", Name = "string" }
+  digest = "string", on_disk_error = "string", depth_limit = "number",
+  machines = "list", Name = "string" }
 local machine_fields = { VirtualMachineId = "string!", disks = "list" }
 
 local function same_id(a, b)
@@ -1188,7 +1189,8 @@ function methods.ExportReferencePoint(engine, farm, directory, settings)
       DeleteOnCompletion = true,
       export = { collection = farm, directory = directory,
         base = settings.base, format = settings.format,
-        digest = settings.digest } })
+        digest = settings.digest, on_disk_error = settings.on_disk_error,
+        depth_limit = settings.depth_limit } })
   end))
   if not job then return service_codes[code] or 2, nil, message end
   M.update_ref(S)

@@ -84,7 +84,16 @@ terminated.]],
     summary = "export a collection of machines now",
     description = [[
 Exports the collection that FILE.lua returns into a new reference point under
---to, in full. Machines must be off, or their disks snapshots.]],
+--to. Machines must be off, or their disks snapshots.
+
+With --base latest each disk holds only what has changed since the newest point
+of the collection there that has the disk; a disk that is new, or has no base
+that can be used, is exported in full, and a warning says why. With --base ID it
+is that point, or an error. Such an increment is a qcow2 whose backing file is
+the base's: it needs the points below it.
+
+--dry-run reads and compares the disks that become increments, so that it tells
+their exact size; --json lists the ranges too.]],
     arguments = {},
     options = {
       { name = "collection", value = "FILE.lua", required = true,
@@ -93,7 +102,18 @@ Exports the collection that FILE.lua returns into a new reference point under
         help = "the export directory; created if it is missing, but not the "
           .. "directory that it is in, which may be an absent mount" },
       { name = "base", value = "ID",
-        help = "the point to start from: an id, latest or none (the default)" },
+        help = "the point to start from: latest, an id (4 or more characters of "
+          .. "it), or none (the default): everything" },
+      { name = "depth-limit", value = "N", check = function(value)
+          local n = math.tointeger(value)
+          if not n or n < 1 or n > 200 then return "wants 1 to 200 levels" end
+        end,
+        help = "a disk whose chain has N levels is exported in full again "
+          .. "(default 32)" },
+      { name = "on-disk-error", value = "WHAT",
+        choices = { "fail", "continue" },
+        help = "when a source fails: fail (the default) publishes nothing, "
+          .. "continue leaves out that machine; the exit code is 1 then too" },
       { name = "format", value = "FORMAT", choices = { "qcow2", "raw" },
         help = "format of the exported disks: qcow2 (the default) or raw" },
       { name = "digest", value = "ALG",

@@ -102,6 +102,9 @@ function exports.export(cairn, uv, options)
       base = options.base,
       format = options.format,
       digest = options.digest,
+      on_disk_error = options.on_disk_error,
+      depth_limit = options.depth_limit and math.tointeger(
+        options.depth_limit),
     },
   }
   if options.dry_run then return summary.plan(cairn, { spec }, options) end

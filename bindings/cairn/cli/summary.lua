@@ -96,11 +96,19 @@ function render.export(plan)
         :format(disk.id, disk.format, text.bytes(disk.length),
           text.bytes(disk.data_bytes), disk.tracker,
           text.printable(disk.path))
+      if disk.base then
+        out[#out + 1] = ("      since %s: %s changed, %s zeroed"):format(
+          disk.base, text.bytes(disk.changed_bytes or 0),
+          text.bytes(disk.zeroed_bytes or 0))
+      end
     end
     for _, file in ipairs(machine.files or {}) do
       out[#out + 1] = ("    %s %s: %s"):format(file.role,
         text.bytes(file.size), text.printable(file.path))
     end
+  end
+  for _, warning in ipairs(plan.warnings or {}) do
+    out[#out + 1] = "  warning: " .. text.printable_lines(warning)
   end
   out[#out + 1] = space(plan.target_bytes, plan.free_bytes, plan.has_space)
   return out
