@@ -10,7 +10,7 @@
  * timing; memory is one piece per thread.
  *
  * A run that takes up an earlier one asks the journal about every block of its
- * piece. What the image holds of this very point is read from there instead of
+ * piece. What the image holds of this very content is read there instead of in
  * the source, and has the journal's digest or is not believed. Other blocks are
  * read from the source, and those that the journal has in the place that they
  * get now are compared with what lies there. Either way the pieces, tickets and
@@ -470,9 +470,9 @@ static size_t neighbours(const struct worker *w, size_t first, size_t count,
   return n;
 }
 
-static int is_of_point(const struct worker *w, size_t i)
+static int is_of_origin(const struct worker *w, size_t i)
 {
-  return w->slots[i].is_of_point;
+  return w->slots[i].is_of_origin;
 }
 
 /* Reads from the image what the source holds, too. */
@@ -485,7 +485,7 @@ static void take_blocks(struct pipeline *p, struct worker *w,
   for (size_t i = 0, n; i < piece->count; i += n ? n : 1) {
     unsigned char *buf = w->buf + i * CAIRN__BLOCK;
 
-    n = neighbours(w, i, piece->count, is_of_point);
+    n = neighbours(w, i, piece->count, is_of_origin);
     if (n == 0 || c->sink->ops->read(c->sink, w->slots[i].position,
                                      n * CAIRN__BLOCK, buf) != 0)
       continue;

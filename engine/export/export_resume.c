@@ -4,7 +4,9 @@
  * The new run is a point of its own: it reads its sources as they are now. Of
  * the old one it takes the secret, so that digests agree, and the images, into
  * which it need not write what they hold already. So no point is ever put
- * together from two moments, whatever happened to the sources in between. */
+ * together from two moments, whatever happened to the sources in between. Only
+ * a disk that is proved to have stood still (is_still) is read from the old
+ * image as far as that goes: its content goes by one name, its origin. */
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
@@ -43,12 +45,15 @@ static int plan_disk(struct cairn__export *x, const struct cairn__member *m,
                      struct cairn_error *err)
 {
   const struct cairn__point *base = d->base.point;
+  unsigned char origin[16];
+  int is_still = d->is_still && x->publication.left &&
+                 cairn__plan_origin(x->publication.left, m->id, d->id, origin);
   char name[96];
 
   snprintf(name, sizeof name, "%s.%s", d->id, base ? "qcow2" : x->format);
-  if (cairn__plan_add(x->plan, m->id, d->id, name,
-                      base ? cairn__point_id(base) : NULL,
-                      cairn__member_source(d)->length) != 0)
+  if (cairn__plan_add(
+          x->plan, m->id, d->id, name, base ? cairn__point_id(base) : NULL,
+          cairn__member_source(d)->length, is_still ? origin : NULL) != 0)
     return cairn__fail_memory(err);
   return 0;
 }
@@ -115,9 +120,12 @@ void cairn__export_open_journal(struct cairn__export *x,
 
   cairn__journal_name(m->id, d->id, name);
   snprintf(path, sizeof path, "%s/%s", x->publication.work_path, name);
-  memcpy(o.origin, x->point, sizeof o.origin);
   cairn__error_clear(&why);
-  if (cairn__journal_open(&o, &copy->journal, &why) != 0)
+  if (!cairn__plan_origin(x->plan, m->id, d->id, o.origin))
+    cairn__fail(&why, CAIRN_E_INTERNAL, "the disk is not in the plan");
+  else
+    (void)cairn__journal_open(&o, &copy->journal, &why);
+  if (!copy->journal)
     warn_of_journal(x, m, d, &why);
   copy->is_resumed = is_resumed && copy->journal;
 }

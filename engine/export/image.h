@@ -215,7 +215,7 @@ struct cairn__copy {
  * zeros now. The sink has the base's image as its backing file.
  *
  * With is_resumed, a block whose place holds it already is not written again;
- * and where the journal is of the very point that the source shows, what the
+ * and where the journal is of the very content that the source shows, what the
  * file holds is read instead of the source. Both only after the bytes have been
  * read back: the first are compared with the source's, the second have the
  * journal's digest.

@@ -97,7 +97,7 @@ static void read_slot(const struct cairn__journal *j, uint64_t block,
   if (place % CAIRN__BLOCK != WRITTEN)
     return;
   out->is_written = 1;
-  out->is_of_point =
+  out->is_of_origin =
       get_le64(slot + j->digest_size + 8) == checksum(j, block, slot);
   out->position = place - WRITTEN;
   memcpy(out->digest, slot, j->digest_size);

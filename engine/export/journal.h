@@ -6,7 +6,7 @@
  * beginning, sparse: a look-up is one small read, nothing is held in memory,
  * and writing costs one small request for each piece of the copy. A slot is
  * written after the block, and says that a block with this digest was written
- * to this place when the source showed this point ("origin").
+ * to this place when the source showed this content ("origin").
  *
  * Nothing is believed that it says. The block may never have reached the disk,
  * the slot may be torn, old, or damaged: whoever uses it reads the block back
@@ -39,9 +39,9 @@ struct cairn__journal_options {
   const char *name, *path; /* path: for messages */
   const struct cairn__digester *digester;
   uint64_t virtual_size;
-  unsigned char origin[16]; /* the point whose content the source shows: that of
-                               the interrupted run only if it is proved that the
-                               source shows the very same bytes; else new */
+  unsigned char origin[16]; /* names what the source shows: that of the
+                               interrupted run only if it is proved to show the
+                               very same bytes, else a new name */
 };
 
 /* Opens it, or makes it, or makes it anew when it does not fit. */
@@ -50,8 +50,8 @@ int cairn__journal_open(const struct cairn__journal_options *o,
 void cairn__journal_close(struct cairn__journal *j); /* NULL allowed */
 
 struct cairn__journal_slot {
-  int is_written;  /* a block with this digest, there */
-  int is_of_point; /* and at the caller's point the source had it */
+  int is_written;   /* a block with this digest, there */
+  int is_of_origin; /* and the caller's source has it */
   uint64_t position;
   unsigned char digest[CAIRN__DIGEST_MAX];
 };

@@ -26,6 +26,8 @@ struct cairn__member_disk {
   struct cairn__member_disk *twin;
   const struct cairn__member *twin_member;
   struct cairn__base base;
+  int is_still; /* proved: its source shows what it showed to the interrupted
+                   run whose work directory is taken over */
   uint64_t data_bytes; /* after cairn__members_measure */
   int result;          /* enum cairn__member_result */
   json_t *entry;       /* of the manifest, or NULL */

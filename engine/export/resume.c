@@ -8,6 +8,8 @@
 #include <strings.h>
 #include <unistd.h>
 
+#include <uuid/uuid.h>
+
 #include "error.h"
 #include "journal.h"
 #include "manifest.h"
@@ -80,13 +82,22 @@ json_t *cairn__plan_new(const char *collection, const char *instance,
 }
 
 int cairn__plan_add(json_t *plan, const char *machine, const char *disk,
-                    const char *name, const char *base, uint64_t length)
+                    const char *name, const char *base, uint64_t length,
+                    const unsigned char *origin)
 {
-  return json_array_append_new(json_object_get(plan, "disks"),
-                               json_pack("{s:s, s:s, s:s, s:s?, s:I}",
-                                         "VirtualMachineId", machine, "disk",
-                                         disk, "name", name, "base", base,
-                                         "length", (json_int_t)length));
+  char text[37];
+  uuid_t id;
+
+  if (origin)
+    uuid_copy(id, origin);
+  else
+    uuid_generate_random(id);
+  uuid_unparse_upper(id, text);
+  return json_array_append_new(
+      json_object_get(plan, "disks"),
+      json_pack("{s:s, s:s, s:s, s:s?, s:I, s:s}", "VirtualMachineId", machine,
+                "disk", disk, "name", name, "base", base, "length",
+                (json_int_t)length, "origin", text));
 }
 
 static int write_text(const struct cairn_io *io, int workfd, const char *path,
@@ -204,19 +215,35 @@ static const json_t *find_disk(const json_t *plan, const char *machine,
   return NULL;
 }
 
+int cairn__plan_origin(const json_t *plan, const char *machine,
+                       const char *disk, unsigned char origin[16])
+{
+  const char *text = text_of(find_disk(plan, machine, disk), "origin");
+
+  return text && uuid_parse(text, origin) == 0;
+}
+
+static int has_same(const json_t *a, const json_t *b, const char *const *names,
+                    size_t count)
+{
+  for (size_t i = 0; i < count; i++) {
+    const json_t *in_a = json_object_get(a, names[i]);
+
+    if (!in_a || !json_equal(in_a, json_object_get(b, names[i])))
+      return 0;
+  }
+  return 1;
+}
+
 int cairn__plan_has_same(const json_t *a, const json_t *b, const char *machine,
                          const char *disk)
 {
   static const char *const shared[] = {"algorithm", "image_format", "secret"};
-  const json_t *in_a = find_disk(a, machine, disk);
-  const json_t *in_b = find_disk(b, machine, disk);
+  static const char *const own[] = {"name", "base", "length"};
 
-  for (size_t i = 0; i < sizeof shared / sizeof shared[0]; i++) {
-    if (!json_equal(json_object_get(a, shared[i]),
-                    json_object_get(b, shared[i])))
-      return 0;
-  }
-  return in_a && in_b && json_equal(in_a, in_b);
+  return has_same(a, b, shared, 3) &&
+         has_same(find_disk(a, machine, disk), find_disk(b, machine, disk), own,
+                  3);
 }
 
 /* ---- the work directory -------------------------------------------------- */

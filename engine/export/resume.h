@@ -21,16 +21,21 @@
 /* { format: "cairn-work", version: 1, CollectionId, InstanceID,
  *   ReferencePointGroupId, unix_us, algorithm, image_format,
  *   secret: hex or null,
- *   disks: [ { VirtualMachineId, disk, name, base: id or null, length } ] } */
+ *   disks: [ { VirtualMachineId, disk, name, base: id or null, length,
+ *              origin: id } ] }
+ * origin: of the content that the source showed (journal.h); drawn anew by
+ * every run, except for a disk of which it is proved to show the same still. */
 
 /* A new plan without disks; NULL when out of memory. */
 json_t *cairn__plan_new(const char *collection, const char *instance,
                         const char *point, int64_t unix_us,
                         const char *image_format,
                         const struct cairn__digester *digester);
-/* name: of the image, below the machine's directory. 0, -1 memory. */
+/* name: of the image, below the machine's directory; origin NULL: a new one. 0,
+ * -1 memory. */
 int cairn__plan_add(json_t *plan, const char *machine, const char *disk,
-                    const char *name, const char *base, uint64_t length);
+                    const char *name, const char *base, uint64_t length,
+                    const unsigned char *origin);
 /* Written beside and renamed, synced. */
 int cairn__plan_write(const struct cairn_io *io, int workfd, const char *path,
                       const json_t *plan, struct cairn_error *err);
@@ -43,7 +48,10 @@ int cairn__plan_is_alike(const json_t *plan, const char *algorithm,
 /* 1 and the secret of its digests; 0 when that is a chain's already. */
 int cairn__plan_secret(const json_t *plan,
                        unsigned char secret[CAIRN__SECRET_SIZE]);
-/* The disk has the same entry in both. */
+/* 1 and what identifies the content of the disk's source, or 0. */
+int cairn__plan_origin(const json_t *plan, const char *machine,
+                       const char *disk, unsigned char origin[16]);
+/* The disk has the same entry in both, but for the origin. */
 int cairn__plan_has_same(const json_t *a, const json_t *b, const char *machine,
                          const char *disk);
 
