@@ -1115,7 +1115,7 @@ local service_codes = { not_supported = 1, timeout = 3, closed = 5,
 
 local setting_fields = { base = "string", format = "string",
   digest = "string", on_disk_error = "string", depth_limit = "number",
-  machines = "list", Name = "string" }
+  resume = "boolean", machines = "list", Name = "string" }
 local machine_fields = { VirtualMachineId = "string!", disks = "list" }
 
 local function same_id(a, b)
@@ -1190,7 +1190,7 @@ function methods.ExportReferencePoint(engine, farm, directory, settings)
       export = { collection = farm, directory = directory,
         base = settings.base, format = settings.format,
         digest = settings.digest, on_disk_error = settings.on_disk_error,
-        depth_limit = settings.depth_limit } })
+        depth_limit = settings.depth_limit, resume = settings.resume } })
   end))
   if not job then return service_codes[code] or 2, nil, message end
   M.update_ref(S)

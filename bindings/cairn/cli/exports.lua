@@ -105,6 +105,7 @@ function exports.export(cairn, uv, options)
       on_disk_error = options.on_disk_error,
       depth_limit = options.depth_limit and math.tointeger(
         options.depth_limit),
+      resume = not options.no_resume,
     },
   }
   if options.dry_run then return summary.plan(cairn, { spec }, options) end
