@@ -703,7 +703,7 @@ int cairn__publication_begin(struct cairn__publication *p,
     p->work_name = NULL; /* nothing there to be removed */
     return cairn__fail_memory(err);
   }
-  return p->left ? take_over(p, err) : make_work(p, err);
+  return p->left_name ? take_over(p, err) : make_work(p, err);
 }
 
 /* ---- publication --------------------------------------------------------- */
