@@ -698,7 +698,7 @@ int cairn__publication_begin(struct cairn__publication *p,
     p->work_path = cairn__format("%s/%s", p->path, p->work_name);
   if (p->work_path)
     p->point_path = cairn__format("%s/" POINT, p->work_path);
-  if (!p->point_path) {
+  if (!p->work_name || !p->point_path) {
     cairn__free(p->work_name);
     p->work_name = NULL; /* nothing there to be removed */
     return cairn__fail_memory(err);
