@@ -31,6 +31,8 @@ local cairn = {
   points = private.points,
   verify = core.with_source(private.verify),
   restore = core.with_source(private.restore),
+  merge = core.with_source(private.merge),
+  prune = core.with_source(private.prune),
 
   json_encode = core.json_encode,
   json_decode = core.json_decode,
@@ -57,8 +59,6 @@ datetimes("interval", core.interval)
 -- Names that belong to the module and are not built yet say so.
 for name, instead in pairs {
   schedule = "jobs run at once, or at their ScheduledStartTime",
-  merge = "every point of this version is a full one",
-  prune = "remove a point by removing its directory",
   kind = "pass run = function to engine:submit",
 } do
   cairn[name] = function()

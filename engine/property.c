@@ -312,6 +312,11 @@ static void give_bytes(const struct cairn__job *j, int is_total,
     give_integer(v, (int64_t)(is_total ? total : done));
 }
 
+static int is_export(const struct cairn__job *j)
+{
+  return j->kind && strcmp(j->kind->name, "export") == 0;
+}
+
 /* A property of the run: what the report says, once it ended well; empty while
  * it runs and when it failed. */
 static int give_exported(struct cairn_engine *e, const struct cairn__job *j,
@@ -320,7 +325,7 @@ static int give_exported(struct cairn_engine *e, const struct cairn__job *j,
 {
   const json_t *properties = json_object_get(j->report, "properties");
 
-  if (!j->directory || j->run_number == 0) {
+  if (!is_export(j) || j->run_number == 0) {
     give_null(v);
     return 0;
   }
@@ -336,7 +341,7 @@ static int give_machines(struct cairn_engine *e, const struct cairn__job *j,
   const json_t *exported = json_object_get(
       json_object_get(j->report, "properties"), "VirtualMachineId");
 
-  if (!j->directory || j->run_number == 0) {
+  if (!is_export(j) || j->run_number == 0) {
     give_null(v);
     return 0;
   }
@@ -358,7 +363,7 @@ static void give_base(const struct cairn__job *j, struct cairn_value *v)
 static void give_point(struct cairn_engine *e, const struct cairn__job *j,
                        struct cairn_value *v)
 {
-  if (!j->directory || j->run_number == 0) {
+  if (!is_export(j) || j->run_number == 0) {
     give_null(v);
     return;
   }
@@ -579,7 +584,7 @@ static int get(struct cairn_engine *e, const struct cairn__job *j,
     give_string(v, cairn__job_message(j));
     break;
   case CAIRN_PROPERTY_CollectionId:
-    give_spec_string(j->directory ? json_object_get(j->spec, "collection")
+    give_spec_string(is_export(j) ? json_object_get(j->spec, "collection")
                                   : NULL,
                      "CollectionId", v);
     break;
@@ -592,7 +597,7 @@ static int get(struct cairn_engine *e, const struct cairn__job *j,
   case CAIRN_PROPERTY_VirtualMachineId:
     return give_machines(e, j, v, err);
   case CAIRN_PROPERTY_ExportDirectory:
-    give_spec_string(j->directory ? j->spec : NULL, "directory", v);
+    give_spec_string(is_export(j) ? j->spec : NULL, "directory", v);
     break;
   case CAIRN_PROPERTY_ExportedDisks:
   case CAIRN_PROPERTY_ExportedLogFilePaths:

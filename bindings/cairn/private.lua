@@ -1,6 +1,6 @@
 -- Work on exports without an engine of one's own: cairn.points reads,
--- cairn.verify and cairn.restore submit one job to a private engine in memory
--- and wait for it. Paths are relative to the working directory.
+-- cairn.verify, restore, merge and prune submit one job to a private engine in
+-- memory and wait for it (with dry_run they plan it). Paths are relative to the working directory.
 
 local core = require "cairn.core"
 core.trust()
@@ -66,23 +66,37 @@ local function checked(source, t, fields, what)
   return copy
 end
 
--- verify{...} and restore{...} -> report | nil, message, code[, report]
-function M.verify(source, _, t)
-  local ok, spec = pcall(checked, source, t, verify_fields, "cairn.verify")
-  if not ok then
-    if failure.is(spec) then return failure.results(spec) end
-    error(spec, 0)
-  end
-  return run("verify", spec, "cairn.verify")
+-- What a job would do.
+local function plan(kind, spec, what)
+  local engine, message, code = E.open {}
+  if not engine then return nil, message, code end
+  local results = table.pack(pcall(engine.plan, engine,
+    { Name = what, [kind] = spec }))
+  pcall(engine.close, engine, { mode = "kill" })
+  if not results[1] then error(results[2], 0) end
+  return table.unpack(results, 2, results.n)
 end
 
-function M.restore(source, _, t)
-  local ok, spec = pcall(checked, source, t, restore_fields, "cairn.restore")
-  if not ok then
-    if failure.is(spec) then return failure.results(spec) end
-    error(spec, 0)
+-- kind{...} -> report | nil, message, code[, report]
+local function caller(kind, fields)
+  local what = "cairn." .. kind
+  return function(source, _, t)
+    local ok, spec = pcall(checked, source, t, fields, what)
+    if not ok then
+      if failure.is(spec) then return failure.results(spec) end
+      error(spec, 0)
+    end
+    local is_dry = spec.dry_run
+    spec.dry_run = nil
+    return (is_dry and plan or run)(kind, spec, what)
   end
-  return run("restore", spec, "cairn.restore")
 end
+
+M.verify = caller("verify", verify_fields)
+M.restore = caller("restore", restore_fields)
+M.merge = caller("merge", { directory = "string!", point = "string!",
+  into = "string", through = "list", to = "string", dry_run = "boolean" })
+M.prune = caller("prune", { directory = "string!", collection = "any",
+  keep = "table!", dry_run = "boolean" })
 
 return M

@@ -52,6 +52,11 @@ static int keep_points(struct cairn__bases *b, struct cairn_error *err)
   {
     const char *id = text_of(p, "CollectionId");
 
+    if (text_of(p, "error") && is_named(b->o.wanted, "latest"))
+      cairn__run_warn(b->o.run,
+                      "reference point %s cannot be read, so nothing is based "
+                      "on it: %s",
+                      text_of(p, "ReferencePointGroupId"), text_of(p, "error"));
     if (result != 0 || !id || strcmp(id, b->o.collection) != 0)
       continue;
     if (json_array_append(b->points, p) != 0)

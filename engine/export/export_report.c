@@ -23,7 +23,8 @@ static json_t *report_disk(const struct cairn__member_disk *d)
       "virtual_size",  "tracker",       "fallback",   "internal_snapshots",
       "bytes_read",    "bytes_written", "bytes_zero", "bytes_skipped",
       "bytes_resumed", "time_started",  "time_ended", "digest",
-      "content",       "role",          "base",       "shared_with"};
+      "content",       "role",          "base",       "shared_with",
+      "blocks_audited"};
   json_t *o = json_pack("{s:s, s:s, s:s, s:s}", "id", d->id, "result",
                         result_name(d->result), "source", d->path,
                         "source_format", d->format);

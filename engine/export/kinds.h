@@ -18,6 +18,10 @@
  *            depth?: "set"|"chain"|"content" (default), source?: collection }
  * restore: { directory, point, to, machine?: id, disk?: id,
  *            format?: "raw"|"qcow2" (default: raw), overwrite?: bool }
+ * merge:   { directory, point, into?: "full" (default)|id, through?: [id]
+ *            (the points between, oldest first: checked), to?: directory }
+ * prune:   { directory, collection?: id, keep: { last?, daily?, weekly?,
+ *            monthly?, yearly?: n, within?: "30d"|seconds, ids?: [id] } }
  */
 #ifndef CAIRN_EXPORT_KINDS_H
 #define CAIRN_EXPORT_KINDS_H
@@ -38,5 +42,7 @@ struct cairn__kind {
 extern const struct cairn__kind cairn__kind_export;
 extern const struct cairn__kind cairn__kind_verify;
 extern const struct cairn__kind cairn__kind_restore;
+extern const struct cairn__kind cairn__kind_merge;
+extern const struct cairn__kind cairn__kind_prune;
 
 #endif

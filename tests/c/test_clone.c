@@ -1,7 +1,7 @@
 /* Reflink clones on real file systems: XFS and btrfs (plain, compressing, and
- * files with +C), each on a loop device, mounted in a mount namespace of this
- * process so that nothing is left whatever happens. Judged by shadow copies of
- * what was written, and by cmp.
+ * files with +C), each on a loop device over memory, mounted in a mount
+ * namespace of this process so that nothing is left whatever happens. Judged by
+ * shadow copies of what was written, and by cmp.
  *
  * The random property: after any steps, every block that differs from an
  * older clone is marked. CAIRN_SECONDS (default 20) is for all of it,
@@ -56,9 +56,10 @@ static const char *mount_all(void)
   if (!has_program("mkfs.xfs") || !has_program("mkfs.btrfs"))
     return "needs mkfs.xfs and mkfs.btrfs (packages xfsprogs, btrfs-progs)";
   if (unshare(CLONE_NEWNS) != 0 ||
-      mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0)
+      mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ||
+      mount("none", scratch_path, "tmpfs", 0, "size=1500m,mode=0700") != 0)
     return "needs a mount namespace";
-  /* The old descriptor would lead into the old namespace. */
+  /* The old descriptor leads to what is below the mount. */
   close(scratch_fd);
   scratch_fd = open(scratch_path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (scratch_fd < 0 || fchdir(scratch_fd) != 0)
@@ -87,7 +88,7 @@ static int set_up(void **state)
 static int tear_down(void **state)
 {
   (void)run(NULL,
-            "for d in $(awk '{print $2}' /proc/mounts | grep ^%s/ | "
+            "cd / && for d in $(awk '{print $2}' /proc/mounts | grep ^%s | "
             "sort -r); do umount $d || umount -l $d; done",
             scratch_path);
   return scratch_close(state);
@@ -479,38 +480,49 @@ static void disk_fill(struct disk *d)
 
 /* ---- every step alone ---------------------------------------------------- */
 
+/* Each a few times on each file system: that what changed is marked, and that
+ * there was something to be marked. */
+static void try_step(size_t number, int kind, unsigned time, struct tally *t)
+{
+  struct disk d;
+  struct kept base, now;
+  char what[128];
+
+  random_state = 1000 + number * 10 + time;
+  snprintf(what, sizeof what, "%s, %s (%u)", kind_names[kind],
+           steps[number].name, time);
+  disk_open(&d, kind);
+  disk_fill(&d);
+  if (time % 2)
+    step_sync(&d);
+  keep(&d, &base);
+  steps[number].step(&d);
+  /* The source itself, dirty as it is, and its clone. */
+  cairn__changes_free(compare(&base, d.fd, d.bytes, d.size, t, what));
+  keep(&d, &now);
+  cairn__changes_free(compare(&base, now.fd, now.bytes, now.size, t, what));
+  let_go(&d, &now);
+  let_go(&d, &base);
+  disk_close(&d);
+}
+
 static void marks_what_each_step_changes(void **state)
 {
-  struct tally t = {0};
-
   (void)state;
   need_file_systems();
-  for (int kind = 0; kind < KINDS; kind++) {
-    for (size_t i = 0; i < STEPS * 8; i++) {
-      struct disk d;
-      struct kept base, now;
-      char what[128];
+  for (size_t i = 0; i < STEPS; i++) {
+    int is_idle = steps[i].step == step_write_same ||
+                  steps[i].step == step_grow || steps[i].step == step_sync ||
+                  steps[i].step == step_defragment;
+    struct tally t = {0};
 
-      random_state = 1000 + i;
-      disk_open(&d, kind);
-      disk_fill(&d);
-      if (i % 2)
-        step_sync(&d);
-      keep(&d, &base);
-      steps[i / 8].step(&d);
-      snprintf(what, sizeof what, "%s, %s (%zu)", kind_names[kind],
-               steps[i / 8].name, i % 8);
-      /* The source itself, dirty as it is, and its clone. */
-      cairn__changes_free(compare(&base, d.fd, d.bytes, d.size, &t, what));
-      keep(&d, &now);
-      cairn__changes_free(
-          compare(&base, now.fd, now.bytes, now.size, &t, what));
-      let_go(&d, &now);
-      let_go(&d, &base);
-      disk_close(&d);
-    }
+    for (int kind = 0; kind < KINDS; kind++)
+      for (unsigned time = 0; time < 3; time++)
+        try_step(i, kind, time, &t);
+    if ((t.differ == 0) != is_idle)
+      fail_msg("%s: %llu blocks differ", steps[i].name,
+               (unsigned long long)t.differ);
   }
-  assert_true(t.differ > 0);
 }
 
 /* ---- any steps ----------------------------------------------------------- */
@@ -549,12 +561,35 @@ static void move_blocks(const struct disk *d, const struct kept *k)
   }
 }
 
+/* A balance that goes on while maps are read; -1 when there is none. */
+static pid_t start_balance(int kind)
+{
+  const char *directory = kind_dirs[kind == NOCOW ? BTRFS : kind];
+  pid_t pid;
+
+  if (kind == XFS || random_below(8) != 0)
+    return -1;
+  pid = fork();
+  assert_true(pid >= 0);
+  if (pid == 0) {
+    int null = open("/dev/null", O_WRONLY);
+
+    dup2(null, 1);
+    dup2(null, 2);
+    execlp("btrfs", "btrfs", "balance", "start", "--full-balance", directory,
+           (char *)NULL);
+    _exit(127);
+  }
+  return pid;
+}
+
 /* One life of a disk: steps and clones, each compared with older ones. */
 static void live(int kind, unsigned rounds, struct tally *t)
 {
   struct kept kept[KEPT];
   unsigned count = 0;
   char what[128];
+  pid_t balance;
   struct disk d;
 
   disk_open(&d, kind);
@@ -584,12 +619,15 @@ static void live(int kind, unsigned rounds, struct tally *t)
       memmove(&kept[which], &kept[which + 1],
               (--count - which) * sizeof kept[0]);
     }
+    balance = start_balance(kind);
     keep(&d, &kept[count]);
     for (unsigned i = 0; i < count; i++)
-      if (i + 1 == count || random_below(2) == 0)
+      if (i + 1 == count || balance >= 0 || random_below(2) == 0)
         cairn__changes_free(
             compare(&kept[i], kept[count].fd, d.bytes, d.size, t, what));
     count++;
+    if (balance >= 0)
+      assert_int_equal(waitpid(balance, NULL, 0), balance);
   }
   while (count > 0)
     let_go(&d, &kept[--count]);
@@ -1394,6 +1432,92 @@ static void makes_a_clone_that_lasts(void **state)
   must_run("umount last && rm -r last last.img want");
 }
 
+static void knows_a_clone_again_after_a_remount(void **state)
+{
+  static const char *const mounts[] = {"mount -o loop xfs.img xfs", "", "",
+                                       "mount -o loop,compress-force=zstd "
+                                       "zstd.img zstd"};
+
+  (void)state;
+  need_file_systems();
+  for (int kind = XFS; kind < KINDS; kind += ZSTD - XFS) {
+    char identity[CAIRN__CLONE_IDENTITY_SIZE];
+    int fd, dirfd;
+
+    make_file(path_in(kind, "disk"), 1, MIB);
+    fd = clone_file(path_in(kind, "disk"), kind_dirs[kind], "it");
+    assert_int_equal(
+        cairn__clone_identity(&cairn__system_io, fd, "it", identity, &err), 0);
+    close(fd);
+    must_run("umount %s && %s", kind_dirs[kind], mounts[kind]);
+    dirfd = openat(scratch_fd, kind_dirs[kind], O_RDONLY | O_DIRECTORY);
+    assert_int_equal(cairn__clone_open(&cairn__system_io, dirfd, "it", "it",
+                                       identity, &fd, reason, sizeof reason,
+                                       &err),
+                     0);
+    close(fd);
+    close(dirfd);
+    must_run("rm -f %s/it %s/disk", kind_dirs[kind], kind_dirs[kind]);
+  }
+}
+
+/* In a child, hence without assertions: 0, or which call failed. */
+static int work_as_user(const char *directory)
+{
+  struct cairn__held held;
+  struct cairn__changes *c;
+  int fds[2], dirfd;
+
+  if (setgid(65534) != 0 || setuid(65534) != 0 || chdir(directory) != 0)
+    return 1;
+  dirfd = open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  for (int i = 0; i < 2; i++) {
+    int fd = open("disk", O_WRONLY | O_CLOEXEC);
+
+    if (pwrite(fd, "x", 1, 0) != 1)
+      return 2;
+    close(fd);
+    if (cairn__held_open(&cairn__system_io, "disk", 0, &held, &err) != 0)
+      return 3;
+    if (cairn__clone_make(&cairn__system_io, NULL, &held, dirfd,
+                          i ? "now" : "base", "it", &fds[i], reason,
+                          sizeof reason, &err) != 0)
+      return 4;
+    cairn__held_close(&held);
+  }
+  if (cairn__changes_new(MIB, &c, &err) != 0 ||
+      cairn__clone_changes(&cairn__system_io, NULL, fds[0], fds[1], MIB, c,
+                           reason, sizeof reason, &err) != 0)
+    return 5;
+  return cairn__changes_is_set(c, 0) ? 0 : 6;
+}
+
+static void needs_no_privilege(void **state)
+{
+  (void)state;
+  need_file_systems();
+  must_run("chmod 755 .");
+  for (int kind = XFS; kind < KINDS; kind++) {
+    int status;
+    pid_t pid;
+
+    must_run("mkdir %s/user && head -c 1M /dev/urandom >%s/user/disk && "
+             "chown -R 65534:65534 %s/user",
+             kind_dirs[kind], kind_dirs[kind], kind_dirs[kind]);
+    pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+      char directory[64];
+
+      snprintf(directory, sizeof directory, "%s/user", kind_dirs[kind]);
+      _exit(work_as_user(directory));
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+    must_run("rm -r %s/user", kind_dirs[kind]);
+  }
+}
+
 static void refuses_a_clone_that_was_altered(void **state)
 {
   static const struct {
@@ -1889,6 +2013,8 @@ int main(void)
       cmocka_unit_test(clones_into_another_subvolume),
       cmocka_unit_test(makes_a_file_that_nobody_writes),
       cmocka_unit_test(makes_a_clone_that_lasts),
+      cmocka_unit_test(knows_a_clone_again_after_a_remount),
+      cmocka_unit_test(needs_no_privilege),
       cmocka_unit_test(refuses_a_clone_that_was_altered),
       cmocka_unit_test(notices_stores_into_a_clone),
       cmocka_unit_test(says_why_there_is_no_clone),
