@@ -225,6 +225,18 @@ static int system_write_behind(const struct cairn_io *io, int fd, off_t offset,
   }
 }
 
+static int system_punch(const struct cairn_io *io, int fd, off_t offset,
+                        off_t n)
+{
+  int rc;
+
+  (void)io;
+  do {
+    rc = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, n);
+  } while (rc != 0 && errno == EINTR);
+  return rc;
+}
+
 const struct cairn_io cairn__system_io = {
     .openat = system_openat,
     .close = system_close,
@@ -248,6 +260,7 @@ const struct cairn_io cairn__system_io = {
     .fdopendir = system_fdopendir,
     .point = system_point,
     .write_behind = system_write_behind,
+    .punch = system_punch,
 };
 
 /* ---- whole transfers ------------------------------------------------------

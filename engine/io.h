@@ -58,6 +58,9 @@ struct cairn_io {
   /* Starts writing a range back without waiting for it, so that a later fsync
    * is short; 0 where the file system does not offer it. */
   int (*write_behind)(const struct cairn_io *io, int fd, off_t offset, off_t n);
+  /* Makes a range a hole, which reads as zeros; the size stays. EOPNOTSUPP
+   * where the file system has none. */
+  int (*punch)(const struct cairn_io *io, int fd, off_t offset, off_t n);
 };
 
 extern const struct cairn_io cairn__system_io;

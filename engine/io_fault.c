@@ -356,6 +356,16 @@ static int fault_write_behind(const struct cairn_io *io, int fd, off_t offset,
   return f->base->write_behind(f->base, fd, offset, n);
 }
 
+static int fault_punch(const struct cairn_io *io, int fd, off_t offset, off_t n)
+{
+  struct cairn__fault_io *f = fault_of(io);
+
+  if (fault(f, "punch", 1, 0)) {
+    return -1;
+  }
+  return f->base->punch(f->base, fd, offset, n);
+}
+
 void cairn__fault_io_init(struct cairn__fault_io *f, uint64_t at, int kind,
                           int errnum)
 {
@@ -382,6 +392,7 @@ void cairn__fault_io_init(struct cairn__fault_io *f, uint64_t at, int kind,
       .fdopendir = fault_fdopendir,
       .point = fault_point,
       .write_behind = fault_write_behind,
+      .punch = fault_punch,
   };
 
   memset(f, 0, sizeof *f);

@@ -1118,7 +1118,7 @@ local service_codes = { not_supported = 1, timeout = 3, closed = 5,
 
 local setting_fields = { base = "string", format = "string",
   digest = "string", on_disk_error = "string", depth_limit = "number",
-  tracker = "string", machines = "list", Name = "string" }
+  tracker = "string", resume = "boolean", machines = "list", Name = "string" }
 local machine_fields = { VirtualMachineId = "string!", disks = "list" }
 
 local function same_id(a, b)
@@ -1194,7 +1194,8 @@ function methods.ExportReferencePoint(engine, farm, directory, settings)
       export = { collection = farm, directory = directory,
         base = settings.base, format = settings.format,
         digest = settings.digest, on_disk_error = settings.on_disk_error,
-        depth_limit = settings.depth_limit, tracker = settings.tracker } })
+        depth_limit = settings.depth_limit, tracker = settings.tracker,
+        resume = settings.resume } })
   end))
   if not job then return service_codes[code] or 2, nil, message end
   M.update_ref(S)

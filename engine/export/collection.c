@@ -38,6 +38,7 @@ static const struct key export_keys[] = {
     {"base", TYPE_STRING, 0},         {"format", TYPE_STRING, 0},
     {"digest", TYPE_STRING, 0},       {"on_disk_error", TYPE_STRING, 0},
     {"depth_limit", TYPE_INTEGER, 0}, {"tracker", TYPE_STRING, 0},
+    {"resume", TYPE_BOOLEAN, 0},
 };
 static const struct key collection_keys[] = {
     {"CollectionId", TYPE_GUID, 1},        {"ElementName", TYPE_STRING, 0},

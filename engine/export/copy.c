@@ -9,6 +9,13 @@
  * order, whatever the threads do, and the bytes of the result do not depend on
  * timing; memory is one piece per thread.
  *
+ * A run that takes up an earlier one asks the journal about every block of its
+ * piece. What the image holds of this very content is read there instead of in
+ * the source, and has the journal's digest or is not believed. Other blocks are
+ * read from the source, and those that the journal has in the place that they
+ * get now are compared with what lies there. Either way the pieces, tickets and
+ * places are those of a run that was never interrupted.
+ *
  * A run that is suspended stands still wherever its threads are: before a
  * ticket is drawn they pass the gate, a source that waits for somebody else
  * passes it too, and whoever waits for a thread that may have parked there has
@@ -82,7 +89,7 @@ struct pipeline {
   uint8_t *states;
   uint64_t *positions;
   /* sums */
-  _Atomic uint64_t read, written, zero, changed, refuted;
+  _Atomic uint64_t read, written, zero, changed, refuted, resumed;
 };
 
 struct worker {
@@ -94,6 +101,10 @@ struct worker {
   unsigned char based[PIECE_BLOCKS * CAIRN__DIGEST_MAX];
   uint8_t states[PIECE_BLOCKS];
   uint64_t positions[PIECE_BLOCKS];
+  /* of a resumed run */
+  unsigned char *back; /* PIECE_BYTES, aligned: what lies in the image */
+  struct cairn__journal_slot slots[PIECE_BLOCKS];
+  uint8_t is_taken[PIECE_BLOCKS]; /* came from the image */
 };
 
 static void fail_all(struct pipeline *p, const struct cairn_error *error)
@@ -457,29 +468,133 @@ static uint64_t least(uint64_t a, uint64_t b)
   return a < b ? a : b;
 }
 
-/* Reads and digests a piece: DATA, or UNCHANGED for blocks of zeros. */
-static int read_piece(struct pipeline *p, struct worker *w,
-                      const struct piece *piece, struct cairn_error *err)
+/* Blocks from `first` on that lie side by side in the image, as far as `wanted`
+ * says yes. */
+static size_t neighbours(const struct worker *w, size_t first, size_t count,
+                         int (*wanted)(const struct worker *w, size_t i))
+{
+  size_t n = 0;
+
+  while (first + n < count && wanted(w, first + n) &&
+         w->slots[first + n].position ==
+             w->slots[first].position + n * CAIRN__BLOCK)
+    n++;
+  return n;
+}
+
+static int is_of_origin(const struct worker *w, size_t i)
+{
+  return w->slots[i].is_of_origin;
+}
+
+/* Reads from the image what the source holds, too. */
+static void take_blocks(struct pipeline *p, struct worker *w,
+                        const struct piece *piece)
+{
+  struct cairn__copy *c = p->c;
+  unsigned size = c->digester->size;
+
+  for (size_t i = 0, n; i < piece->count; i += n ? n : 1) {
+    unsigned char *buf = w->buf + i * CAIRN__BLOCK;
+
+    n = neighbours(w, i, piece->count, is_of_origin);
+    if (n == 0 || c->sink->ops->read(c->sink, w->slots[i].position,
+                                     n * CAIRN__BLOCK, buf) != 0)
+      continue;
+    for (size_t k = i; k < i + n; k++) {
+      unsigned char *digest = w->digests + k * size;
+
+      w->is_taken[k] = !cairn__digest_block(
+                           c->digester, w->buf + k * CAIRN__BLOCK, digest) &&
+                       memcmp(digest, w->slots[k].digest, size) == 0;
+    }
+  }
+}
+
+/* Reads and digests blocks of a piece from the source. */
+static int read_blocks(struct pipeline *p, struct worker *w,
+                       const struct piece *piece, size_t at, size_t count,
+                       struct cairn_error *err)
 {
   struct cairn__copy *c = p->c;
   struct cairn__source *s = c->source;
-  uint64_t offset = piece->first_block * CAIRN__BLOCK;
+  uint64_t offset = (piece->first_block + at) * CAIRN__BLOCK;
   uint64_t left = s->length - offset, zero = 0;
 
-  if (s->ops->read(s, w->reader, w->buf, piece->count * CAIRN__BLOCK, offset,
-                   err) != 0)
+  if (s->ops->read(s, w->reader, w->buf + at * CAIRN__BLOCK,
+                   count * CAIRN__BLOCK, offset, err) != 0)
     return -1;
-  for (size_t i = 0; i < piece->count; i++) {
+  for (size_t i = at; i < at + count; i++) {
     int is_zero = cairn__digest_block(c->digester, w->buf + i * CAIRN__BLOCK,
                                       w->digests + i * c->digester->size);
 
     w->states[i] = is_zero ? CAIRN__UNCHANGED : CAIRN__DATA;
     if (is_zero)
-      zero += least(CAIRN__BLOCK, left - i * CAIRN__BLOCK);
+      zero += least(CAIRN__BLOCK, left - (i - at) * CAIRN__BLOCK);
   }
-  atomic_fetch_add(&p->read, least(left, piece->count * CAIRN__BLOCK));
+  atomic_fetch_add(&p->read, least(left, count * CAIRN__BLOCK));
   atomic_fetch_add(&p->zero, zero);
   return 0;
+}
+
+/* Fills a piece: DATA, or UNCHANGED for blocks of zeros. */
+static int read_piece(struct pipeline *p, struct worker *w,
+                      const struct piece *piece, struct cairn_error *err)
+{
+  if (!p->c->is_resumed)
+    return read_blocks(p, w, piece, 0, piece->count, err);
+  memset(w->is_taken, 0, sizeof w->is_taken);
+  cairn__journal_read(p->c->journal, piece->first_block, piece->count,
+                      w->slots);
+  take_blocks(p, w, piece);
+  for (size_t i = 0, n; i < piece->count; i += n) {
+    for (n = 1; i + n < piece->count && w->is_taken[i + n] == w->is_taken[i];)
+      n++;
+    if (w->is_taken[i])
+      memset(w->states + i, CAIRN__DATA, n);
+    else if (read_blocks(p, w, piece, i, n, err) != 0)
+      return -1;
+  }
+  return 0;
+}
+
+/* What the journal has of a block is what it is to be. */
+static int is_in_place(const struct worker *w, size_t i)
+{
+  return w->states[i] == CAIRN__DATA && w->slots[i].is_written &&
+         w->slots[i].position == w->positions[i] &&
+         memcmp(w->slots[i].digest, w->digests + i * w->p->c->digester->size,
+                w->p->c->digester->size) == 0;
+}
+
+static int is_to_compare(const struct worker *w, size_t i)
+{
+  return is_in_place(w, i) && !w->is_taken[i];
+}
+
+/* Finds the blocks that need not be written, byte by byte. */
+static void keep_blocks(struct pipeline *p, struct worker *w,
+                        const struct piece *piece)
+{
+  struct cairn__copy *c = p->c;
+  uint8_t is_kept[PIECE_BLOCKS];
+
+  for (size_t i = 0; i < piece->count; i++)
+    is_kept[i] = w->is_taken[i] && is_in_place(w, i);
+  for (size_t i = 0, n; i < piece->count; i += n ? n : 1) {
+    n = neighbours(w, i, piece->count, is_to_compare);
+    if (n == 0 ||
+        c->sink->ops->read(c->sink, w->slots[i].position, n * CAIRN__BLOCK,
+                           w->back + i * CAIRN__BLOCK) != 0)
+      continue;
+    for (size_t k = i; k < i + n; k++)
+      is_kept[k] = memcmp(w->buf + k * CAIRN__BLOCK, w->back + k * CAIRN__BLOCK,
+                          CAIRN__BLOCK) == 0;
+  }
+  for (size_t i = 0; i < piece->count; i++) {
+    if (is_kept[i])
+      w->states[i] = CAIRN__KEPT;
+  }
 }
 
 static int write_piece(struct pipeline *p, struct worker *w,
@@ -487,19 +602,31 @@ static int write_piece(struct pipeline *p, struct worker *w,
 {
   struct cairn__copy *c = p->c;
   uint64_t left = c->source->length - piece->first_block * CAIRN__BLOCK;
-  uint64_t bytes = 0;
+  uint64_t bytes = 0, kept = 0;
 
+  if (c->sink && c->is_resumed)
+    keep_blocks(p, w, piece);
   for (size_t i = 0; i < piece->count; i++) {
+    uint64_t n = least(CAIRN__BLOCK, left - i * CAIRN__BLOCK);
+
     if (w->states[i] != CAIRN__UNCHANGED)
       count_changed(p, piece->first_block + i);
     if (w->states[i] == CAIRN__DATA)
-      bytes += least(CAIRN__BLOCK, left - i * CAIRN__BLOCK);
+      bytes += n;
+    if (w->states[i] == CAIRN__KEPT)
+      kept += n;
   }
-  if (!c->sink || bytes == 0)
+  if (!c->sink || bytes + kept == 0)
     return 0;
   atomic_fetch_add(&p->written, bytes);
-  return c->sink->ops->write(c->sink, piece->first_block, piece->count,
-                             w->states, w->positions, w->buf, err);
+  atomic_fetch_add(&p->resumed, kept);
+  if (c->sink->ops->write(c->sink, piece->first_block, piece->count, w->states,
+                          w->positions, w->buf, err) != 0)
+    return -1;
+  if (c->journal)
+    cairn__journal_write(c->journal, piece->first_block, piece->count,
+                         w->states, w->positions, w->digests);
+  return 0;
 }
 
 /* 0, or -1 with err (whose id is CAIRN_OK when another thread has failed) */
@@ -612,8 +739,12 @@ static struct worker *workers_new(struct pipeline *p, unsigned *count)
     workers[i].p = p;
     workers[i].reader = i;
     workers[i].buf = cairn__malloc_aligned(PIECE_BYTES);
-    if (workers[i].buf)
+    if (p->c->is_resumed)
+      workers[i].back = cairn__malloc_aligned(PIECE_BYTES);
+    if (workers[i].buf && (workers[i].back || !p->c->is_resumed))
       continue;
+    cairn__free_aligned(workers[i].buf);
+    cairn__free_aligned(workers[i].back);
     if (i == 0) {
       cairn__free(workers);
       return NULL;
@@ -623,22 +754,29 @@ static struct worker *workers_new(struct pipeline *p, unsigned *count)
   return workers;
 }
 
+static void workers_free(struct worker *workers, unsigned count)
+{
+  for (unsigned i = 0; i < count; i++) {
+    cairn__free_aligned(workers[i].buf);
+    cairn__free_aligned(workers[i].back);
+  }
+  cairn__free(workers);
+}
+
 static int finish(struct pipeline *p, struct cairn_error *err)
 {
   struct cairn__copy *c = p->c;
 
-  if (p->is_failed) {
-    if (err)
-      *err = p->error;
-    return -1;
-  }
   c->bytes_read = atomic_load(&p->read);
   c->bytes_written = atomic_load(&p->written);
   c->bytes_zero = atomic_load(&p->zero);
+  c->bytes_resumed = atomic_load(&p->resumed);
   c->bytes_skipped = c->source->length - c->bytes_read;
   c->blocks_changed = atomic_load(&p->changed);
   c->blocks_refuted = atomic_load(&p->refuted);
-  return 0;
+  if (p->is_failed && err)
+    *err = p->error;
+  return p->is_failed ? -1 : 0;
 }
 
 static void free_pages(struct pipeline *p)
@@ -681,7 +819,7 @@ int cairn__copy_run(struct cairn__copy *c, struct cairn_error *err)
   int result = -1;
 
   c->bytes_read = c->bytes_written = c->bytes_zero = c->bytes_skipped = 0;
-  c->blocks_changed = c->blocks_refuted = 0;
+  c->bytes_resumed = c->blocks_changed = c->blocks_refuted = 0;
   p.blocks = blocks_of(c->source);
   p.walk = (struct walk){
       .source = c->source, .changes = c->changes, .blocks = p.blocks};
@@ -700,9 +838,7 @@ int cairn__copy_run(struct cairn__copy *c, struct cairn_error *err)
   pthread_cond_destroy(&p.turn);
   pthread_mutex_destroy(&p.lock);
   pthread_mutex_destroy(&p.drawing);
-  for (unsigned i = 0; i < count; i++)
-    cairn__free_aligned(workers[i].buf);
-  cairn__free(workers);
+  workers_free(workers, count);
   free_pages(&p);
   return result;
 }

@@ -8,8 +8,10 @@
  *   see that no source has moved
  *   manifest, sync, one rename
  *
- * Until the rename nothing is visible and any failure ends with nothing; after
- * it the point is there, and what still goes wrong is a warning.
+ * Until the rename nothing is visible; after it the point is there, and what
+ * still goes wrong is a warning. A failure ends with nothing, unless disks were
+ * begun and the next run may fare better: that goes on from the work directory
+ * (export_resume.c).
  *
  * With on_disk_error = "continue" a machine whose sources fail is left out as a
  * whole: what was written of it is removed, the manifest names it as failed. A
@@ -98,6 +100,7 @@ static int open_bases(struct cairn__export *x, int algorithm,
 
 static int prepare(struct cairn__export *x, struct cairn_error *err)
 {
+  const struct cairn__wanted wanted = cairn__export_wanted(x->spec);
   int algorithm;
 
   if (cairn__digest_algorithm_parse(text_of(x->spec, "digest"), &algorithm,
@@ -113,7 +116,9 @@ static int prepare(struct cairn__export *x, struct cairn_error *err)
                               err) != 0 ||
       cairn__publication_check_free(&x->publication, x->run->point_uuid, err) !=
           0 ||
-      cairn__publication_clean(&x->publication, x->run, err) != 0 ||
+      cairn__publication_clean(
+          &x->publication, x->run, &wanted,
+          json_is_false(json_object_get(x->spec, "resume")), err) != 0 ||
       open_bases(x, algorithm, err) != 0)
     return -1;
   return cairn__publication_begin(&x->publication, x->run, err);
@@ -236,7 +241,7 @@ static int open_sources(struct cairn__export *x, struct cairn_error *err)
       cairn__members_measure(&x->members, x->run, err) != 0)
     return -1;
   atomic_store(&x->run->bytes_total, x->members.bytes);
-  return 0;
+  return cairn__export_begin(x, err);
 }
 
 /* ---- a machine ----------------------------------------------------------- */
@@ -245,7 +250,8 @@ static int make_directory(const struct cairn__export *x, int parent,
                           const char *name, const char *path, int *fd,
                           struct cairn_error *err)
 {
-  if (x->io->mkdirat(x->io, parent, name, 0700) != 0)
+  if (x->io->mkdirat(x->io, parent, name, 0700) != 0 &&
+      !(errno == EEXIST && x->publication.left))
     return cairn__fail_errno(err, errno, path, -1,
                              "cannot create the directory \"%s\"", path);
   *fd = x->io->openat(x->io, parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW,
@@ -499,7 +505,7 @@ static void export_main(struct cairn__run *run)
   struct cairn__export x = {.run = run, .io = run->io, .spec = run->spec};
   struct cairn_error err;
   json_t *properties = NULL;
-  int result;
+  int result, is_kept;
 
   cairn__error_clear(&err);
   x.collection = json_object_get(run->spec, "collection");
@@ -512,13 +518,14 @@ static void export_main(struct cairn__run *run)
   cairn__members_close_sources(&x.members);
   cairn__members_end(&x.members, x.publication.is_published, x.bases.points);
   cairn__export_report(&x, &err, result == 0 ? properties : NULL);
-  cairn__publication_close(&x.publication, run,
-                           result != 0 && err.id == CAIRN_E_KILLED);
+  is_kept = result != 0 && cairn__export_is_kept(&x, err.id);
+  cairn__publication_close(&x.publication, run, is_kept);
   cairn__members_free(&x.members);
   cairn__bases_close(&x.bases);
   json_decref(properties);
   json_decref(x.files);
   json_decref(x.removed);
+  json_decref(x.plan);
   explicit_bzero(&x.digester, sizeof x.digester);
   if (result != 0)
     run->error = err;

@@ -2,6 +2,7 @@
  *
  *   export.c         the run: order, machines, manifest, publication
  *   export_disk.c    one disk: its base, its image, its digest map
+ *   export_resume.c  what an interrupted run leaves and the next one takes
  *   export_report.c  what the job says of it: properties and report
  *   export_plan.c    the dry run */
 #ifndef CAIRN_EXPORT_EXPORT_H
@@ -12,6 +13,7 @@
 #include "base.h"
 #include "members.h"
 #include "publish.h"
+#include "resume.h"
 
 struct cairn__export {
   struct cairn__run *run;
@@ -28,6 +30,8 @@ struct cairn__export {
   json_t *files;   /* of the manifest */
   json_t *removed; /* {VirtualMachineId, disk}: in the reference point of the
                       bases, and no longer in the collection */
+  json_t *plan;    /* of the work directory */
+  int has_written; /* what a later run can use */
 };
 
 static inline const char *cairn__text_of(const json_t *object, const char *name)
@@ -46,6 +50,29 @@ int cairn__export_choose_bases(struct cairn__export *x,
 int cairn__export_disk(struct cairn__export *x, struct cairn__member *m,
                        struct cairn__member_disk *d, int dirfd,
                        struct cairn_error *err);
+
+/* ---- export_resume.c */
+
+/* What a run with these settings can go on from. */
+struct cairn__wanted cairn__export_wanted(const json_t *spec);
+/* The secret of the work directory that is taken over, else a new one. */
+int cairn__export_secret(struct cairn__export *x, struct cairn_error *err);
+/* With sources and bases known: makes the plan, removes from the work directory
+ * what is not part of it, and writes it there. */
+int cairn__export_begin(struct cairn__export *x, struct cairn_error *err);
+/* Opens the journal of a disk for its copy, which may go on from the image that
+ * is there when is_resumed. Without one it begins anew, with a warning. */
+void cairn__export_open_journal(struct cairn__export *x,
+                                const struct cairn__member *m,
+                                const struct cairn__member_disk *d,
+                                int is_resumed, struct cairn__copy *copy);
+/* After the copy, however it ended. */
+void cairn__export_close_journal(struct cairn__export *x,
+                                 const struct cairn__member *m,
+                                 const struct cairn__member_disk *d,
+                                 struct cairn__copy *copy);
+/* 1: the work directory stays after this failure; a warning says where. */
+int cairn__export_is_kept(struct cairn__export *x, int id);
 
 /* ---- export_report.c */
 

@@ -141,22 +141,15 @@ static int find_all_changes(struct cairn__export *x, struct cairn_error *err)
 
 static int settle_digester(struct cairn__export *x, struct cairn_error *err)
 {
-  unsigned char secret[CAIRN__SECRET_SIZE];
-
   if (x->bases.has_key) {
     x->digester = x->bases.digester;
     return 0;
   }
-  if (cairn__digest_secret(secret, err) != 0)
-    return -1;
-  cairn__digester_init(&x->digester, x->bases.o.algorithm, secret);
-  explicit_bzero(secret, sizeof secret);
-  return 0;
+  return cairn__export_secret(x, err);
 }
 
 int cairn__export_choose_bases(struct cairn__export *x, struct cairn_error *err)
 {
-
   for (size_t i = 0; i < x->members.count; i++) {
     struct cairn__member *m = &x->members.list[i];
 
@@ -197,6 +190,7 @@ struct disk_job {
   struct cairn__map *base, *twin_map;
   struct cairn__changes *changes;
   int64_t started_us;
+  int is_resumed; /* an image that is there is taken over */
 };
 
 static int64_t wall_us(const struct cairn__export *x)
@@ -215,6 +209,7 @@ static int open_sink(struct disk_job *j, struct cairn__sink **sink,
       .io = x->io,
       .dirfd = j->dirfd,
       .name = j->name,
+      .is_resumed = j->is_resumed,
       .path = path,
       .length = j->length,
       .virtual_size = j->virtual_size,
@@ -336,6 +331,16 @@ static void close_inputs(struct disk_job *j)
   cairn__changes_free(j->changes);
 }
 
+static int copy_disk(struct disk_job *j, struct cairn_error *err)
+{
+  int result;
+
+  cairn__export_open_journal(j->x, j->m, j->d, j->is_resumed, &j->copy);
+  result = cairn__copy_run(&j->copy, err);
+  cairn__export_close_journal(j->x, j->m, j->d, &j->copy);
+  return result;
+}
+
 static int write_disk(struct disk_job *j, struct cairn_error *err)
 {
   const struct cairn__export *x = j->x;
@@ -356,7 +361,7 @@ static int write_disk(struct disk_job *j, struct cairn_error *err)
   j->copy.sink = sink;
   j->copy.digester = &x->digester;
   j->copy.map_writer = map;
-  if (cairn__copy_run(&j->copy, err) != 0) {
+  if (copy_disk(j, err) != 0) {
     sink->ops->abort(sink);
     cairn__map_abort(map);
     return -1;
@@ -389,6 +394,10 @@ static int describe_more(const struct disk_job *j, struct cairn_error *err)
   if (d->base.point &&
       json_object_set(entry, "base_content",
                       json_object_get(d->base.image, "content")) != 0)
+    return cairn__fail_memory(err);
+  if (j->is_resumed &&
+      json_object_set_new(entry, "bytes_resumed",
+                          json_integer((json_int_t)j->copy.bytes_resumed)) != 0)
     return cairn__fail_memory(err);
   if (cairn__tracking_describe(&d->tracking, entry) != 0)
     return cairn__fail_memory(err);
@@ -474,6 +483,9 @@ int cairn__export_disk(struct cairn__export *x, struct cairn__member *m,
   snprintf(j.name, sizeof j.name, "%s.%s", d->id, j.format);
   snprintf(j.map_name, sizeof j.map_name, "%s.digests", d->id);
   j.started_us = wall_us(x);
+  j.is_resumed =
+      x->publication.left &&
+      cairn__plan_has_same(x->publication.left, x->plan, m->id, d->id);
   result = open_inputs(&j, err);
   if (result == 0)
     result = write_disk(&j, err);

@@ -207,12 +207,16 @@ static int write_plan(struct cairn__export *x, int is_new, int fd,
 {
   const json_t *spec = x->spec;
   json_t *machines = json_array(), *warnings;
-  uint64_t target = 2ull * CAIRN__BLOCK, free_bytes = 0;
+  const struct cairn__wanted wanted = cairn__export_wanted(spec);
+  uint64_t target = 2ull * CAIRN__BLOCK, free_bytes = 0, kept = 0;
+  char *left = NULL;
   struct statvfs fs;
   int result = machines ? 0 : cairn__fail_memory(err);
 
   for (size_t i = 0; i < x->members.count && result == 0; i++)
     result = plan_machine(x, &x->members.list[i], machines, &target, err);
+  if (result == 0 && !is_new && !json_is_false(json_object_get(spec, "resume")))
+    result = cairn__publication_find(x->io, fd, &wanted, &left, &kept, err);
   if (result != 0) {
     json_decref(machines);
     return -1;
@@ -222,7 +226,7 @@ static int write_plan(struct cairn__export *x, int is_new, int fd,
   warnings = x->run->warnings ? json_incref(x->run->warnings) : json_array();
   *plan = json_pack(
       "{s:s, s:s, s:s?, s:s, s:b, s:s, s:s, s:s, s:s?, s:I, s:I, s:I, s:b, "
-      "s:o, s:o}",
+      "s:o, s:o, s:s?, s:I}",
       "kind", "export", "CollectionId",
       cairn__text_of(x->collection, "CollectionId"), "ElementName",
       cairn__text_of(x->collection, "ElementName"), "directory",
@@ -231,8 +235,9 @@ static int write_plan(struct cairn__export *x, int is_new, int fd,
       cairn__text_of(spec, "base"), "BaseReferencePointGroupId",
       cairn__export_base_id(x), "bytes_total", (json_int_t)x->members.bytes,
       "target_bytes", (json_int_t)target, "free_bytes", (json_int_t)free_bytes,
-      "has_space", target <= free_bytes, "machines", machines, "warnings",
-      warnings);
+      "has_space", target <= free_bytes + kept, "machines", machines,
+      "warnings", warnings, "resumes", left, "kept_bytes", (json_int_t)kept);
+  cairn__free(left);
   return *plan ? 0 : cairn__fail_memory(err);
 }
 

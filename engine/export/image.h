@@ -10,12 +10,14 @@
 
 #include "changes.h"
 #include "digest.h"
+#include "journal.h"
 #include "run.h"
 
 enum cairn__block_state {
   CAIRN__UNCHANGED = 0, /* not in this image: the base has it, or zero */
   CAIRN__DATA = 1,
-  CAIRN__ZERO = 2 /* explicitly zero, the base not consulted */
+  CAIRN__ZERO = 2, /* explicitly zero, the base not consulted */
+  CAIRN__KEPT = 3  /* only for write(): DATA that lies in its place already */
 };
 
 /* ---- sources ----------------------------------------------------------------
@@ -95,10 +97,14 @@ struct cairn__sink_ops {
                  const uint8_t *states, const unsigned char *digests,
                  uint64_t *positions, struct cairn_error *err);
   /* buf: count whole blocks, 4096-aligned; only those in state DATA are
-   * written, neighbours in one call. */
+   * written, neighbours in one call, and those in state KEPT accounted for. */
   int (*write)(struct cairn__sink *s, uint64_t first, size_t count,
                const uint8_t *states, const uint64_t *positions,
                const unsigned char *buf, struct cairn_error *err);
+  /* Reads n bytes back from the storage, past the page cache where possible;
+   * -1 (errno) when they cannot be had. Any thread. */
+  int (*read)(struct cairn__sink *s, uint64_t position, size_t n,
+              unsigned char *buf);
   int (*finish)(struct cairn__sink *s, struct cairn__file_result *result,
                 struct cairn_error *err);
   void (*abort)(struct cairn__sink *s);
@@ -111,6 +117,8 @@ struct cairn__sink_options {
   const struct cairn_io *io;
   int dirfd;
   const char *name; /* created, O_EXCL, 0600 */
+  int is_resumed;   /* an unfinished file of this name is taken over: what is
+                       not written (or KEPT) does not stay in it */
   const char *path; /* for messages */
   uint64_t length, virtual_size;
   const struct cairn__digester *digester;
@@ -190,10 +198,15 @@ struct cairn__copy {
                                            are not looked at. NULL: all are */
   const struct cairn__changes *claims;  /* with base: what a tracker would have
                                            said; or NULL */
+  struct cairn__journal *journal;       /* is told what was written, or NULL */
+  int is_resumed;                       /* and knows what an earlier run wrote
+                                           into the sink's file */
   unsigned threads;                     /* 0 = choose */
   int is_uncounted;                     /* bytes_done stays as it is */
-  /* results */
+  /* results, also of a failure; written: without what was there already,
+   * which is resumed */
   uint64_t bytes_read, bytes_written, bytes_zero, bytes_skipped;
+  uint64_t bytes_resumed;
   uint64_t blocks_changed; /* DATA or ZERO */
   uint64_t blocks_refuted; /* of these, clear in claims */
 };
@@ -203,6 +216,12 @@ struct cairn__copy {
  * With a base, a block is UNCHANGED when its digest is the base's, which is the
  * zero marker beyond the base's end; else it is DATA, or ZERO when it holds
  * zeros now. The sink has the base's image as its backing file.
+ *
+ * With is_resumed, a block whose place holds it already is not written again;
+ * and where the journal is of the very content that the source shows, what the
+ * file holds is read instead of the source. Both only after the bytes have been
+ * read back: the first are compared with the source's, the second have the
+ * journal's digest.
  *
  * bytes_done of the run rises by the length of every extent that is read. The
  * calling thread has entered the run (cairn__run_enter) and works along; it has

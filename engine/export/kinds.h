@@ -13,7 +13,7 @@
  *                            guest_state?: [path] } ] },
  *            directory, base?: "none"|"latest"|id, format?: "qcow2"|"raw",
  *            digest?: "xxh3-128"|"sha-256"|"blake2b-256",
- *            on_disk_error?: "fail" }
+ *            on_disk_error?: "fail"|"continue", depth_limit?, resume?: bool }
  * verify:  { directory, point?: id (all points when absent),
  *            depth?: "set"|"chain"|"content" (default), source?: collection }
  * restore: { directory, point, to, machine?: id, disk?: id,

@@ -117,6 +117,7 @@ static const struct member file_members[] = {
     {"bytes_written", IS_INTEGER, ROLES_IMAGE, 0},
     {"bytes_zero", IS_INTEGER, ROLES_IMAGE, 0},
     {"bytes_skipped", IS_INTEGER, ROLES_IMAGE, 0},
+    {"bytes_resumed", IS_INTEGER | IS_OPTIONAL, ROLES_IMAGE, 0},
     {"time_started", IS_STRING, ROLES_IMAGE, 0},
     {"time_ended", IS_STRING, ROLES_IMAGE, 0},
     {"mode", IS_INTEGER, ROLES_COPIED, 0},

@@ -28,6 +28,8 @@ struct cairn__member_disk {
   const struct cairn__member *twin_member;
   struct stat st; /* of the file or device itself, while `source` is open */
   struct cairn__base base;
+  int is_still; /* proved: its source shows what it showed to the interrupted
+                   run whose work directory is taken over */
   struct cairn__tracking tracking;
   uint64_t data_bytes; /* after cairn__members_measure */
   int result;          /* enum cairn__member_result */

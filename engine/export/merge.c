@@ -238,7 +238,7 @@ static int begin(struct merging *m, int *is_elsewhere, struct cairn_error *err)
   if (*is_elsewhere && strcmp(text_of(m->spec, "into"), "full") != 0 &&
       cairn__exports_open(m->io, m->publication.path, &m->target, err) != 0)
     return -1;
-  if (cairn__publication_clean(&m->publication, m->run, err) != 0)
+  if (cairn__publication_clean(&m->publication, m->run, NULL, 0, err) != 0)
     return -1;
   return cairn__publication_begin(&m->publication, m->run, err);
 }

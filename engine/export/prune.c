@@ -879,7 +879,7 @@ static int prune_run(struct prune *p, struct cairn_error *err)
     return -1;
   json_decref(points);
   if (cairn__publication_open(&p->publication, p->directory, err) != 0 ||
-      cairn__publication_clean(&p->publication, p->run, err) != 0 ||
+      cairn__publication_clean(&p->publication, p->run, NULL, 0, err) != 0 ||
       cairn__publication_begin(&p->publication, p->run, err) != 0 ||
       settle(p, err) != 0)
     return -1;

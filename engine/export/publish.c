@@ -13,6 +13,7 @@
 #include "error.h"
 #include "manifest.h"
 #include "memory.h"
+#include "resume.h"
 #include "server.h"
 
 #define DIRECTORY_LOCK ".cairn.lock"
@@ -421,8 +422,78 @@ static void end_servers(const struct cairn_io *io, int workfd)
   closedir(directory);
 }
 
-/* Removes one that nobody owns any more; leaves any other. 0, or -1 errno. */
-static int clean_one(struct cairn__publication *p, const char *name)
+/* Removes a work directory: the plan first, so that it is nothing to go on
+ * from, and the lock last, so that it is ours until then. 0, or -1 errno. */
+static int remove_work(const struct cairn_io *io, int dirfd, const char *name)
+{
+  int first = 0, workfd;
+  struct dirent *e;
+  DIR *directory;
+
+  workfd = io->openat(io, dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
+  if (workfd < 0)
+    return errno == ENOENT ? 0 : -1;
+  if (io->unlinkat(io, workfd, CAIRN__PLAN_NAME, 0) != 0 && errno != ENOENT)
+    first = errno;
+  directory = io->fdopendir(io, workfd);
+  while (directory && (e = readdir(directory)) != NULL) {
+    if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0 ||
+        strcmp(e->d_name, OWNER_LOCK) == 0)
+      continue;
+    if (cairn__io_remove_tree(io, workfd, e->d_name) != 0 && first == 0)
+      first = errno;
+  }
+  if (directory)
+    closedir(directory);
+  close_fd(io, &workfd);
+  if (first != 0) {
+    errno = first;
+    return -1;
+  }
+  return cairn__io_remove_tree(io, dirfd, name);
+}
+
+/* What is planted in a directory that others may write into is no work of
+ * ours. */
+static int is_our_own(const struct cairn_io *io, int workfd)
+{
+  struct stat st;
+
+  return io->fstat(io, workfd, &st) == 0 && st.st_uid == geteuid();
+}
+
+/* With the lock held. 1: it was taken over, with both descriptors. */
+static int deal_with(struct cairn__publication *p, const char *name, int workfd,
+                     int owner, const struct cairn__wanted *wanted,
+                     int is_fresh)
+{
+  const struct cairn_io *io = p->io;
+  json_t *plan = NULL;
+  int is_of, is_alike, is_others;
+
+  end_servers(io, workfd);
+  if (is_our_own(io, workfd))
+    plan = cairn__plan_read(io, workfd);
+  is_of = plan && wanted && cairn__plan_is_of(plan, wanted->collection);
+  is_alike = is_of && cairn__plan_is_alike(plan, wanted->algorithm,
+                                           wanted->image_format);
+  if (is_alike && !is_fresh && !p->left) {
+    p->left_name = cairn__strdup(name);
+    if (p->left_name) {
+      p->left = plan;
+      p->workfd = workfd;
+      p->owner_fd = owner;
+      return 1;
+    }
+  }
+  is_others = plan && !is_of;
+  json_decref(plan);
+  return is_others ? 0 : remove_work(io, p->dirfd, name);
+}
+
+/* One that nobody owns any more; leaves any other. 0, or -1 errno. */
+static int clean_one(struct cairn__publication *p, const char *name,
+                     const struct cairn__wanted *wanted, int is_fresh)
 {
   const struct cairn_io *io = p->io;
   int workfd, owner, result;
@@ -443,8 +514,9 @@ static int clean_one(struct cairn__publication *p, const char *name)
   }
   result = lock_file(io, owner);
   if (result == 0) {
-    end_servers(io, workfd);
-    result = cairn__io_remove_tree(io, p->dirfd, name);
+    result = deal_with(p, name, workfd, owner, wanted, is_fresh);
+    if (result > 0)
+      return 0;
   } else if (result > 0) {
     result = 0;
   }
@@ -462,7 +534,9 @@ static int clean_one(struct cairn__publication *p, const char *name)
 }
 
 int cairn__publication_clean(struct cairn__publication *p,
-                             struct cairn__run *run, struct cairn_error *err)
+                             struct cairn__run *run,
+                             const struct cairn__wanted *wanted, int is_fresh,
+                             struct cairn_error *err)
 {
   DIR *directory = p->io->fdopendir(p->io, p->dirfd);
   struct dirent *e;
@@ -481,7 +555,7 @@ int cairn__publication_clean(struct cairn__publication *p,
     }
     if (!is_work_name(e->d_name))
       continue;
-    if (clean_one(p, e->d_name) != 0) {
+    if (clean_one(p, e->d_name, wanted, is_fresh) != 0) {
       cairn__error_clear(&why);
       fail_name(&why, errno, "remove what an earlier run has left,", p->path,
                 e->d_name);
@@ -493,19 +567,104 @@ int cairn__publication_clean(struct cairn__publication *p,
   return result;
 }
 
+/* 1: this one would be taken over; 0; -1 errno. A lock is only looked at. */
+static int is_to_be_taken(const struct cairn_io *io, int dirfd,
+                          const char *name, const struct cairn__wanted *wanted,
+                          uint64_t *bytes)
+{
+  struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+  int workfd, owner = -1, pointfd, is_taken = 0;
+  json_t *plan = NULL;
+
+  workfd = io->openat(io, dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
+  if (workfd < 0)
+    return 0;
+  owner =
+      io->openat(io, workfd, OWNER_LOCK, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);
+  if (owner >= 0 && io->ofd_lock(io, owner, F_OFD_GETLK, &lock) == 0 &&
+      lock.l_type == F_UNLCK && is_our_own(io, workfd))
+    plan = cairn__plan_read(io, workfd);
+  if (plan && cairn__plan_is_of(plan, wanted->collection) &&
+      cairn__plan_is_alike(plan, wanted->algorithm, wanted->image_format)) {
+    pointfd =
+        io->openat(io, workfd, POINT, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
+    *bytes = pointfd >= 0 ? cairn__resume_bytes(io, pointfd) : 0;
+    close_fd(io, &pointfd);
+    is_taken = 1;
+  }
+  json_decref(plan);
+  close_fd(io, &owner);
+  close_fd(io, &workfd);
+  return is_taken;
+}
+
+int cairn__publication_find(const struct cairn_io *io, int dirfd,
+                            const struct cairn__wanted *wanted, char **name,
+                            uint64_t *bytes, struct cairn_error *err)
+{
+  DIR *directory = io->fdopendir(io, dirfd);
+  struct dirent *e;
+
+  *name = NULL;
+  *bytes = 0;
+  if (!directory)
+    return cairn__fail_errno(err, errno, NULL, -1,
+                             "cannot list the export directory");
+  while (!*name && (e = readdir(directory)) != NULL) {
+    if (!is_work_name(e->d_name) ||
+        !is_to_be_taken(io, dirfd, e->d_name, wanted, bytes))
+      continue;
+    *name = cairn__strdup(e->d_name);
+    if (!*name) {
+      closedir(directory);
+      return cairn__fail_memory(err);
+    }
+  }
+  closedir(directory);
+  return 0;
+}
+
 /* ---- the work directory -------------------------------------------------- */
 
-static int make_point(struct cairn__publication *p, struct cairn_error *err)
+/* The directory that becomes the point; one that is there is taken. */
+static int open_point(struct cairn__publication *p, struct cairn_error *err)
 {
   const struct cairn_io *io = p->io;
 
-  if (io->mkdirat(io, p->workfd, POINT, 0700) != 0)
+  if (io->mkdirat(io, p->workfd, POINT, 0700) != 0 && errno != EEXIST)
     return fail_path(err, errno, "create", p->point_path);
   p->pointfd =
       io->openat(io, p->workfd, POINT, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
+  if (p->pointfd < 0 && (errno == ENOTDIR || errno == ELOOP) &&
+      cairn__io_remove_tree(io, p->workfd, POINT) == 0 &&
+      io->mkdirat(io, p->workfd, POINT, 0700) == 0)
+    p->pointfd = io->openat(io, p->workfd, POINT,
+                            O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
   if (p->pointfd < 0)
     return fail_path(err, errno, "open", p->point_path);
   return 0;
+}
+
+/* The rename is the fence. */
+static int take_over(struct cairn__publication *p, struct cairn_error *err)
+{
+  const struct cairn_io *io = p->io;
+
+  if (strcmp(p->left_name, p->work_name) != 0 &&
+      io->renameat2(io, p->dirfd, p->left_name, p->dirfd, p->work_name, 0) !=
+          0) {
+    int errnum = errno;
+
+    cairn__free(p->work_name);
+    p->work_name = NULL;
+    return fail_name(err, errnum, "take over the work directory", p->path,
+                     p->left_name);
+  }
+  if (write_owner(io, p->owner_fd) != 0)
+    return fail_name(err, errno, "write", p->work_path, OWNER_LOCK);
+  if (cairn__resume_clear(io, p->workfd, p->work_path, err) != 0)
+    return -1;
+  return open_point(p, err);
 }
 
 static int make_work(struct cairn__publication *p, struct cairn_error *err)
@@ -529,7 +688,7 @@ static int make_work(struct cairn__publication *p, struct cairn_error *err)
   if (p->owner_fd < 0 || lock_file(io, p->owner_fd) != 0 ||
       write_owner(io, p->owner_fd) != 0)
     return fail_name(err, errno, "create", p->work_path, OWNER_LOCK);
-  return make_point(p, err);
+  return open_point(p, err);
 }
 
 int cairn__publication_begin(struct cairn__publication *p,
@@ -543,12 +702,12 @@ int cairn__publication_begin(struct cairn__publication *p,
     p->work_path = cairn__format("%s/%s", p->path, p->work_name);
   if (p->work_path)
     p->point_path = cairn__format("%s/" POINT, p->work_path);
-  if (!p->point_path) {
+  if (!p->work_name || !p->point_path) {
     cairn__free(p->work_name);
     p->work_name = NULL; /* nothing there to be removed */
     return cairn__fail_memory(err);
   }
-  return make_work(p, err);
+  return p->left_name ? take_over(p, err) : make_work(p, err);
 }
 
 /* ---- publication --------------------------------------------------------- */
@@ -708,7 +867,7 @@ int cairn__publication_renew(struct cairn__publication *p,
   close_fd(p->io, &p->pointfd);
   if (cairn__io_remove_tree(p->io, p->workfd, POINT) != 0)
     return fail_path(err, errno, "remove", p->point_path);
-  return make_point(p, err);
+  return open_point(p, err);
 }
 
 int cairn__publication_remove(struct cairn__publication *p,
@@ -737,7 +896,7 @@ void cairn__publication_close(struct cairn__publication *p,
 
   close_fd(io, &p->pointfd);
   if (p->work_name && !is_kept &&
-      cairn__io_remove_tree(io, p->dirfd, p->work_name) != 0 && run) {
+      remove_work(io, p->dirfd, p->work_name) != 0 && run) {
     struct cairn_error why;
 
     cairn__error_clear(&why);
@@ -758,6 +917,8 @@ void cairn__publication_close(struct cairn__publication *p,
   cairn__free(p->work_path);
   cairn__free(p->work_name);
   cairn__free(p->path);
+  cairn__free(p->left_name);
+  json_decref(p->left);
   json_decref(p->sequences);
   cairn__publication_init(p, io);
 }

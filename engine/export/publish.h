@@ -7,13 +7,19 @@
  *                            given to each collection
  *   .partial-<job>-<run>-<epoch>/
  *     owner.lock             locked as long as its owner lives
+ *     plan.json              what it is to become (resume.h)
+ *     <machine>.<disk>.journal   what has been written (journal.h)
  *     nbd-N.sock, nbd-N.pid  of its helpers
  *     point/                 what becomes <ReferencePointGroupId>
  *
  * Both locks are of open file descriptions, so the kernel drops them with their
  * owner, however it ends. What is published is the directory point/, complete
  * and synced, by one rename that never replaces anything: there is no moment
- * at which a half point, or a whole one with a lock file in it, can be seen. */
+ * at which a half point, or a whole one with a lock file in it, can be seen.
+ *
+ * A work directory whose owner is gone is taken over by the next export of its
+ * collection: locked, then renamed to that run's own name, which fences off
+ * whoever believes to own it still. */
 #ifndef CAIRN_EXPORT_PUBLISH_H
 #define CAIRN_EXPORT_PUBLISH_H
 
@@ -30,7 +36,9 @@ struct cairn__publication {
   json_t *sequences; /* CollectionId -> the last one given here */
   char *work_name, *work_path;
   int workfd, owner_fd;
-  int pointfd; /* what is written goes here */
+  char *left_name; /* the work directory that is taken over had this name */
+  json_t *left;    /* and this plan; NULL: a new one */
+  int pointfd;     /* what is written goes here */
   char *point_path;
   int is_new;    /* the export directory was created for this run */
   int is_locked; /* and is ours alone */
@@ -49,11 +57,25 @@ int cairn__publication_open(struct cairn__publication *p, const char *directory,
  * is what the message names. */
 int cairn__publication_check_target(const struct cairn_io *io, int dirfd,
                                     const char *path, struct cairn_error *err);
-/* Removes work directories of ours whose owner is gone, ending servers that
- * such an owner left. What cannot be removed becomes a warning. */
+/* What an export could go on from. */
+struct cairn__wanted {
+  const char *collection, *algorithm, *image_format;
+};
+/* Ends the servers that owners who are gone have left. Of their work
+ * directories one is chosen to be taken over (`left`) when it is what is
+ * wanted; those of other collections stay for these; the rest is removed. What
+ * cannot be removed becomes a warning. With is_fresh none of this collection
+ * stays; with wanted NULL all that have a plan do. */
 int cairn__publication_clean(struct cairn__publication *p,
-                             struct cairn__run *run, struct cairn_error *err);
-/* Makes the work directory of this run. */
+                             struct cairn__run *run,
+                             const struct cairn__wanted *wanted, int is_fresh,
+                             struct cairn_error *err);
+/* Looks, without touching anything, for one to be taken over: its name and what
+ * its images occupy. *name NULL: none. Free with cairn__free. */
+int cairn__publication_find(const struct cairn_io *io, int dirfd,
+                            const struct cairn__wanted *wanted, char **name,
+                            uint64_t *bytes, struct cairn_error *err);
+/* Makes the work directory of this run, or takes over the one that is left. */
 int cairn__publication_begin(struct cairn__publication *p,
                              const struct cairn__run *run,
                              struct cairn_error *err);

@@ -31,7 +31,9 @@ static int open_direct(struct cairn__sink_file *f,
 {
   struct stat a, b;
   int fd = f->io->openat(f->io, o->dirfd, o->name,
-                         O_WRONLY | O_DIRECT | O_NOFOLLOW | O_NONBLOCK, 0);
+                         (f->is_resumed ? O_RDWR : O_WRONLY) | O_DIRECT |
+                             O_NOFOLLOW | O_NONBLOCK,
+                         0);
 
   if (fd < 0) {
     if (errno == EINVAL || errno == EOPNOTSUPP) {
@@ -64,13 +66,16 @@ int cairn__sink_file_open(struct cairn__sink_file *f,
 
   memset(f, 0, sizeof *f);
   f->io = o->io;
+  f->is_resumed = o->is_resumed;
   f->fd = f->direct_fd = -1;
   f->path = cairn__strdup(o->path != NULL ? o->path : o->name);
   if (f->path == NULL) {
     return cairn__fail_memory(err);
   }
   f->fd = o->io->openat(o->io, o->dirfd, o->name,
-                        O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0600);
+                        O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK |
+                            (o->is_resumed ? 0 : O_EXCL),
+                        0600);
   if (f->fd < 0) {
     cairn__fail_errno(err, errno, f->path, -1, "cannot create %s",
                       cairn__printable(f->path, path, sizeof path));
@@ -154,6 +159,10 @@ int cairn__sink_file_write_blocks(struct cairn__sink_file *f, size_t count,
     unsigned char *block = (unsigned char *)(uintptr_t)buf + i * CAIRN__BLOCK;
     size_t n = CAIRN__BLOCK;
 
+    if (states[i] == CAIRN__KEPT) {
+      blocks++;
+      sum += hash_position(positions[i]);
+    }
     if (states[i] != CAIRN__DATA) {
       continue;
     }
@@ -210,6 +219,49 @@ int cairn__sink_file_write(struct cairn__sink_file *f, const void *buf,
     return file_errno(f, offset, "write", err);
   }
   return 0;
+}
+
+int cairn__sink_file_read(struct cairn__sink_file *f, uint64_t position,
+                          size_t n, unsigned char *buf)
+{
+  int is_direct =
+      atomic_load_explicit(&f->is_direct, memory_order_relaxed) != 0;
+  ssize_t got = cairn__io_read_full(f->io, is_direct ? f->direct_fd : f->fd,
+                                    buf, n, (off_t)position);
+
+  if (got >= 0 && (size_t)got < n) {
+    errno = EIO;
+  }
+  return got >= 0 && (size_t)got == n ? 0 : -1;
+}
+
+static int write_zeros(struct cairn__sink_file *f, uint64_t offset, uint64_t n,
+                       struct cairn_error *err)
+{
+  static const unsigned char zeros[CAIRN__BLOCK];
+
+  while (n > 0) {
+    size_t piece = n < sizeof zeros ? (size_t)n : sizeof zeros;
+
+    if (cairn__sink_file_write(f, zeros, piece, offset, err) != 0) {
+      return -1;
+    }
+    offset += piece;
+    n -= piece;
+  }
+  return 0;
+}
+
+int cairn__sink_file_clear(struct cairn__sink_file *f, uint64_t offset,
+                           uint64_t n, struct cairn_error *err)
+{
+  if (n == 0 || f->io->punch(f->io, f->fd, (off_t)offset, (off_t)n) == 0) {
+    return 0;
+  }
+  if (errno != EOPNOTSUPP && errno != ENOSYS) {
+    return file_errno(f, offset, "clear", err);
+  }
+  return write_zeros(f, offset, n, err);
 }
 
 int cairn__sink_file_truncate(struct cairn__sink_file *f, uint64_t size,

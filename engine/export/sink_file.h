@@ -1,6 +1,6 @@
-/* The file beneath a sink, qcow2 or raw: created exclusively, written with
- * direct I/O where the file system has it, and with an account of what was
- * reserved and what was written.
+/* The file beneath a sink, qcow2 or raw: created exclusively (or, resumed,
+ * taken over), written with direct I/O where the file system has it, and with
+ * an account of what was reserved and what was written.
  *
  * Blocks go through a second, direct descriptor: they reach the disk while the
  * copy runs, in parallel, and push nobody's data out of the page cache. Where
@@ -8,8 +8,8 @@
  * so that the final sync finds little to do. Tables and a short last block are
  * always buffered; no page is ever touched by both.
  *
- * Thread: cairn__sink_file_write_blocks from any; the rest from one at a
- * time. */
+ * Thread: cairn__sink_file_write_blocks and _read from any; the rest from one
+ * at a time. */
 #ifndef CAIRN_EXPORT_SINK_FILE_H
 #define CAIRN_EXPORT_SINK_FILE_H
 
@@ -20,6 +20,7 @@
 
 struct cairn__sink_file {
   const struct cairn_io *io;
+  int is_resumed;
   char *path; /* for messages */
   int fd, direct_fd;
   _Atomic int is_direct;
@@ -33,8 +34,9 @@ int cairn__sink_file_open(struct cairn__sink_file *f,
                           const struct cairn__sink_options *o,
                           struct cairn_error *err);
 void cairn__sink_file_reserve(struct cairn__sink_file *f, uint64_t position);
-/* Writes the DATA blocks among `count`; what lies at `end` or beyond it in the
- * file is left out (the last block of a raw file). */
+/* Writes the DATA blocks among `count` and accounts for the KEPT ones; what
+ * lies at `end` or beyond it in the file is left out (the last block of a raw
+ * file). */
 int cairn__sink_file_write_blocks(struct cairn__sink_file *f, size_t count,
                                   const uint8_t *states,
                                   const uint64_t *positions,
@@ -42,6 +44,12 @@ int cairn__sink_file_write_blocks(struct cairn__sink_file *f, size_t count,
                                   struct cairn_error *err);
 int cairn__sink_file_write(struct cairn__sink_file *f, const void *buf,
                            size_t n, uint64_t offset, struct cairn_error *err);
+/* n bytes from the storage; see struct cairn__sink_ops. */
+int cairn__sink_file_read(struct cairn__sink_file *f, uint64_t position,
+                          size_t n, unsigned char *buf);
+/* What an earlier run left in a range reads as zeros. */
+int cairn__sink_file_clear(struct cairn__sink_file *f, uint64_t offset,
+                           uint64_t n, struct cairn_error *err);
 int cairn__sink_file_truncate(struct cairn__sink_file *f, uint64_t size,
                               struct cairn_error *err);
 /* CAIRN_E_INTERNAL when a reserved block was not written. */

@@ -154,6 +154,12 @@ static int qcow2_write(struct cairn__sink *s, uint64_t first, size_t count,
                                        positions, buf, INT64_MAX, err);
 }
 
+static int qcow2_read(struct cairn__sink *s, uint64_t position, size_t n,
+                      unsigned char *buf)
+{
+  return cairn__sink_file_read(&qcow2_of(s)->file, position, n, buf);
+}
+
 /* The L1 table, a cluster at a time through the L2 buffer, which is free
  * by now. */
 static int write_l1(struct qcow2_sink *q, uint64_t *offset,
@@ -328,6 +334,11 @@ static int qcow2_finish(struct cairn__sink *s,
     return -1;
   }
   size = q->next_cluster * CAIRN__BLOCK;
+  if (q->file.is_resumed &&
+      cairn__sink_file_truncate(&q->file, size, err) != 0) {
+    qcow2_abort(s);
+    return -1;
+  }
   make_header(q, q->l2, l1_offset, refcount_offset, refcount_clusters);
   if (cairn__sink_file_write(&q->file, q->l2, CAIRN__BLOCK, 0, err) != 0) {
     qcow2_abort(s);
@@ -349,6 +360,7 @@ static int qcow2_finish(struct cairn__sink *s,
 static const struct cairn__sink_ops qcow2_ops = {
     .reserve = qcow2_reserve,
     .write = qcow2_write,
+    .read = qcow2_read,
     .finish = qcow2_finish,
     .abort = qcow2_abort,
 };
@@ -433,6 +445,11 @@ int cairn__sink_open_qcow2(const struct cairn__sink_options *o,
   memset(q->l2, 0, CAIRN__BLOCK);
   if (cairn__sink_file_open(&q->file, o, err) != 0) {
     qcow2_free(q);
+    return -1;
+  }
+  if (o->is_resumed &&
+      cairn__sink_file_clear(&q->file, 0, CAIRN__BLOCK, err) != 0) {
+    qcow2_abort(&q->sink);
     return -1;
   }
   *out = &q->sink;

@@ -1,6 +1,7 @@
 /* A raw disk: the content at its own offsets, holes where it is zero, and
  * exactly the content's length. A file block is a block of the disk, so the
- * file's tree digest is made of the content's digests alone. */
+ * file's tree digest is made of the content's digests alone. In a file that was
+ * taken over, what is zero now is made a hole again. */
 #include <inttypes.h>
 #include <string.h>
 
@@ -14,7 +15,9 @@ struct raw_sink {
   struct cairn__sink_file file;
   const struct cairn__digester *digester;
   struct cairn__tree *tree;
-  uint64_t length, blocks, next_block;
+  uint64_t length, blocks;
+  uint64_t next_block; /* reserve() has passed everything below */
+  uint64_t settled;    /* so many are in the tree; zeros up to next_block */
 };
 
 static struct raw_sink *raw_of(struct cairn__sink *s)
@@ -36,6 +39,24 @@ static void raw_abort(struct cairn__sink *s)
   raw_free(r);
 }
 
+/* The blocks from `settled` up to `end` hold zeros. */
+static int pass_zeros(struct raw_sink *r, uint64_t end, struct cairn_error *err)
+{
+  uint64_t from = r->settled * CAIRN__BLOCK, to = end * CAIRN__BLOCK;
+
+  if (cairn__tree_append(r->tree, NULL, end - r->settled) != 0) {
+    return cairn__fail_memory(err);
+  }
+  r->settled = end;
+  if (to > r->length) {
+    to = r->length;
+  }
+  if (!r->file.is_resumed || from >= to) {
+    return 0;
+  }
+  return cairn__sink_file_clear(&r->file, from, to - from, err);
+}
+
 static int raw_reserve(struct cairn__sink *s, uint64_t first, size_t count,
                        const uint8_t *states, const unsigned char *digests,
                        uint64_t *positions, struct cairn_error *err)
@@ -49,25 +70,21 @@ static int raw_reserve(struct cairn__sink *s, uint64_t first, size_t count,
                        "+%zu reserved after block %" PRIu64 " of %" PRIu64,
                        r->file.path, first, count, r->next_block, r->blocks);
   }
-  if (cairn__tree_append(r->tree, NULL, first - r->next_block) != 0) {
-    return cairn__fail_memory(err);
-  }
-  r->next_block = first;
+  r->next_block = first + count;
   for (i = 0; i < count; i++) {
-    const unsigned char *leaf = NULL;
-
     positions[i] = 0;
-    if (states[i] == CAIRN__DATA) {
-      leaf = digests + i * r->digester->size;
-      positions[i] = (first + i) * CAIRN__BLOCK;
+    if (states[i] != CAIRN__DATA) {
+      continue; /* with those that follow it */
     }
-    if (cairn__tree_append(r->tree, leaf, 1) != 0) {
+    if (pass_zeros(r, first + i, err) != 0) {
+      return -1;
+    }
+    if (cairn__tree_append(r->tree, digests + i * r->digester->size, 1) != 0) {
       return cairn__fail_memory(err);
     }
-    if (leaf != NULL) {
-      cairn__sink_file_reserve(&r->file, positions[i]);
-    }
-    r->next_block++;
+    positions[i] = (first + i) * CAIRN__BLOCK;
+    cairn__sink_file_reserve(&r->file, positions[i]);
+    r->settled++;
   }
   return 0;
 }
@@ -83,6 +100,12 @@ static int raw_write(struct cairn__sink *s, uint64_t first, size_t count,
                                        r->length, err);
 }
 
+static int raw_read(struct cairn__sink *s, uint64_t position, size_t n,
+                    unsigned char *buf)
+{
+  return cairn__sink_file_read(&raw_of(s)->file, position, n, buf);
+}
+
 static int raw_finish(struct cairn__sink *s, struct cairn__file_result *result,
                       struct cairn_error *err)
 {
@@ -92,9 +115,9 @@ static int raw_finish(struct cairn__sink *s, struct cairn__file_result *result,
     raw_abort(s);
     return -1;
   }
-  if (cairn__tree_append(r->tree, NULL, r->blocks - r->next_block) != 0) {
+  if (pass_zeros(r, r->blocks, err) != 0) {
     raw_abort(s);
-    return cairn__fail_memory(err);
+    return -1;
   }
   if (cairn__sink_file_finish(&r->file, err) != 0) {
     raw_free(r);
@@ -110,6 +133,7 @@ static int raw_finish(struct cairn__sink *s, struct cairn__file_result *result,
 static const struct cairn__sink_ops raw_ops = {
     .reserve = raw_reserve,
     .write = raw_write,
+    .read = raw_read,
     .finish = raw_finish,
     .abort = raw_abort,
 };

@@ -92,6 +92,9 @@ that can be used, is exported in full, and a warning says why. With --base ID it
 is that point, or an error. Such an increment is a qcow2 whose backing file is
 the base's: it needs the points below it.
 
+An export that was interrupted (killed, out of space, cut off) goes on when the
+command runs again: what was written already is compared, not written again.
+
 --dry-run reads and compares the disks that become increments, so that it tells
 their exact size; --json lists the ranges too.]],
     arguments = {},
@@ -123,6 +126,9 @@ their exact size; --json lists the ranges too.]],
       { name = "digest", value = "ALG",
         choices = { "xxh3-128", "sha-256", "blake2b-256" },
         help = "digests: xxh3-128 (the default), sha-256 or blake2b-256" },
+      { name = "no-resume",
+        help = "remove what an interrupted export of this collection has left "
+          .. "there instead of going on from it" },
       { name = "name", value = "N", help = "name of the job" },
       json, numbers, dry_run,
     },

@@ -106,6 +106,7 @@ function exports.export(cairn, uv, options)
       tracker = options.tracker,
       depth_limit = options.depth_limit and math.tointeger(
         options.depth_limit),
+      resume = not options.no_resume,
     },
   }
   if options.dry_run then return summary.plan(cairn, { spec }, options) end

@@ -110,6 +110,10 @@ function render.export(plan)
   for _, warning in ipairs(plan.warnings or {}) do
     out[#out + 1] = "  warning: " .. text.printable_lines(warning)
   end
+  if plan.resumes then
+    out[#out + 1] = ("  goes on from %s, which holds %s"):format(plan.resumes,
+      text.bytes(plan.kept_bytes))
+  end
   out[#out + 1] = space(plan.target_bytes, plan.free_bytes, plan.has_space)
   return out
 end

@@ -1,0 +1,186 @@
+/* export_resume.c: what an interrupted export leaves in its work directory, and
+ * how the next one of the collection goes on from there.
+ *
+ * The new run is a point of its own: it reads its sources as they are now. Of
+ * the old one it takes the secret, so that digests agree, and the images, into
+ * which it need not write what they hold already. So no point is ever put
+ * together from two moments, whatever happened to the sources in between. Only
+ * a disk that is proved to have stood still (is_still) is read from the old
+ * image as far as that goes: its content goes by one name, its origin. */
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "error.h"
+#include "export.h"
+#include "memory.h"
+
+struct cairn__wanted cairn__export_wanted(const json_t *spec)
+{
+  return (struct cairn__wanted){
+      .collection =
+          cairn__text_of(json_object_get(spec, "collection"), "CollectionId"),
+      .algorithm = cairn__text_of(spec, "digest"),
+      .image_format = cairn__text_of(spec, "format"),
+  };
+}
+
+int cairn__export_secret(struct cairn__export *x, struct cairn_error *err)
+{
+  unsigned char secret[CAIRN__SECRET_SIZE];
+
+  if (!(x->publication.left &&
+        cairn__plan_secret(x->publication.left, secret)) &&
+      cairn__digest_secret(secret, err) != 0)
+    return -1;
+  cairn__digester_init(&x->digester, x->bases.o.algorithm, secret);
+  explicit_bzero(secret, sizeof secret);
+  return 0;
+}
+
+/* ---- the plan ------------------------------------------------------------ */
+
+static int plan_disk(struct cairn__export *x, const struct cairn__member *m,
+                     const struct cairn__member_disk *d,
+                     struct cairn_error *err)
+{
+  const struct cairn__point *base = d->base.point;
+  unsigned char origin[16];
+  int is_still = d->is_still && x->publication.left &&
+                 cairn__plan_origin(x->publication.left, m->id, d->id, origin);
+  char name[96];
+
+  snprintf(name, sizeof name, "%s.%s", d->id, base ? "qcow2" : x->format);
+  if (cairn__plan_add(
+          x->plan, m->id, d->id, name, base ? cairn__point_id(base) : NULL,
+          cairn__member_source(d)->length, is_still ? origin : NULL) != 0)
+    return cairn__fail_memory(err);
+  return 0;
+}
+
+static int make_plan(struct cairn__export *x, struct cairn_error *err)
+{
+  x->plan = cairn__plan_new(cairn__text_of(x->collection, "CollectionId"),
+                            x->run->instance_id, x->run->point_uuid, x->time_us,
+                            x->format, &x->digester);
+  if (!x->plan)
+    return cairn__fail_memory(err);
+  for (size_t i = 0; i < x->members.count; i++) {
+    const struct cairn__member *m = &x->members.list[i];
+
+    for (size_t j = 0; j < m->disk_count && m->result != CAIRN__MEMBER_FAILED;
+         j++) {
+      if (plan_disk(x, m, &m->disks[j], err) != 0)
+        return -1;
+    }
+  }
+  return 0;
+}
+
+int cairn__export_begin(struct cairn__export *x, struct cairn_error *err)
+{
+  struct cairn__publication *p = &x->publication;
+
+  if (make_plan(x, err) != 0 ||
+      (p->left && cairn__resume_tidy(x->io, p->workfd, p->pointfd, p->work_path,
+                                     p->left, x->plan, err) != 0))
+    return -1;
+  return cairn__plan_write(x->io, p->workfd, p->work_path, x->plan, err);
+}
+
+/* ---- journals ------------------------------------------------------------ */
+
+/* The export does not depend on it. */
+static void warn_of_journal(const struct cairn__export *x,
+                            const struct cairn__member *m,
+                            const struct cairn__member_disk *d,
+                            const struct cairn_error *why)
+{
+  cairn__run_warn(x->run,
+                  "disk %s of machine %s would be written anew if this export "
+                  "were interrupted: %s",
+                  d->id, m->id, why->message);
+}
+
+void cairn__export_open_journal(struct cairn__export *x,
+                                const struct cairn__member *m,
+                                const struct cairn__member_disk *d,
+                                int is_resumed, struct cairn__copy *copy)
+{
+  char name[CAIRN__JOURNAL_NAME_MAX], path[PATH_MAX];
+  struct cairn_error why;
+  struct cairn__journal_options o = {
+      .io = x->io,
+      .dirfd = x->publication.workfd,
+      .name = name,
+      .path = path,
+      .digester = &x->digester,
+      .virtual_size = copy->source->virtual_size,
+  };
+
+  cairn__journal_name(m->id, d->id, name);
+  snprintf(path, sizeof path, "%s/%s", x->publication.work_path, name);
+  cairn__error_clear(&why);
+  if (!cairn__plan_origin(x->plan, m->id, d->id, o.origin))
+    cairn__fail(&why, CAIRN_E_INTERNAL, "the disk is not in the plan");
+  else
+    (void)cairn__journal_open(&o, &copy->journal, &why);
+  if (!copy->journal)
+    warn_of_journal(x, m, d, &why);
+  copy->is_resumed = is_resumed && copy->journal;
+}
+
+void cairn__export_close_journal(struct cairn__export *x,
+                                 const struct cairn__member *m,
+                                 const struct cairn__member_disk *d,
+                                 struct cairn__copy *copy)
+{
+  struct cairn_error why;
+
+  if (!copy->journal)
+    return;
+  cairn__error_clear(&why);
+  if (cairn__journal_check(copy->journal, &why) != 0)
+    warn_of_journal(x, m, d, &why);
+  else if (copy->bytes_written > 0)
+    x->has_written = 1;
+  cairn__journal_close(copy->journal);
+  copy->journal = NULL;
+}
+
+/* ---- after a failure ----------------------------------------------------- */
+
+/* What passes: the same run may succeed later. */
+static int may_pass(int id)
+{
+  switch (id) {
+  case CAIRN_E_DISK_FULL:
+  case CAIRN_E_IO_ERROR:
+  case CAIRN_E_HELPER_FAILED:
+  case CAIRN_E_NBD:
+  case CAIRN_E_TIMEOUT:
+  case CAIRN_E_NO_MEMORY:
+    return 1;
+  default:
+    return 0;
+  }
+}
+
+int cairn__export_is_kept(struct cairn__export *x, int id)
+{
+  const struct cairn__publication *p = &x->publication;
+  char shown[512];
+
+  if (id == CAIRN_E_TERMINATED)
+    return 0;
+  if (id == CAIRN_E_KILLED)
+    return 1;
+  if (p->pointfd < 0 || !(p->left || (x->has_written && may_pass(id))))
+    return p->left != NULL;
+  cairn__run_warn(x->run,
+                  "%llu bytes of what was exported stay in \"%s\": the next "
+                  "export of this collection goes on from there",
+                  (unsigned long long)cairn__resume_bytes(x->io, p->pointfd),
+                  cairn__printable(p->work_path, shown, sizeof shown));
+  return 1;
+}
