@@ -320,7 +320,7 @@ static int give_exported(struct cairn_engine *e, const struct cairn__job *j,
 {
   const json_t *properties = json_object_get(j->report, "properties");
 
-  if (!j->directory || j->run_number == 0) {
+  if (!j->directory || j->run_number == 0 || uuid_is_null(j->point)) {
     give_null(v);
     return 0;
   }
@@ -336,7 +336,7 @@ static int give_machines(struct cairn_engine *e, const struct cairn__job *j,
   const json_t *exported = json_object_get(
       json_object_get(j->report, "properties"), "VirtualMachineId");
 
-  if (!j->directory || j->run_number == 0) {
+  if (!j->directory || j->run_number == 0 || uuid_is_null(j->point)) {
     give_null(v);
     return 0;
   }
@@ -358,7 +358,7 @@ static void give_base(const struct cairn__job *j, struct cairn_value *v)
 static void give_point(struct cairn_engine *e, const struct cairn__job *j,
                        struct cairn_value *v)
 {
-  if (!j->directory || j->run_number == 0) {
+  if (!j->directory || j->run_number == 0 || uuid_is_null(j->point)) {
     give_null(v);
     return;
   }
@@ -370,6 +370,15 @@ static void give_spec_string(const json_t *object, const char *name,
                              struct cairn_value *v)
 {
   give_string(v, json_string_value(json_object_get(object, name)));
+}
+
+/* Of a point that exists only its id may have been given. */
+static void give_collection(const struct cairn__job *j, struct cairn_value *v)
+{
+  const json_t *collection = json_object_get(j->spec, "collection");
+
+  give_spec_string(!j->directory ? NULL : collection ? collection : j->spec,
+                   "CollectionId", v);
 }
 
 static void give_label(const struct cairn_property_info *p, int place,
@@ -579,9 +588,7 @@ static int get(struct cairn_engine *e, const struct cairn__job *j,
     give_string(v, cairn__job_message(j));
     break;
   case CAIRN_PROPERTY_CollectionId:
-    give_spec_string(j->directory ? json_object_get(j->spec, "collection")
-                                  : NULL,
-                     "CollectionId", v);
+    give_collection(j, v);
     break;
   case CAIRN_PROPERTY_ReferencePointGroupId:
     give_point(e, j, v);

@@ -71,6 +71,7 @@ static const struct key {
     {"export", KIND, 0},
     {"verify", KIND, 0},
     {"restore", KIND, 0},
+    {"reference_point", KIND, 0},
     {"run", KIND, 0},
     {"merge", LATER, 0},
     {"prune", LATER, 0},
@@ -323,7 +324,9 @@ static int read_kind(struct cairn_engine *e, struct cairn__job *j,
       *err = why;
     return -1;
   }
-  return strcmp(name, "export") == 0 ? read_directory(e, j, err) : 0;
+  return strcmp(name, "export") == 0 || strcmp(name, "reference_point") == 0
+             ? read_directory(e, j, err)
+             : 0;
 }
 
 /* ---- the whole ---- */

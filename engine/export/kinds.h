@@ -16,6 +16,11 @@
  *            on_disk_error?: "fail" }
  * verify:  { directory, point?: id (all points when absent),
  *            depth?: "set"|"chain"|"content" (default), source?: collection }
+ * reference_point:
+ *          { action: "create", directory, collection,
+ *            tracker?: "clone"|"bitmap"|... } or
+ *          { action: "destroy"|"remove_data", directory, point: id,
+ *            CollectionId?, dependants?: bool }
  * restore: { directory, point, to, machine?: id, disk?: id,
  *            format?: "raw"|"qcow2" (default: raw), overwrite?: bool }
  */
@@ -38,5 +43,6 @@ struct cairn__kind {
 extern const struct cairn__kind cairn__kind_export;
 extern const struct cairn__kind cairn__kind_verify;
 extern const struct cairn__kind cairn__kind_restore;
+extern const struct cairn__kind cairn__kind_reference;
 
 #endif

@@ -9,6 +9,7 @@
  *     owner.lock             locked as long as its owner lives
  *     nbd-N.sock, nbd-N.pid  of its helpers
  *     point/                 what becomes <ReferencePointGroupId>
+ *   .removed-<id>/           a point that was destroyed, on its way out
  *
  * Both locks are of open file descriptions, so the kernel drops them with their
  * owner, however it ends. What is published is the directory point/, complete
@@ -74,6 +75,15 @@ int cairn__publication_check_free(struct cairn__publication *p,
 int cairn__publication_publish(struct cairn__publication *p,
                                struct cairn__run *run, const char *name,
                                struct cairn_error *err);
+/* Destroys the point in the directory `name`: one rename, after which there is
+ * no such point, then its files go. What of them stays is a warning, and goes
+ * with the next cairn__publication_clean. */
+int cairn__publication_remove_point(struct cairn__publication *p,
+                                    struct cairn__run *run, const char *name,
+                                    const char *id, struct cairn_error *err);
+/* 1 when the name is one of a work directory, or of a point on its way out. */
+int cairn__publication_is_work(const char *name);
+int cairn__publication_is_removed(const char *name);
 /* Ends: removes the work directory, or what is left of it, and an export
  * directory that was created for nothing, unless is_kept, and lets the locks
  * go. Idempotent. */
