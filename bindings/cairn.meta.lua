@@ -183,7 +183,7 @@ function engine:on(name, fn) end
 ---The published service's method.
 ---@param collection cairn.collection
 ---@param directory string
----@param setting_data? table base, format, digest, on_disk_error, depth_limit, Name, machines: a list of VirtualMachineId and disks (ids); a machine without disks gives its configuration only
+---@param setting_data? table base, format, digest, on_disk_error, depth_limit, tracker, Name, machines: a list of VirtualMachineId and disks (ids); a machine without disks gives its configuration only
 ---@return integer # 4096 started, 1 not supported, 2 failed, 3 time-out, 4 invalid parameter, 5 invalid state, 6 invalid type
 ---@return cairn.job?
 ---@return string? # message

@@ -1115,7 +1115,7 @@ local service_codes = { not_supported = 1, timeout = 3, closed = 5,
 
 local setting_fields = { base = "string", format = "string",
   digest = "string", on_disk_error = "string", depth_limit = "number",
-  machines = "list", Name = "string" }
+  tracker = "string", machines = "list", Name = "string" }
 local machine_fields = { VirtualMachineId = "string!", disks = "list" }
 
 local function same_id(a, b)
@@ -1127,7 +1127,8 @@ end
 local function chosen(farm, machines)
   local out = { CollectionId = farm.CollectionId,
     ElementName = farm.ElementName,
-    source_directories = farm.source_directories, machines = {} }
+    source_directories = farm.source_directories,
+    clone_directory = farm.clone_directory, machines = {} }
   for i, wanted in ipairs(machines) do
     local what = ("ExportSettingData.machines[%d]"):format(i)
     failure.check_fields(wanted, machine_fields, what)
@@ -1190,7 +1191,7 @@ function methods.ExportReferencePoint(engine, farm, directory, settings)
       export = { collection = farm, directory = directory,
         base = settings.base, format = settings.format,
         digest = settings.digest, on_disk_error = settings.on_disk_error,
-        depth_limit = settings.depth_limit } })
+        depth_limit = settings.depth_limit, tracker = settings.tracker } })
   end))
   if not job then return service_codes[code] or 2, nil, message end
   M.update_ref(S)

@@ -54,7 +54,7 @@ end
 local kind_fields = {
   export = { collection = "table!", directory = "string!", base = "string",
     format = "string", digest = "string", on_disk_error = "string",
-    depth_limit = "number" },
+    depth_limit = "number", tracker = "string" },
   verify = { directory = "string!", point = "string", depth = "string",
     source = "table" },
   restore = { directory = "string!", point = "string!", to = "string!",

@@ -110,6 +110,10 @@ their exact size; --json lists the ranges too.]],
         end,
         help = "a disk whose chain has N levels is exported in full again "
           .. "(default 32)" },
+      { name = "tracker", value = "T",
+        choices = { "digest", "clone", "bitmap", "full" },
+        help = "how changes are found on disks that name no tracker: digest "
+          .. "(the default), clone, bitmap or full" },
       { name = "on-disk-error", value = "WHAT",
         choices = { "fail", "continue" },
         help = "when a source fails: fail (the default) publishes nothing, "

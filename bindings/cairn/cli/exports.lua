@@ -103,6 +103,7 @@ function exports.export(cairn, uv, options)
       format = options.format,
       digest = options.digest,
       on_disk_error = options.on_disk_error,
+      tracker = options.tracker,
       depth_limit = options.depth_limit and math.tointeger(
         options.depth_limit),
     },
