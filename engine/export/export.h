@@ -3,6 +3,7 @@
  *   export.c         the run: order, machines, manifest, publication
  *   export_disk.c    one disk: its base, its image, its digest map
  *   export_report.c  what the job says of it: properties and report
+ *   export_marker.c  where the point is a marker's
  *   export_plan.c    the dry run */
 #ifndef CAIRN_EXPORT_EXPORT_H
 #define CAIRN_EXPORT_EXPORT_H
@@ -25,7 +26,9 @@ struct cairn__export {
   unsigned char point[16];
   json_int_t sequence;
   int64_t time_us;
-  json_t *files;   /* of the manifest */
+  json_t *files;          /* of the manifest */
+  json_t *marker;         /* the point that is exported, made before; or NULL */
+  json_t *own_collection; /* the marker's */
   json_t *removed; /* {VirtualMachineId, disk}: in the reference point of the
                       bases, and no longer in the collection */
 };
@@ -46,6 +49,24 @@ int cairn__export_choose_bases(struct cairn__export *x,
 int cairn__export_disk(struct cairn__export *x, struct cairn__member *m,
                        struct cairn__member_disk *d, int dirfd,
                        struct cairn_error *err);
+
+/* ---- export_marker.c: nothing where the export is of a collection */
+
+/* Finds the marker in the directory and sets the collection: NOT_FOUND,
+ * INVALID_STATE. */
+int cairn__export_take_marker(struct cairn__export *x, int dirfd,
+                              const char *path, struct cairn_error *err);
+/* With all sources open: sets the time; INVALID_STATE when something has
+ * changed. */
+int cairn__export_check_marker(struct cairn__export *x,
+                               struct cairn_error *err);
+/* After publication. */
+void cairn__export_drop_marker(struct cairn__export *x);
+void cairn__export_free_marker(struct cairn__export *x); /* idempotent */
+/* Of any export: removes what is noted as unfinished, notes the directory for
+ * clones. An index that cannot be used is a warning. */
+int cairn__export_look_after_index(struct cairn__export *x,
+                                   struct cairn_error *err);
 
 /* ---- export_report.c */
 

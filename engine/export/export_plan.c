@@ -245,6 +245,7 @@ static int open_bases(struct cairn__export *x, int is_new,
       .directory = cairn__text_of(x->spec, "directory"),
       .collection = cairn__text_of(x->collection, "CollectionId"),
       .wanted = cairn__text_of(x->spec, "base"),
+      .before = json_integer_value(json_object_get(x->marker, "sequence")),
       .depth_limit =
           (unsigned)json_integer_value(json_object_get(x->spec, "depth_limit")),
   };
@@ -271,15 +272,18 @@ static int make_plan(struct cairn__export *x, int is_new, int fd, json_t **plan,
   struct cairn__members_options o = {
       .io = x->io,
       .run = x->run,
-      .collection = x->collection,
       .target_fd = fd,
       .target_path = cairn__text_of(x->spec, "directory"),
       .tracker = cairn__text_of(x->spec, "tracker"),
   };
 
   if (cairn__publication_check_target(x->io, fd, o.target_path, err) != 0 ||
-      open_bases(x, is_new, err) != 0 ||
+      cairn__export_take_marker(x, fd, o.target_path, err) != 0)
+    return -1;
+  o.collection = x->collection;
+  if (open_bases(x, is_new, err) != 0 ||
       cairn__members_open(&o, &x->members, err) != 0 ||
+      cairn__export_check_marker(x, err) != 0 ||
       cairn__export_choose_bases(x, err) != 0 ||
       cairn__members_measure(&x->members, x->run, err) != 0)
     return -1;
@@ -310,6 +314,7 @@ int cairn__export_plan(const struct cairn_io *io, const json_t *spec,
   cairn__members_free(&x.members);
   cairn__bases_close(&x.bases);
   json_decref(x.removed);
+  cairn__export_free_marker(&x);
   explicit_bzero(&x.digester, sizeof x.digester);
   cairn__run_release(x.run);
   (void)io->close(io, fd);
