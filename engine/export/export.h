@@ -23,6 +23,7 @@ struct cairn__export {
   struct cairn__bases bases;
   struct cairn__members members;
   struct cairn__digester digester;
+  int is_outlook; /* a plan that does not read the disks */
   unsigned char point[16];
   json_int_t sequence;
   int64_t time_us;
@@ -84,5 +85,9 @@ const char *cairn__export_base_id(const struct cairn__export *x);
 
 int cairn__export_plan(const struct cairn_io *io, const json_t *spec,
                        json_t **plan, struct cairn_error *err);
+/* The same without reading the disks: sizes of increments are estimated from
+ * above too. */
+int cairn__export_outlook(const struct cairn_io *io, const json_t *spec,
+                          json_t **plan, struct cairn_error *err);
 
 #endif

@@ -155,7 +155,7 @@ static int plan_disk(struct cairn__export *x, struct cairn__member *m,
   struct disk_plan p = {.target_bytes = estimate_disk(d, digest_size)};
   int result = 0;
 
-  if (d->base.point && compare_disk(x, d, &p, err) != 0)
+  if (d->base.point && !x->is_outlook && compare_disk(x, d, &p, err) != 0)
     return cairn__member_fail(m, d, err);
   *target += p.target_bytes;
   if (json_array_append_new(disks, describe_disk(d, &p)) != 0)
@@ -290,10 +290,13 @@ static int make_plan(struct cairn__export *x, int is_new, int fd, json_t **plan,
   return write_plan(x, is_new, fd, plan, err);
 }
 
-int cairn__export_plan(const struct cairn_io *io, const json_t *spec,
-                       json_t **plan, struct cairn_error *err)
+static int plan_export(const struct cairn_io *io, const json_t *spec,
+                       int is_outlook, json_t **plan, struct cairn_error *err)
 {
-  struct cairn__export x = {.io = io, .spec = spec, .bases = {.x = {.fd = -1}}};
+  struct cairn__export x = {.io = io,
+                            .spec = spec,
+                            .is_outlook = is_outlook,
+                            .bases = {.x = {.fd = -1}}};
   int is_new, fd, result;
 
   *plan = NULL;
@@ -319,4 +322,16 @@ int cairn__export_plan(const struct cairn_io *io, const json_t *spec,
   cairn__run_release(x.run);
   (void)io->close(io, fd);
   return result;
+}
+
+int cairn__export_plan(const struct cairn_io *io, const json_t *spec,
+                       json_t **plan, struct cairn_error *err)
+{
+  return plan_export(io, spec, 0, plan, err);
+}
+
+int cairn__export_outlook(const struct cairn_io *io, const json_t *spec,
+                          json_t **plan, struct cairn_error *err)
+{
+  return plan_export(io, spec, 1, plan, err);
 }
