@@ -16,7 +16,24 @@ static const char *text_of(const json_t *object, const char *name)
   return cairn__text_of(object, name);
 }
 
-static int find_marker(struct cairn__export *x, const json_t *index,
+static int fail_no_marker(const struct cairn__export *x, int dirfd,
+                          const char *path, const char *id,
+                          struct cairn_error *err)
+{
+  struct stat st;
+
+  if (x->io->fstatat(x->io, dirfd, id, &st, AT_SYMLINK_NOFOLLOW) == 0)
+    return cairn__fail(err, CAIRN_E_INVALID_STATE,
+                       "the reference point %s has its export already, in "
+                       "\"%s/%s\"",
+                       id, path, id);
+  return cairn__fail(err, CAIRN_E_NOT_FOUND,
+                     "\"%s\" holds no marker %s: nothing is known of a "
+                     "reference point of this id that could be exported",
+                     path, id);
+}
+
+static int find_marker(struct cairn__export *x, const json_t *index, int dirfd,
                        const char *path, struct cairn_error *err)
 {
   const char *id = text_of(x->spec, "point");
@@ -24,10 +41,7 @@ static int find_marker(struct cairn__export *x, const json_t *index,
   json_t *marker = cairn__index_marker(index, id);
 
   if (!marker)
-    return cairn__fail(err, CAIRN_E_NOT_FOUND,
-                       "\"%s\" holds no marker %s: nothing is known of a "
-                       "reference point of this id that could be exported",
-                       path, id);
+    return fail_no_marker(x, dirfd, path, id, err);
   if (wanted && strcmp(wanted, text_of(marker, "CollectionId")) != 0)
     return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
                        "the reference point %s is of collection %s, not of %s",
@@ -46,7 +60,7 @@ int cairn__export_take_marker(struct cairn__export *x, int dirfd,
     return 0;
   if (cairn__index_read(x->io, dirfd, path, &index, err) != 0)
     return -1;
-  result = find_marker(x, index, path, err);
+  result = find_marker(x, index, dirfd, path, err);
   json_decref(index);
   if (result == 0)
     x->collection = x->own_collection;
