@@ -1028,6 +1028,16 @@ static void count_kinds(struct doctor *d)
                                        json_integer(markers)) != 0;
 }
 
+/* An export is at work: what it makes belongs to no point yet. */
+static int is_busy(struct doctor *d)
+{
+  int is_locked = is_held(d->io, d->dirfd, ".cairn.lock") > 0;
+
+  d->has_failed |=
+      json_object_set_new(d->report, "is_busy", json_boolean(is_locked)) != 0;
+  return is_locked;
+}
+
 static int examine(struct doctor *d, struct cairn_error *err)
 {
   if (read_directory(d, err) != 0)
@@ -1045,8 +1055,10 @@ static int examine(struct doctor *d, struct cairn_error *err)
   check_points(d);
   check_entries(d);
   check_index(d);
-  each_orphan(d, report_orphan);
-  look_at_sources(d, NULL);
+  if (!is_busy(d)) {
+    each_orphan(d, report_orphan);
+    look_at_sources(d, NULL);
+  }
   check_space(d);
   plan_next(d);
   return d->has_failed ? cairn__fail_memory(err) : 0;

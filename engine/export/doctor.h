@@ -16,7 +16,8 @@
 #include "io.h"
 
 /* options: { collection?: object, fix?: bool, also?: [export directories] }, or
- * NULL. *report: { directory, free_bytes, total_bytes, point_count,
+ * NULL. *report: { directory, is_busy (somebody changes it now: clones and
+ * bitmaps are not looked at), free_bytes, total_bytes, point_count,
  * marker_count, findings: [], fixed: [texts], chains: [ { VirtualMachineId,
  * disk, ReferencePointGroupId, depth } ], next: a plan (kinds.h) or null,
  * next_error: text or null }. */
