@@ -29,6 +29,7 @@ local cairn = {
   policy_load = policy.load,
 
   points = private.points,
+  doctor = core.with_source(private.doctor),
   verify = core.with_source(private.verify),
   restore = core.with_source(private.restore),
   merge = core.with_source(private.merge),

@@ -381,6 +381,36 @@ static int core_points(lua_State *L)
   return 1;
 }
 
+/* point_data(directory, id) -> array | nil, message, code */
+static int core_point_data(lua_State *L)
+{
+  const char *directory = luaL_checkstring(L, 1);
+  const char *id = luaL_checkstring(L, 2);
+  struct cairn_error err = {0};
+  char **json = (char **)cairn__lua_box(L, cairn_free);
+  int box = lua_gettop(L);
+  if (cairn_point_data(directory, id, json, &err) != 0)
+    return cairn__lua_fail(L, &err);
+  cairn__lua_decode(L, *json, strlen(*json));
+  cairn__lua_unbox(L, box);
+  return 1;
+}
+
+/* doctor(directory, options as JSON) -> report | nil, message, code */
+static int core_doctor(lua_State *L)
+{
+  const char *directory = luaL_checkstring(L, 1);
+  const char *options = luaL_optstring(L, 2, NULL);
+  struct cairn_error err = {0};
+  char **json = (char **)cairn__lua_box(L, cairn_free);
+  int box = lua_gettop(L);
+  if (cairn_doctor(directory, options, json, &err) != 0)
+    return cairn__lua_fail(L, &err);
+  cairn__lua_decode(L, *json, strlen(*json));
+  cairn__lua_unbox(L, box);
+  return 1;
+}
+
 static int located_continue(lua_State *L, int status, lua_KContext context)
 {
   (void)status;
@@ -439,6 +469,8 @@ static const luaL_Reg functions[] = {
     {"errno_code", core_errno_code},
     {"read_script", core_read_script},
     {"points", core_points},
+    {"point_data", core_point_data},
+    {"doctor", core_doctor},
     {"with_source", core_with_source},
     {NULL, NULL}};
 

@@ -31,7 +31,7 @@ const struct cairn__kind *cairn__kind_find(const char *name)
 {
   const struct cairn__kind *const own[] = {
       &cairn__kind_export, &cairn__kind_verify, &cairn__kind_restore,
-      &cairn__kind_merge, &cairn__kind_prune};
+      &cairn__kind_merge,  &cairn__kind_prune,  &cairn__kind_reference};
 
   for (size_t i = 0; i < extra_kind_count; i++) {
     if (strcmp(extra_kinds[i]->name, name) == 0)
@@ -424,6 +424,20 @@ static void pass_directory_on(struct cairn_engine *e, struct cairn__job *j)
   cairn__directory_release(e, j->directory);
 }
 
+/* The point that this run is about: one that exists, or a new one. */
+static int settle_point(struct cairn_engine *e, struct cairn__job *j,
+                        struct cairn_error *error)
+{
+  const char *id = json_string_value(json_object_get(j->spec, "point"));
+
+  memset(j->point, 0, sizeof j->point);
+  if (!id)
+    return cairn__engine_id(e, j->point, error);
+  if (uuid_parse(id, j->point) != 0)
+    memset(j->point, 0, sizeof j->point); /* the beginning of an id */
+  return 0;
+}
+
 static void start_first_time(struct cairn_engine *e, struct cairn__job *j)
 {
   struct cairn_error error;
@@ -442,8 +456,8 @@ static void start_first_time(struct cairn_engine *e, struct cairn__job *j)
   j->is_live = 1;
   clock_on(e, j);
   cairn__error_clear(&error);
-  if (j->directory && cairn__engine_id(e, j->point, &error) != 0)
-    memset(j->point, 0, sizeof j->point);
+  if (j->directory)
+    (void)settle_point(e, j, &error);
 
   cairn__job_set_state(e, j, CAIRN_STARTING);
   cairn__job_set_percent(e, j, 0);

@@ -317,6 +317,14 @@ static int is_export(const struct cairn__job *j)
   return j->kind && strcmp(j->kind->name, "export") == 0;
 }
 
+/* An export, or what is done to a reference point, once it has begun. */
+static int is_of_point(const struct cairn__job *j)
+{
+  return j->kind &&
+         (is_export(j) || strcmp(j->kind->name, "reference_point") == 0) &&
+         j->run_number > 0 && !uuid_is_null(j->point);
+}
+
 /* A property of the run: what the report says, once it ended well; empty while
  * it runs and when it failed. */
 static int give_exported(struct cairn_engine *e, const struct cairn__job *j,
@@ -325,7 +333,7 @@ static int give_exported(struct cairn_engine *e, const struct cairn__job *j,
 {
   const json_t *properties = json_object_get(j->report, "properties");
 
-  if (!is_export(j) || j->run_number == 0) {
+  if (!is_of_point(j)) {
     give_null(v);
     return 0;
   }
@@ -341,7 +349,7 @@ static int give_machines(struct cairn_engine *e, const struct cairn__job *j,
   const json_t *exported = json_object_get(
       json_object_get(j->report, "properties"), "VirtualMachineId");
 
-  if (!is_export(j) || j->run_number == 0) {
+  if (!is_of_point(j)) {
     give_null(v);
     return 0;
   }
@@ -363,7 +371,7 @@ static void give_base(const struct cairn__job *j, struct cairn_value *v)
 static void give_point(struct cairn_engine *e, const struct cairn__job *j,
                        struct cairn_value *v)
 {
-  if (!is_export(j) || j->run_number == 0) {
+  if (!is_of_point(j)) {
     give_null(v);
     return;
   }
@@ -375,6 +383,20 @@ static void give_spec_string(const json_t *object, const char *name,
                              struct cairn_value *v)
 {
   give_string(v, json_string_value(json_object_get(object, name)));
+}
+
+/* Of a point that exists only its id may have been given. */
+static void give_collection(const struct cairn__job *j, struct cairn_value *v)
+{
+  const json_t *collection = json_object_get(j->spec, "collection");
+
+  int is_known = j->kind && (is_export(j) ||
+                             strcmp(j->kind->name, "reference_point") == 0);
+
+  give_spec_string(!is_known    ? NULL
+                   : collection ? collection
+                                : j->spec,
+                   "CollectionId", v);
 }
 
 static void give_label(const struct cairn_property_info *p, int place,
@@ -584,9 +606,7 @@ static int get(struct cairn_engine *e, const struct cairn__job *j,
     give_string(v, cairn__job_message(j));
     break;
   case CAIRN_PROPERTY_CollectionId:
-    give_spec_string(is_export(j) ? json_object_get(j->spec, "collection")
-                                  : NULL,
-                     "CollectionId", v);
+    give_collection(j, v);
     break;
   case CAIRN_PROPERTY_ReferencePointGroupId:
     give_point(e, j, v);

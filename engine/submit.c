@@ -70,6 +70,7 @@ static const struct key {
     {"export", KIND, 0},
     {"verify", KIND, 0},
     {"restore", KIND, 0},
+    {"reference_point", KIND, 0},
     {"run", KIND, 0},
     {"merge", KIND, 0},
     {"prune", KIND, 0},

@@ -880,8 +880,8 @@ local function prepared(S, spec, what)
   end
   local copy, body = {}, nil
   for key, value in pairs(spec) do copy[key] = value end
-  for _, kind in ipairs { "export", "verify", "restore", "merge",
-    "prune" } do
+  for _, kind in ipairs { "export", "verify", "restore", "merge", "prune",
+    "reference_point" } do
     local t = copy[kind]
     if type(t) == "table" then
       t = resolved(t, { "directory", "to" })
@@ -1114,7 +1114,7 @@ end
 local service_codes = { not_supported = 1, timeout = 3, closed = 5,
   invalid_state = 5, wrong_type = 4, invalid_argument = 4, unknown_key = 4,
   out_of_range = 4, bad_path = 4, duplicate_id = 4, no_such_property = 4,
-  target_in_source = 4 }
+  target_in_source = 4, not_found = 4, ambiguous = 4, exists = 5 }
 
 local setting_fields = { base = "string", format = "string",
   digest = "string", on_disk_error = "string", depth_limit = "number",
@@ -1166,24 +1166,79 @@ local function chosen(farm, machines)
   return collection.check(out, nil, "ExportSettingData")
 end
 
--- ExportReferencePoint(collection, directory[, setting data])
+-- What every call of the service asks first: code, message when it is refused.
+local function refused(engine, directory)
+  if not core.is_open(engine) then
+    return 5, "the engine is closed"
+  elseif type(directory) ~= "string" or directory == "" then
+    return 4, "ExportDirectory: a path expected, got "
+      .. (directory == "" and "an empty string" or type(directory))
+  end
+end
+
+-- The id of a point given as a table or as text, and its collection's.
+local function point_of(point, what)
+  if type(point) == "string" then return point end
+  if type(point) ~= "table" then
+    failure.raise("wrong_type", "%s: a reference point (a table with "
+      .. "ReferencePointGroupId, as cairn.points gives it) or its id expected, "
+      .. "got %s", what, type(point))
+  end
+  local id, farm = point.ReferencePointGroupId, point.CollectionId
+  if type(id) ~= "string" then
+    failure.raise("wrong_type", "%s: ReferencePointGroupId: a string expected, "
+      .. "got %s", what, type(id))
+  end
+  return id, type(farm) == "string" and farm or nil
+end
+
+-- 4096, job | code, nil, message of what submit (or a check before) gave.
+local function served(S, job, message, code)
+  if not job then return service_codes[code] or 2, nil, message end
+  M.update_ref(S)
+  return 4096, job
+end
+
+local point_fields = { base = "string", format = "string",
+  digest = "string", depth_limit = "number", Name = "string" }
+
+-- A marker's export. It is checked first, with the sources open but not read,
+-- so that what cannot be exported any more is refused here.
+local function export_point(engine, point, directory, settings)
+  local id, farm = point_of(point, "ReferencePoint")
+  failure.check_fields(settings, point_fields, "ExportSettingData")
+  if point.kind == "export" then
+    failure.raise("invalid_state", "the reference point %s has its export "
+      .. "already, in %s", failure.shown(id),
+      failure.shown(tostring(point.directory)))
+  end
+  local plan, message, code = methods.plan(engine, { Name = "check",
+    export = { point = id, CollectionId = farm, directory = directory,
+      base = "none" } })
+  if not plan then return nil, message, code end
+  return methods.submit(engine, {
+    Name = settings.Name or "ExportReferencePoint " .. id,
+    DeleteOnCompletion = true,
+    export = { point = id, CollectionId = farm, directory = directory,
+      base = settings.base, format = settings.format,
+      digest = settings.digest, depth_limit = settings.depth_limit } })
+end
+
+-- ExportReferencePoint(collection or point, directory[, setting data])
 --   -> 4096, job | code, nil, message
 function methods.ExportReferencePoint(engine, farm, directory, settings)
   local S = state(engine)
-  if not core.is_open(engine) then
-    return 5, nil, "the engine is closed"
-  elseif type(farm) ~= "table" then
+  if core.is_open(engine) and type(farm) ~= "table" then
     return 6, nil, "ReferencePointCollection: a cairn.collection expected, "
       .. "got " .. type(farm)
-  elseif farm.ReferencePointGroupId ~= nil then
-    return 1, nil, "exporting an existing reference point is not built yet: "
-      .. "pass the collection, which makes point and export together"
-  elseif type(directory) ~= "string" or directory == "" then
-    return 4, nil, "ExportDirectory: a path expected, got "
-      .. (directory == "" and "an empty string" or type(directory))
   end
-  local job, message, code = caught(pcall(function()
+  local number, why = refused(engine, directory)
+  if number then return number, nil, why end
+  return served(S, caught(pcall(function()
     settings = settings or {}
+    if farm.ReferencePointGroupId ~= nil then
+      return export_point(engine, farm, directory, settings)
+    end
     failure.check_fields(settings, setting_fields, "ExportSettingData")
     farm = collection.check(farm, nil, "ReferencePointCollection")
     if settings.machines then farm = chosen(farm, settings.machines) end
@@ -1196,10 +1251,95 @@ function methods.ExportReferencePoint(engine, farm, directory, settings)
         digest = settings.digest, on_disk_error = settings.on_disk_error,
         depth_limit = settings.depth_limit, tracker = settings.tracker,
         resume = settings.resume } })
+  end)))
+end
+
+local create_fields = { tracker = "string", machines = "list",
+  Name = "string" }
+
+-- CreateReferencePoint(collection, directory[, setting data])
+--   -> 4096, job | code, nil, message; the job's report is the point
+function methods.CreateReferencePoint(engine, farm, directory, settings)
+  local S = state(engine)
+  if core.is_open(engine) and type(farm) ~= "table" then
+    return 6, nil, "Collection: a cairn.collection expected, got "
+      .. type(farm)
+  end
+  local number, why = refused(engine, directory)
+  if number then return number, nil, why end
+  return served(S, caught(pcall(function()
+    settings = settings or {}
+    failure.check_fields(settings, create_fields, "ReferencePointSettingData")
+    farm = collection.check(farm, nil, "Collection")
+    if settings.machines then farm = chosen(farm, settings.machines) end
+    return methods.submit(engine, {
+      Name = settings.Name or "CreateReferencePoint "
+        .. (farm.ElementName or farm.CollectionId),
+      DeleteOnCompletion = true,
+      reference_point = { action = "create", collection = farm,
+        directory = directory, tracker = settings.tracker } })
+  end)))
+end
+
+-- What is done to a point: checked first, so that a refusal is the call's.
+local function change_point(engine, action, directory, point, settings, name)
+  local S = state(engine)
+  local number, why = refused(engine, directory)
+  if number then return number, nil, why end
+  if type(point) ~= "string" and type(point) ~= "table" then
+    return 6, nil, "ReferencePoint: a point or its id expected, got "
+      .. type(point)
+  end
+  return served(S, caught(pcall(function()
+    local id, farm = point_of(point, "ReferencePoint")
+    local spec = { action = action, directory = directory, point = id,
+      CollectionId = farm, dependants = settings.dependants }
+    local plan, message, code = methods.plan(engine,
+      { Name = name, reference_point = spec })
+    if not plan then return nil, message, code end
+    spec.point = plan.points[1]
+    return methods.submit(engine, { Name = settings.Name
+      or ("%s %s"):format(name, spec.point), DeleteOnCompletion = true,
+      reference_point = spec })
+  end)))
+end
+
+local destroy_fields = { dependants = "boolean", Name = "string" }
+
+-- DestroyReferencePoint(directory, point[, { dependants = }])
+--   -> 4096, job | code, nil, message
+function methods.DestroyReferencePoint(engine, directory, point, settings)
+  settings = settings or {}
+  local ok, err = pcall(failure.check_fields, settings, destroy_fields,
+    "DestroyReferencePoint")
+  if not ok then return 4, nil, tostring(err) end
+  return change_point(engine, "destroy", directory, point, settings,
+    "DestroyReferencePoint")
+end
+
+-- RemoveAssociatedData(directory, point) -> 4096, job | code, nil, message
+function methods.RemoveAssociatedData(engine, directory, point)
+  return change_point(engine, "remove_data", directory, point, {},
+    "RemoveAssociatedData")
+end
+
+-- HasAssociatedData(directory, point)
+--   -> 0, whether, what is kept | code, nil, message
+function methods.HasAssociatedData(engine, directory, point)
+  local number, why = refused(engine, directory)
+  if number then return number, nil, why end
+  if type(point) ~= "string" and type(point) ~= "table" then
+    return 6, nil, "ReferencePoint: a point or its id expected, got "
+      .. type(point)
+  end
+  local list, message, code = caught(pcall(function()
+    return core.point_data(path.absolute(directory),
+      (point_of(point, "ReferencePoint")))
   end))
-  if not job then return service_codes[code] or 2, nil, message end
-  M.update_ref(S)
-  return 4096, job
+  if not list then return service_codes[code] or 2, nil, message end
+  local has_data = false
+  for _, kept in ipairs(list) do has_data = has_data or kept.exists == true end
+  return 0, has_data, list
 end
 
 methods.detach = function() end -- cairn/luv.lua

@@ -19,6 +19,35 @@ function M.points(directory)
   return core.points(path.absolute(directory))
 end
 
+local doctor_fields = { fix = "boolean", also = "list", collection = "table" }
+
+-- doctor(directory[, options]) -> report | nil, message, code
+function M.doctor(source, _, directory, options)
+  if type(directory) ~= "string" or directory == "" then
+    error("cairn.doctor: an export directory expected, got "
+      .. (directory == "" and "an empty string" or type(directory)), 2)
+  end
+  local ok, encoded = pcall(function()
+    options = options or {}
+    failure.check_fields(options, doctor_fields, "cairn.doctor")
+    local copy = { fix = options.fix == true, also = {} }
+    for i, other in ipairs(options.also or {}) do
+      copy.also[i] = path.absolute(other)
+    end
+    if #copy.also == 0 then copy.also = nil end
+    if options.collection then
+      copy.collection = collection.check(options.collection,
+        path.base_of(source), "cairn.doctor: collection")
+    end
+    return assert(core.json_encode(copy))
+  end)
+  if not ok then
+    if failure.is(encoded) then return failure.results(encoded) end
+    error(encoded, 0)
+  end
+  return core.doctor(path.absolute(directory), encoded)
+end
+
 local function run(kind, spec, what)
   -- before anything is opened: where nobody may wait this raises
   local outer = E.task_of[coroutine.running()]

@@ -36,6 +36,13 @@ static int is_named(const char *wanted, const char *what)
   return strcmp(wanted, what) == 0;
 }
 
+static int is_before(const struct cairn__bases *b, const json_t *manifest)
+{
+  return b->o.before == 0 ||
+         json_integer_value(json_object_get(manifest, "sequence")) <
+             b->o.before;
+}
+
 /* Keeps the manifests of our collection. */
 static int keep_points(struct cairn__bases *b, struct cairn_error *err)
 {
@@ -57,7 +64,8 @@ static int keep_points(struct cairn__bases *b, struct cairn_error *err)
                       "reference point %s cannot be read, so nothing is based "
                       "on it: %s",
                       text_of(p, "ReferencePointGroupId"), text_of(p, "error"));
-    if (result != 0 || !id || strcmp(id, b->o.collection) != 0)
+    if (result != 0 || !id || strcmp(id, b->o.collection) != 0 ||
+        !is_before(b, p))
       continue;
     if (json_array_append(b->points, p) != 0)
       result = cairn__fail_memory(err);
@@ -93,6 +101,12 @@ static int find_wanted(struct cairn__bases *b, struct cairn_error *err)
   if (cairn__exports_base(&b->x, id, &b->point, err) != 0)
     return -1;
   collection = text_of(b->point->manifest, "CollectionId");
+  if (strcmp(collection, b->o.collection) == 0 &&
+      !is_before(b, b->point->manifest))
+    return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
+                       "export.base: the reference point %s is newer than the "
+                       "one that is exported",
+                       id);
   if (strcmp(collection, b->o.collection) == 0)
     return 0;
   return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,

@@ -38,6 +38,7 @@ struct cairn__bases_options {
   const char *collection; /* CollectionId */
   const char *wanted;     /* "none", "latest", or an id (a prefix of it) */
   unsigned depth_limit;   /* 0: the default */
+  json_int_t before;      /* only points with a lower sequence; 0: any */
   int algorithm;
 };
 

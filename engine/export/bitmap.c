@@ -1328,3 +1328,60 @@ int cairn__source_bitmap_changes(struct cairn__source *s,
     cairn__changes_mark(changes, x.edge, s->length - x.edge);
   return apply_allocation(&x, digester, map, err);
 }
+
+/* ---- whether anything has changed ---------------------------------------- */
+
+uint64_t cairn__bitmap_tail(uint64_t virtual_size)
+{
+  return virtual_size > 0
+             ? (divide_up(virtual_size, GUARD_UNIT) - 1) * GUARD_UNIT
+             : 0;
+}
+
+static int look_unchanged(const struct cairn__chain *c, const char *point,
+                          const json_t *state, char *reason, size_t size,
+                          struct cairn_error *err)
+{
+  json_int_t was = json_integer_value(json_object_get(state, "virtual_size"));
+  struct search x = {
+      .state = state, .edge = UINT64_MAX, .reason = reason, .size = size};
+  struct layer l;
+  int result =
+      cairn__bitmap_check_state(state, c, &x.active, reason, size, err);
+
+  if (result != 0)
+    return result;
+  if (x.active > 0)
+    return because(reason, size, "\"%.200s\" was put on top of the image",
+                   c->layers[0].held.path);
+  if ((json_int_t)c->virtual_size != was)
+    return because(reason, size, "its size was %lld and is %llu",
+                   (long long)was, (unsigned long long)c->virtual_size);
+  result = look_clean(c, point, reason, size, err);
+  if (result == 1 && strstr(reason, "while the point was taken"))
+    return because(reason, size, "\"%.200s\" was written since",
+                   c->layers[0].held.path);
+  if (result != 0 || layer_open(c, 0, &l, err) != 0)
+    return result != 0 ? result : -1;
+  result = apply_guard(&x, &l, err);
+  cairn__bitmaps_free(&l.bitmaps);
+  if (result == 0 && x.edge != cairn__bitmap_tail((uint64_t)was))
+    return because(reason, size, "it was made smaller and larger again");
+  return result;
+}
+
+int cairn__source_bitmap_is_unchanged(struct cairn__source *s,
+                                      const char *point, const json_t *state,
+                                      char *reason, size_t size,
+                                      struct cairn_error *err)
+{
+  const struct cairn__chain *c = cairn__source_chain(s);
+  struct cairn_error cause = {.offset = -1};
+  int result;
+
+  reason[0] = '\0';
+  if (!c)
+    return fail_no_chain(s, err);
+  result = look_unchanged(c, point, state, reason, size, &cause);
+  return result < 0 ? reason_of(&cause, reason, size, err) : result;
+}

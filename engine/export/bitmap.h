@@ -104,6 +104,16 @@ int cairn__bitmap_state(const struct cairn__source *s, const char *point,
 int cairn__bitmap_check_state(const json_t *state, const struct cairn__chain *c,
                               size_t *active, char *reason, size_t size,
                               struct cairn_error *err);
+/* Where the part of a disk begins whose end the guard cannot vouch for. */
+uint64_t cairn__bitmap_tail(uint64_t virtual_size);
+/* 0 when the disk reads up to cairn__bitmap_tail() as it did at `point`, of
+ * which `state` tells, and has the size that it had: no layer was put on top,
+ * no bit is set, the guard is whole. 1 (reason) when not, or when that cannot
+ * be told. The tail is the caller's to compare. */
+int cairn__source_bitmap_is_unchanged(struct cairn__source *s,
+                                      const char *point, const json_t *state,
+                                      char *reason, size_t size,
+                                      struct cairn_error *err);
 /* Marks in `changes` (of s->length, clear) what may differ from the base point,
  * of which `state` tells and `map` has the digests. 0; 1 nothing is known
  * (reason; `changes` is then of no use); -1. `run` (may be NULL, else entered)

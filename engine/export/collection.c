@@ -34,7 +34,8 @@ struct key {
 };
 
 static const struct key export_keys[] = {
-    {"collection", TYPE_OBJECT, 1},   {"directory", TYPE_PATH, 1},
+    {"collection", TYPE_OBJECT, 0},   {"directory", TYPE_PATH, 1},
+    {"point", TYPE_GUID, 0},          {"CollectionId", TYPE_GUID, 0},
     {"base", TYPE_STRING, 0},         {"format", TYPE_STRING, 0},
     {"digest", TYPE_STRING, 0},       {"on_disk_error", TYPE_STRING, 0},
     {"depth_limit", TYPE_INTEGER, 0}, {"tracker", TYPE_STRING, 0},
@@ -410,6 +411,33 @@ static int check_depth_limit(const json_t *spec, struct cairn_error *err)
                      DEPTH_MAX, (long long)n);
 }
 
+/* A collection, or a point of one that was made before. */
+static int check_subject(json_t *spec, struct cairn_error *err)
+{
+  static const char *const collection_only[] = {"collection", "tracker",
+                                                "on_disk_error"};
+
+  if (!json_object_get(spec, "point")) {
+    if (json_object_get(spec, "CollectionId"))
+      return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
+                         "export.CollectionId goes with export.point; a "
+                         "collection has its own");
+    if (!json_object_get(spec, "collection"))
+      return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
+                         "export.collection is missing");
+    return cairn__collection_check(json_object_get(spec, "collection"),
+                                   "export.collection", err);
+  }
+  for (size_t i = 0; i < COUNT(collection_only); i++) {
+    if (json_object_get(spec, collection_only[i]))
+      return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
+                         "export.%s does not go with export.point, which says "
+                         "what is exported",
+                         collection_only[i]);
+  }
+  return 0;
+}
+
 int cairn__export_check(json_t *spec, struct cairn_error *err)
 {
   static const char *const formats[] = {"qcow2", "raw", NULL};
@@ -419,9 +447,7 @@ int cairn__export_check(json_t *spec, struct cairn_error *err)
   int algorithm;
 
   if (check_object(spec, "export", export_keys, COUNT(export_keys), err) != 0 ||
-      cairn__collection_check(json_object_get(spec, "collection"),
-                              "export.collection", err) != 0 ||
-      check_base(spec, err) != 0 ||
+      check_subject(spec, err) != 0 || check_base(spec, err) != 0 ||
       check_choice(spec, "export", "format", formats, "qcow2", err) != 0 ||
       check_choice(spec, "export", "digest", digests, "xxh3-128", err) != 0 ||
       check_choice(spec, "export", "on_disk_error", on_disk_error, "fail",

@@ -79,6 +79,7 @@ static int open_bases(struct cairn__export *x, int algorithm,
       .wanted = text_of(x->spec, "base"),
       .depth_limit =
           (unsigned)json_integer_value(json_object_get(x->spec, "depth_limit")),
+      .before = json_integer_value(json_object_get(x->marker, "sequence")),
       .algorithm = algorithm,
   };
   char shown[512];
@@ -88,6 +89,10 @@ static int open_bases(struct cairn__export *x, int algorithm,
   x->sequence = cairn__publication_last_sequence(&x->publication, collection);
   if (x->sequence < x->bases.sequence)
     x->sequence = x->bases.sequence;
+  if (x->marker) {
+    x->sequence = x->bases.o.before;
+    return 0;
+  }
   if (++x->sequence <= CAIRN__SEQUENCE_MAX)
     return 0;
   return cairn__fail(err, CAIRN_E_OUT_OF_RANGE,
@@ -119,6 +124,9 @@ static int prepare(struct cairn__export *x, struct cairn_error *err)
       cairn__publication_clean(
           &x->publication, x->run, &wanted,
           json_is_false(json_object_get(x->spec, "resume")), err) != 0 ||
+      cairn__export_take_marker(x, x->publication.dirfd, x->publication.path,
+                                err) != 0 ||
+      cairn__export_look_after_index(x, err) != 0 ||
       open_bases(x, algorithm, err) != 0)
     return -1;
   return cairn__publication_begin(&x->publication, x->run, err);
@@ -237,7 +245,8 @@ static int open_sources(struct cairn__export *x, struct cairn_error *err)
     return -1;
   x->time_us = wall_us(x);
   cairn__members_release(&x->members);
-  if (check_any(x, err) != 0 || cairn__export_choose_bases(x, err) != 0 ||
+  if (check_any(x, err) != 0 || cairn__export_check_marker(x, err) != 0 ||
+      cairn__export_choose_bases(x, err) != 0 ||
       cairn__members_measure(&x->members, x->run, err) != 0)
     return -1;
   atomic_store(&x->run->bytes_total, x->members.bytes);
@@ -468,13 +477,18 @@ static int check_still(struct cairn__export *x, struct cairn_error *err)
 static int publish(struct cairn__export *x, struct cairn_error *err)
 {
   if (write_secret(x, err) != 0 || write_manifest(x, err) != 0 ||
-      cairn__run_gate(x->run, err) != 0 ||
-      cairn__publication_keep_sequence(&x->publication,
-                                       text_of(x->collection, "CollectionId"),
-                                       x->sequence, err) != 0)
+      cairn__run_gate(x->run, err) != 0)
     return -1;
-  return cairn__publication_publish(&x->publication, x->run, x->run->point_uuid,
-                                    err);
+  /* a marker's was kept when it was made, and may not be the last */
+  if (!x->marker && cairn__publication_keep_sequence(
+                        &x->publication, text_of(x->collection, "CollectionId"),
+                        x->sequence, err) != 0)
+    return -1;
+  if (cairn__publication_publish(&x->publication, x->run, x->run->point_uuid,
+                                 err) != 0)
+    return -1;
+  cairn__export_drop_marker(x);
+  return 0;
 }
 
 /* ---- the run ------------------------------------------------------------- */
@@ -526,6 +540,7 @@ static void export_main(struct cairn__run *run)
   json_decref(x.files);
   json_decref(x.removed);
   json_decref(x.plan);
+  cairn__export_free_marker(&x);
   explicit_bzero(&x.digester, sizeof x.digester);
   if (result != 0)
     run->error = err;

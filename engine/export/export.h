@@ -4,6 +4,7 @@
  *   export_disk.c    one disk: its base, its image, its digest map
  *   export_resume.c  what an interrupted run leaves and the next one takes
  *   export_report.c  what the job says of it: properties and report
+ *   export_marker.c  where the point is a marker's
  *   export_plan.c    the dry run */
 #ifndef CAIRN_EXPORT_EXPORT_H
 #define CAIRN_EXPORT_EXPORT_H
@@ -24,10 +25,13 @@ struct cairn__export {
   struct cairn__bases bases;
   struct cairn__members members;
   struct cairn__digester digester;
+  int is_outlook; /* a plan that does not read the disks */
   unsigned char point[16];
   json_int_t sequence;
   int64_t time_us;
-  json_t *files;   /* of the manifest */
+  json_t *files;          /* of the manifest */
+  json_t *marker;         /* the point that is exported, made before; or NULL */
+  json_t *own_collection; /* the marker's */
   json_t *removed; /* {VirtualMachineId, disk}: in the reference point of the
                       bases, and no longer in the collection */
   json_t *plan;    /* of the work directory */
@@ -74,6 +78,24 @@ void cairn__export_close_journal(struct cairn__export *x,
 /* 1: the work directory stays after this failure; a warning says where. */
 int cairn__export_is_kept(struct cairn__export *x, int id);
 
+/* ---- export_marker.c: nothing where the export is of a collection */
+
+/* Finds the marker in the directory and sets the collection: NOT_FOUND,
+ * INVALID_STATE. */
+int cairn__export_take_marker(struct cairn__export *x, int dirfd,
+                              const char *path, struct cairn_error *err);
+/* With all sources open: sets the time; INVALID_STATE when something has
+ * changed. */
+int cairn__export_check_marker(struct cairn__export *x,
+                               struct cairn_error *err);
+/* After publication. */
+void cairn__export_drop_marker(struct cairn__export *x);
+void cairn__export_free_marker(struct cairn__export *x); /* idempotent */
+/* Of any export: removes what is noted as unfinished, notes the directory for
+ * clones. An index that cannot be used is a warning. */
+int cairn__export_look_after_index(struct cairn__export *x,
+                                   struct cairn_error *err);
+
 /* ---- export_report.c */
 
 /* The run's CIM properties (in pairs, final paths, member order). Made before
@@ -90,5 +112,9 @@ const char *cairn__export_base_id(const struct cairn__export *x);
 
 int cairn__export_plan(const struct cairn_io *io, const json_t *spec,
                        json_t **plan, struct cairn_error *err);
+/* The same without reading the disks: sizes of increments are estimated from
+ * above too. */
+int cairn__export_outlook(const struct cairn_io *io, const json_t *spec,
+                          json_t **plan, struct cairn_error *err);
 
 #endif

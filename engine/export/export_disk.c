@@ -15,6 +15,7 @@
 #include "datetime.h"
 #include "error.h"
 #include "export.h"
+#include "marker.h"
 #include "memory.h"
 
 static const char *text_of(const json_t *object, const char *name)
@@ -401,6 +402,9 @@ static int describe_more(const struct disk_job *j, struct cairn_error *err)
     return cairn__fail_memory(err);
   if (cairn__tracking_describe(&d->tracking, entry) != 0)
     return cairn__fail_memory(err);
+  if (j->x->marker &&
+      cairn__marker_describe(j->x->marker, j->m->id, d->id, entry, err) != 0)
+    return -1;
   if (!d->twin)
     return 0;
   snprintf(text, sizeof text, "%s/%s", d->twin_member->id, d->twin->id);

@@ -155,7 +155,7 @@ static int plan_disk(struct cairn__export *x, struct cairn__member *m,
   struct disk_plan p = {.target_bytes = estimate_disk(d, digest_size)};
   int result = 0;
 
-  if (d->base.point && compare_disk(x, d, &p, err) != 0)
+  if (d->base.point && !x->is_outlook && compare_disk(x, d, &p, err) != 0)
     return cairn__member_fail(m, d, err);
   *target += p.target_bytes;
   if (json_array_append_new(disks, describe_disk(d, &p)) != 0)
@@ -250,6 +250,7 @@ static int open_bases(struct cairn__export *x, int is_new,
       .directory = cairn__text_of(x->spec, "directory"),
       .collection = cairn__text_of(x->collection, "CollectionId"),
       .wanted = cairn__text_of(x->spec, "base"),
+      .before = json_integer_value(json_object_get(x->marker, "sequence")),
       .depth_limit =
           (unsigned)json_integer_value(json_object_get(x->spec, "depth_limit")),
   };
@@ -276,25 +277,31 @@ static int make_plan(struct cairn__export *x, int is_new, int fd, json_t **plan,
   struct cairn__members_options o = {
       .io = x->io,
       .run = x->run,
-      .collection = x->collection,
       .target_fd = fd,
       .target_path = cairn__text_of(x->spec, "directory"),
       .tracker = cairn__text_of(x->spec, "tracker"),
   };
 
   if (cairn__publication_check_target(x->io, fd, o.target_path, err) != 0 ||
-      open_bases(x, is_new, err) != 0 ||
+      cairn__export_take_marker(x, fd, o.target_path, err) != 0)
+    return -1;
+  o.collection = x->collection;
+  if (open_bases(x, is_new, err) != 0 ||
       cairn__members_open(&o, &x->members, err) != 0 ||
+      cairn__export_check_marker(x, err) != 0 ||
       cairn__export_choose_bases(x, err) != 0 ||
       cairn__members_measure(&x->members, x->run, err) != 0)
     return -1;
   return write_plan(x, is_new, fd, plan, err);
 }
 
-int cairn__export_plan(const struct cairn_io *io, const json_t *spec,
-                       json_t **plan, struct cairn_error *err)
+static int plan_export(const struct cairn_io *io, const json_t *spec,
+                       int is_outlook, json_t **plan, struct cairn_error *err)
 {
-  struct cairn__export x = {.io = io, .spec = spec, .bases = {.x = {.fd = -1}}};
+  struct cairn__export x = {.io = io,
+                            .spec = spec,
+                            .is_outlook = is_outlook,
+                            .bases = {.x = {.fd = -1}}};
   int is_new, fd, result;
 
   *plan = NULL;
@@ -315,8 +322,21 @@ int cairn__export_plan(const struct cairn_io *io, const json_t *spec,
   cairn__members_free(&x.members);
   cairn__bases_close(&x.bases);
   json_decref(x.removed);
+  cairn__export_free_marker(&x);
   explicit_bzero(&x.digester, sizeof x.digester);
   cairn__run_release(x.run);
   (void)io->close(io, fd);
   return result;
+}
+
+int cairn__export_plan(const struct cairn_io *io, const json_t *spec,
+                       json_t **plan, struct cairn_error *err)
+{
+  return plan_export(io, spec, 0, plan, err);
+}
+
+int cairn__export_outlook(const struct cairn_io *io, const json_t *spec,
+                          json_t **plan, struct cairn_error *err)
+{
+  return plan_export(io, spec, 1, plan, err);
 }

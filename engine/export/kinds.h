@@ -16,6 +16,11 @@
  *            on_disk_error?: "fail"|"continue", depth_limit?, resume?: bool }
  * verify:  { directory, point?: id (all points when absent),
  *            depth?: "set"|"chain"|"content" (default), source?: collection }
+ * reference_point:
+ *          { action: "create", directory, collection,
+ *            tracker?: "clone"|"bitmap"|... } or
+ *          { action: "destroy"|"remove_data", directory, point: id,
+ *            CollectionId?, dependants?: bool }
  * restore: { directory, point, to, machine?: id, disk?: id,
  *            format?: "raw"|"qcow2" (default: raw), overwrite?: bool }
  * merge:   { directory, point, into?: "full" (default)|id, through?: [id]
@@ -44,5 +49,6 @@ extern const struct cairn__kind cairn__kind_verify;
 extern const struct cairn__kind cairn__kind_restore;
 extern const struct cairn__kind cairn__kind_merge;
 extern const struct cairn__kind cairn__kind_prune;
+extern const struct cairn__kind cairn__kind_reference;
 
 #endif

@@ -667,7 +667,7 @@ out:
 
 /* ---- reading ------------------------------------------------------------ */
 
-static int read_small_file(const struct cairn_io *io, int dirfd,
+int cairn__small_file_read(const struct cairn_io *io, int dirfd,
                            const char *name, size_t max, const char *path,
                            char **out, size_t *size, struct cairn_error *err)
 {
@@ -855,8 +855,8 @@ int cairn__manifest_read(const struct cairn_io *io, int dirfd, const char *path,
   struct check c = {path, NULL, 0, CAIRN_E_EXPORT_CORRUPT, err};
   char *text;
   size_t n;
-  if (read_small_file(io, dirfd, CAIRN__MANIFEST_NAME, CAIRN__MANIFEST_MAX,
-                      path, &text, &n, err) != 0)
+  if (cairn__small_file_read(io, dirfd, CAIRN__MANIFEST_NAME,
+                             CAIRN__MANIFEST_MAX, path, &text, &n, err) != 0)
     return -1;
   int result = parse(&c, text, n, manifest);
   cairn__free(text);
@@ -881,8 +881,8 @@ int cairn__secret_read(const struct cairn_io *io, int dirfd, const char *path,
   size_t n;
   struct cairn_error why;
   cairn__error_clear(&why);
-  if (read_small_file(io, dirfd, CAIRN__SECRET_NAME, CAIRN__SECRET_SIZE, path,
-                      &bytes, &n, &why) != 0) {
+  if (cairn__small_file_read(io, dirfd, CAIRN__SECRET_NAME, CAIRN__SECRET_SIZE,
+                             path, &bytes, &n, &why) != 0) {
     /* the manifest promised it: missing is damage, not "no export" */
     if (why.id == CAIRN_E_NOT_AN_EXPORT)
       why.id = CAIRN_E_EXPORT_CORRUPT;

@@ -40,6 +40,9 @@ int cairn__manifest_read(const struct cairn_io *io, int dirfd, const char *path,
 int cairn__points_read(const struct cairn_io *io, const char *directory,
                        json_t **points, struct cairn_error *err);
 
+/* By sequence, then time; those with "error" last. In place. */
+int cairn__points_sort(json_t *points, struct cairn_error *err);
+
 /* "chain.secret": the 192 random bytes that key XXH3-128 in this point and in
  * everything based on it. 0600, nothing but the bytes. Write: O_EXCL, synced.
  * `path` names the directory in messages. */
@@ -49,6 +52,13 @@ int cairn__secret_write(const struct cairn_io *io, int dirfd, const char *path,
 int cairn__secret_read(const struct cairn_io *io, int dirfd, const char *path,
                        unsigned char secret[CAIRN__SECRET_SIZE],
                        struct cairn_error *err);
+
+/* Reads a regular file of at most `max` bytes; *out (cairn__free) ends in a
+ * NUL. NOT_AN_EXPORT when there is none, EXPORT_CORRUPT when it is anything
+ * else or longer. */
+int cairn__small_file_read(const struct cairn_io *io, int dirfd,
+                           const char *name, size_t max, const char *path,
+                           char **out, size_t *size, struct cairn_error *err);
 
 /* 1 when the text is a GUID as manifests have it: 36 characters, upper case,
  * no braces. */

@@ -73,6 +73,9 @@ static int prepare_member(const struct cairn__members_options *o,
     d->spec = json_array_get(disks, i);
     d->id = text_of(d->spec, "id");
     d->path = text_of(d->spec, "path");
+    d->read_from = text_of(d->spec, "read_from");
+    if (!d->read_from)
+      d->read_from = d->path;
     d->format = text_of(d->spec, "format");
     cairn__tracking_init(&d->tracking, tracker_of(o, d->spec));
   }
@@ -178,7 +181,7 @@ static void make_options(const struct cairn__members *all,
 {
   *out = (struct cairn__source_options){
       .io = all->tracking.io,
-      .path = d->path,
+      .path = d->read_from,
       .format = d->format,
       .directories = all->directories,
       .directory_count = all->directory_count,
@@ -243,10 +246,10 @@ static int open_disk(const struct cairn__members_options *o,
   make_options(all, d, &options);
   /* Before it is opened: a device that carries the target is mounted, and
    * "in use" would be the lesser truth. */
-  if (o->io->fstatat(o->io, AT_FDCWD, d->path, &st, 0) == 0) {
+  if (o->io->fstatat(o->io, AT_FDCWD, d->read_from, &st, 0) == 0) {
     if (o->target_fd >= 0 && (S_ISBLK(st.st_mode) || S_ISREG(st.st_mode)) &&
-        cairn__target_check(o->target_fd, o->target_path, &st, d->path, err) !=
-            0)
+        cairn__target_check(o->target_fd, o->target_path, &st, d->read_from,
+                            err) != 0)
       return -1;
     find_twin(all, d, &st);
     if (d->twin)

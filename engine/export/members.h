@@ -21,6 +21,7 @@ enum cairn__member_result {
 struct cairn__member_disk {
   const json_t *spec;
   const char *id, *path, *format;
+  const char *read_from;        /* what is opened: the path, or a clone of it */
   struct cairn__source *source; /* NULL with a twin */
   /* The disk of an earlier machine, or an earlier one of this machine, that
    * has the same source; or NULL. */

@@ -272,6 +272,11 @@ static int compare_points(const void *a, const void *b)
   return strcmp(text_of(p, "directory"), text_of(q, "directory"));
 }
 
+int cairn__points_sort(json_t *points, struct cairn_error *err)
+{
+  return sort_array(points, compare_points, err);
+}
+
 static int set_text(json_t *object, const char *name, const char *text)
 {
   json_t *value = json_string(text);
@@ -383,7 +388,7 @@ int cairn__points_read(const struct cairn_io *io, const char *directory,
     if (add_point(&x, json_string_value(name), array, err) != 0)
       goto out;
   }
-  if (sort_array(array, compare_points, err) != 0)
+  if (cairn__points_sort(array, err) != 0)
     goto out;
   result = add_remarks(array, err);
 out:
@@ -393,30 +398,6 @@ out:
     *points = array;
   else
     json_decref(array);
-  return result;
-}
-
-int cairn_points(const char *directory, char **json, struct cairn_error *err)
-{
-  json_t *points;
-  cairn__error_clear(err);
-  if (!directory || !json)
-    return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
-                       "a directory and a place for the result are wanted");
-  if (cairn__points_read(&cairn__system_io, directory, &points, err) != 0)
-    return -1;
-  size_t n = json_dumpb(points, NULL, 0, JSON_COMPACT);
-  char *text = n ? cairn__malloc(n + 1) : NULL;
-  int result = -1;
-  if (text && json_dumpb(points, text, n, JSON_COMPACT) == n) {
-    text[n] = 0;
-    *json = text;
-    result = 0;
-  } else {
-    cairn__free(text);
-    cairn__fail_memory(err);
-  }
-  json_decref(points);
   return result;
 }
 

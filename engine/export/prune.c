@@ -19,12 +19,14 @@
 
 #include "content.h"
 #include "error.h"
+#include "index.h"
 #include "keep.h"
 #include "kinds.h"
 #include "manifest.h"
 #include "memory.h"
 #include "merge_point.h"
 #include "spec.h"
+#include "tracked.h"
 
 static const char *text_of(const json_t *object, const char *name)
 {
@@ -740,6 +742,23 @@ static int note_removed(struct prune *p, struct item *item,
              : cairn__fail_memory(err);
 }
 
+/* With what its trackers keep for it. */
+static int remove_point(struct prune *p, const struct item *item,
+                        struct cairn_error *err)
+{
+  struct cairn__tracked t = {.io = p->io,
+                             .run = p->run,
+                             .dirfd = p->publication.dirfd,
+                             .path = p->publication.path};
+  int result = cairn__index_read(t.io, t.dirfd, t.path, &t.index, err);
+
+  if (result == 0)
+    result = cairn__tracked_destroy(&t, &p->publication, item->summary,
+                                    item->id, err);
+  json_decref(t.index);
+  return result;
+}
+
 /* By sequence over all collections, so a base comes after what is on it. */
 static int remove_all(struct prune *p, struct cairn_error *err)
 {
@@ -759,9 +778,7 @@ static int remove_all(struct prune *p, struct cairn_error *err)
                   "%s, which is left, is based "
                   "on it",
                   user->id);
-    if (!user &&
-        (!p->run || cairn__publication_remove(&p->publication, p->run,
-                                              item->name, &why) == 0)) {
+    if (!user && (!p->run || remove_point(p, item, &why) == 0)) {
       if (note_removed(p, item, err) != 0)
         return -1;
       continue;

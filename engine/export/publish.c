@@ -22,7 +22,8 @@
 #define OWNER_LOCK     "owner.lock"
 #define POINT          "point"
 #define PREFIX         ".partial-"
-#define REMOVED        "removed"
+#define EXCHANGE       "exchange" /* the other directory of a try */
+#define REMOVED        ".removed-"
 
 #ifndef RENAME_NOREPLACE
 #define RENAME_NOREPLACE (1 << 0)
@@ -385,20 +386,34 @@ int cairn__publication_check_free(struct cairn__publication *p,
 
 /* ---- what others have left ----------------------------------------------- */
 
-/* ".partial-<GUID>-<digits>-<digits>" */
-static int is_work_name(const char *name)
+/* What follows the prefix and a GUID; NULL when it does not begin so. */
+static const char *after_id(const char *name, const char *prefix)
 {
   static const char shape[] = "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx";
-  size_t n = strlen(PREFIX);
+  size_t n = strlen(prefix);
 
-  if (strncmp(name, PREFIX, n) != 0)
-    return 0;
+  if (strncmp(name, prefix, n) != 0)
+    return NULL;
   name += n;
   for (n = 0; shape[n]; n++) {
     if (shape[n] == '-' ? name[n] != '-' : !isxdigit((unsigned char)name[n]))
-      return 0;
+      return NULL;
   }
-  name += n;
+  return name + n;
+}
+
+int cairn__publication_is_removed(const char *name)
+{
+  name = after_id(name, REMOVED);
+  return name && *name == '\0';
+}
+
+/* ".partial-<GUID>-<digits>-<digits>" */
+int cairn__publication_is_work(const char *name)
+{
+  name = after_id(name, PREFIX);
+  if (!name)
+    return 0;
   for (int i = 0; i < 2; i++) {
     if (*name++ != '-' || !isdigit((unsigned char)*name))
       return 0;
@@ -553,9 +568,10 @@ int cairn__publication_clean(struct cairn__publication *p,
         result = fail_path(err, errno, "list", p->path);
       break;
     }
-    if (!is_work_name(e->d_name))
-      continue;
-    if (clean_one(p, e->d_name, wanted, is_fresh) != 0) {
+    if (cairn__publication_is_removed(e->d_name)
+            ? cairn__io_remove_tree(p->io, p->dirfd, e->d_name) != 0
+            : cairn__publication_is_work(e->d_name) &&
+                  clean_one(p, e->d_name, wanted, is_fresh) != 0) {
       cairn__error_clear(&why);
       fail_name(&why, errno, "remove what an earlier run has left,", p->path,
                 e->d_name);
@@ -611,7 +627,7 @@ int cairn__publication_find(const struct cairn_io *io, int dirfd,
     return cairn__fail_errno(err, errno, NULL, -1,
                              "cannot list the export directory");
   while (!*name && (e = readdir(directory)) != NULL) {
-    if (!is_work_name(e->d_name) ||
+    if (!cairn__publication_is_work(e->d_name) ||
         !is_to_be_taken(io, dirfd, e->d_name, wanted, bytes))
       continue;
     *name = cairn__strdup(e->d_name);
@@ -764,9 +780,9 @@ int cairn__publication_check_exchange(struct cairn__publication *p,
   char shown[512];
   int errnum;
 
-  if (io->mkdirat(io, p->workfd, REMOVED, 0700) != 0)
-    return fail_name(err, errno, "create", p->work_path, REMOVED);
-  errnum = io->renameat2(io, p->workfd, POINT, p->workfd, REMOVED,
+  if (io->mkdirat(io, p->workfd, EXCHANGE, 0700) != 0)
+    return fail_name(err, errno, "create", p->work_path, EXCHANGE);
+  errnum = io->renameat2(io, p->workfd, POINT, p->workfd, EXCHANGE,
                          RENAME_EXCHANGE) == 0
                ? 0
                : errno;
@@ -778,8 +794,8 @@ int cairn__publication_check_exchange(struct cairn__publication *p,
     if (p->pointfd < 0)
       return fail_path(err, errno, "open", p->point_path);
   }
-  if (io->unlinkat(io, p->workfd, REMOVED, AT_REMOVEDIR) != 0)
-    return fail_name(err, errno, "remove", p->work_path, REMOVED);
+  if (io->unlinkat(io, p->workfd, EXCHANGE, AT_REMOVEDIR) != 0)
+    return fail_name(err, errno, "remove", p->work_path, EXCHANGE);
   if (errnum == EINVAL || errnum == ENOSYS || errnum == EOPNOTSUPP)
     return cairn__fail(err, CAIRN_E_NOT_SUPPORTED,
                        "the file system of \"%s\" cannot exchange two "
@@ -870,22 +886,24 @@ int cairn__publication_renew(struct cairn__publication *p,
   return open_point(p, err);
 }
 
-int cairn__publication_remove(struct cairn__publication *p,
-                              struct cairn__run *run, const char *name,
-                              struct cairn_error *err)
+int cairn__publication_remove_point(struct cairn__publication *p,
+                                    struct cairn__run *run, const char *name,
+                                    const char *id, struct cairn_error *err)
 {
   const struct cairn_io *io = p->io;
+  struct cairn_error why;
+  char removed[64];
 
-  if (io->renameat2(io, p->dirfd, name, p->workfd, REMOVED, RENAME_NOREPLACE) !=
-      0) {
-    int errnum = errno;
-
-    if (errnum != EINVAL ||
-        io->renameat2(io, p->dirfd, name, p->workfd, REMOVED, 0) != 0)
-      return fail_name(err, errnum, "remove", p->path, name);
-  }
-  sync_for(p, run, p->dirfd, p->path, name);
-  remove_old(p, run, REMOVED, name);
+  snprintf(removed, sizeof removed, REMOVED "%.36s", id);
+  if (io->renameat2(io, p->dirfd, name, p->dirfd, removed, 0) != 0)
+    return fail_name(err, errno, "take away", p->path, name);
+  cairn__error_clear(&why);
+  if (io->fsync(io, p->dirfd) != 0)
+    fail_path(&why, errno, "sync", p->path);
+  else if (cairn__io_remove_tree(io, p->dirfd, removed) != 0)
+    fail_name(&why, errno, "remove", p->path, removed);
+  if (why.id != CAIRN_OK)
+    cairn__run_warn(run, "%s", why.message);
   return 0;
 }
 

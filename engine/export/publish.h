@@ -11,6 +11,7 @@
  *     <machine>.<disk>.journal   what has been written (journal.h)
  *     nbd-N.sock, nbd-N.pid  of its helpers
  *     point/                 what becomes <ReferencePointGroupId>
+ *   .removed-<id>/           a point that was destroyed, on its way out
  *
  * Both locks are of open file descriptions, so the kernel drops them with their
  * owner, however it ends. What is published is the directory point/, complete
@@ -113,10 +114,15 @@ int cairn__publication_exchange(struct cairn__publication *p,
 /* A new, empty point/, whatever became of the one before: for the next. */
 int cairn__publication_renew(struct cairn__publication *p,
                              struct cairn_error *err);
-/* `name` vanishes. After that this returns 0. */
-int cairn__publication_remove(struct cairn__publication *p,
-                              struct cairn__run *run, const char *name,
-                              struct cairn_error *err);
+/* Destroys the point in the directory `name`: one rename, after which there is
+ * no such point, then its files go. What of them stays is a warning, and goes
+ * with the next cairn__publication_clean. */
+int cairn__publication_remove_point(struct cairn__publication *p,
+                                    struct cairn__run *run, const char *name,
+                                    const char *id, struct cairn_error *err);
+/* 1 when the name is one of a work directory, or of a point on its way out. */
+int cairn__publication_is_work(const char *name);
+int cairn__publication_is_removed(const char *name);
 /* Ends: removes the work directory, or what is left of it, and an export
  * directory that was created for nothing, unless is_kept, and lets the locks
  * go. Idempotent. */

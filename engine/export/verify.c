@@ -28,10 +28,12 @@
 #include "content.h"
 #include "error.h"
 #include "image.h"
+#include "index.h"
 #include "kinds.h"
 #include "manifest.h"
 #include "memory.h"
 #include "points.h"
+#include "publish.h"
 #include "spec.h"
 
 #define THREADS_MAX 4
@@ -638,6 +640,35 @@ static int warn_of_place(struct verify *v, const struct cairn__point *p,
   return 0;
 }
 
+/* What was doubtful is proved: the mark goes, if the directory can be changed
+ * now; else it stays, and a warning says so. */
+static void clear_doubt(struct verify *v, const char *id)
+{
+  const struct cairn_io *io = v->run->io;
+  struct cairn__publication publication;
+  struct cairn_error why;
+  json_t *index = NULL;
+  int result;
+  cairn__error_clear(&why);
+  if (v->x.fd < 0 ||
+      cairn__index_read(io, v->x.fd, v->x.path, &index, &why) != 0)
+    return;
+  const char *reason = cairn__index_suspect(index, id);
+  if (reason) {
+    cairn__publication_init(&publication, io);
+    result = cairn__publication_open(&publication, v->x.path, &why);
+    if (result == 0)
+      result = cairn__index_clear_suspect(io, publication.dirfd, v->x.path, id,
+                                          &why);
+    cairn__publication_close(&publication, v->run, 0);
+    if (result != 0)
+      cairn__run_warn(v->run,
+                      "%s is sound, but stays marked as doubtful for now: %s",
+                      id, why.message);
+  }
+  json_decref(index);
+}
+
 static int verify_point(struct verify *v, const struct cairn__point *p,
                         struct cairn_error *err)
 {
@@ -649,6 +680,8 @@ static int verify_point(struct verify *v, const struct cairn__point *p,
     result = cairn__fail_memory(err);
   if (result == 0)
     result = report_point(&c, err);
+  if (result == 0 && c.found.count == 0 && v->depth == DEPTH_CONTENT)
+    clear_doubt(v, cairn__point_id(p));
   for (size_t i = 0; i < c.item_count; i++)
     json_decref(c.items[i].check.found.array);
   cairn__free(c.items);

@@ -523,10 +523,22 @@ CAIRN_API void cairn_process_release(cairn_engine *engine, uint64_t cookie);
 /* ---- exports on disk, without a job ---------------------------------------
  */
 
-/* The reference points in an export directory as a JSON array, by sequence;
- * damaged ones have "error". The caller frees. Blocks on I/O. */
+/* The reference points in an export directory as a JSON array, by sequence:
+ * "kind" is "export", or "marker" for one without an export; damaged ones have
+ * "error". The caller frees. Blocks on I/O. */
 CAIRN_API int cairn_points(const char *directory, char **json,
                            struct cairn_error *err);
+/* What is kept for a point outside of its directory, by a whole id: a JSON
+ * array of bitmaps and clones, each with "exists", or "error" where that cannot
+ * be told. The caller frees. Blocks on I/O. */
+CAIRN_API int cairn_point_data(const char *directory, const char *id,
+                               char **json, struct cairn_error *err);
+/* What may be wrong in an export directory, and what to do about it: a JSON
+ * object with "findings" (docs/lua-api.md, cairn.doctor). `options` (a JSON
+ * object, or NULL): "collection" (plans its next export), "fix" (removes what
+ * is surely ours and nobody's any more). The caller frees. Blocks on I/O. */
+CAIRN_API int cairn_doctor(const char *directory, const char *options,
+                           char **json, struct cairn_error *err);
 
 #ifdef __cplusplus
 }

@@ -142,8 +142,10 @@ their exact size; --json lists the ranges too.]],
     name = "points",
     summary = "list the reference points of an export directory",
     description = [[
-Lists every point in DIR by sequence. A point whose manifest is damaged is
-listed with what is wrong, and the exit code is 1.]],
+Lists every point in DIR by sequence, markers too: reference points without an
+export, of the KIND "marker". A "+" behind the kind means that data is kept for
+the point outside of its directory (a clone, a bitmap). A point whose manifest is
+damaged is listed with what is wrong, and the exit code is 1.]],
     arguments = {
       { name = "DIR", key = "directory", help = "an export directory" },
     },
@@ -188,6 +190,41 @@ characters.]],
     examples = {
       "cairn verify /srv/backup/farm",
       "cairn verify /srv/backup/farm/6F1D --depth set --json",
+    },
+  },
+  {
+    name = "doctor",
+    summary = "what may be wrong in an export directory, and what to do",
+    description = [[
+Looks at the points, markers and chains in DIR, at what interrupted runs have
+left, at clones and bitmaps that no point has, and says what the next export
+will do with each disk of the newest point (or of --collection) and why. Reads
+no disk and changes nothing.
+
+--fix first removes what is surely ours and nobody's any more, under the
+directory's lock, and prints each: what dead runs have left, clones and bitmaps
+of points that are not here. Name the other export directories of the same
+disks with --also, so that their bitmaps are known.]],
+    arguments = {
+      { name = "DIR", key = "directory", help = "an export directory" },
+    },
+    options = {
+      { name = "collection", value = "FILE.lua",
+        help = "plan the next export of this collection" },
+      { name = "also", value = "DIR", is_repeated = true,
+        help = "another export directory, whose points are known too" },
+      { name = "fix", help = "remove what is safe to remove" },
+      json,
+    },
+    exits = {
+      { 0, "nothing was found" },
+      { 1, "something was found" },
+      { 2, "wrong use; not a directory" },
+      { 3, "the environment: no permission, a lock" },
+    },
+    examples = {
+      "cairn doctor /srv/backup/farm",
+      "cairn doctor /srv/backup/farm --fix --also /srv/backup/other",
     },
   },
   {
@@ -376,7 +413,8 @@ commands.exits = exit_jobs
 -- Commands of later versions: known by name, in no half form.
 commands.later = {
   "serve", "jobs", "show", "why", "history", "start", "suspend", "resume",
-  "terminate", "kill", "set", "answer", "delete", "preview", "doctor", "simulate", "top", "import",
+  "terminate", "kill", "set", "answer", "delete", "preview", "simulate", "top",
+  "import",
 }
 
 commands.by_name = {}

@@ -127,6 +127,7 @@ local function sum_of(point)
     if file.role == "disk" or file.role == "log" then disks = disks + 1 end
     bytes = bytes + (file.size or 0)
   end
+  if point.kind == "marker" then disks = #point.disks end
   return #(point.machines or {}), disks, bytes
 end
 
@@ -165,7 +166,8 @@ function exports.points(cairn, uv, options)
         CollectionId = point.CollectionId or cairn.null,
         ElementName = point.ElementName,
         sequence = point.sequence, generation = point.generation,
-        time = point.time, directory = point.directory,
+        time = point.time, directory = point.directory, kind = point.kind,
+        has_associated_data = point.has_associated_data,
         algorithm = point.algorithm,
         machine_count = not point.error and machines or nil,
         disk_count = not point.error and disks or nil,
@@ -174,11 +176,13 @@ function exports.points(cairn, uv, options)
       }))
     elseif point.error then
       rows[i] = { text.printable(point.ReferencePointGroupId or "?"),
-        "damaged", "", "", "", "", "" }
+        "damaged", "", "", "", "", "", "" }
     else
       rows[i] = { point.ReferencePointGroupId, readable_time(point.time),
         tostring(point.sequence), tostring(machines), tostring(disks),
-        text.bytes(bytes), point.BaseReferencePointGroupId or "-" }
+        point.kind == "marker" and "-" or text.bytes(bytes),
+        (point.kind or "export") .. (point.has_associated_data and "+" or ""),
+        point.BaseReferencePointGroupId or "-" }
     end
   end
   if not options.json then
@@ -191,7 +195,8 @@ function exports.points(cairn, uv, options)
         { title = "SEQ", is_number = true },
         { title = "MACHINES", is_number = true },
         { title = "DISKS", is_number = true },
-        { title = "SIZE", is_number = true }, { title = "BASE" } }, rows)) do
+        { title = "SIZE", is_number = true }, { title = "KIND" },
+        { title = "BASE" } }, rows)) do
         say.result(line)
       end
     end
@@ -445,5 +450,8 @@ function exports.prune(cairn, uv, options)
   print_pruned(cairn, options, outcome)
   return exit
 end
+
+exports.absolute = absolute
+exports.load_collection = load_collection
 
 return exports

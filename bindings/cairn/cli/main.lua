@@ -14,6 +14,7 @@ local modules = {
   run = "cairn.cli.run",
   export = "cairn.cli.exports",
   points = "cairn.cli.exports",
+  doctor = "cairn.cli.doctor",
   verify = "cairn.cli.exports",
   restore = "cairn.cli.exports",
   merge = "cairn.cli.exports",
