@@ -2,6 +2,7 @@
  * message says what would have been right. */
 #include "spec.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -73,11 +74,19 @@ static int check_choice(const char *kind, const struct cairn__spec_key *k,
 static int check_value(const char *kind, const struct cairn__spec_key *k,
                        const json_t *v, struct cairn_error *err)
 {
-  static const char *const wanted[] = {"", "a string", "a boolean", "an object",
-                                       "an absolute path"};
+  static const char *const wanted[] = {"",
+                                       "a string",
+                                       "a boolean",
+                                       "an object",
+                                       "an absolute path",
+                                       "an absolute path or the number of a "
+                                       "descriptor"};
   int is_right = k->type == CAIRN__SPEC_BOOLEAN  ? json_is_boolean(v)
                  : k->type == CAIRN__SPEC_OBJECT ? json_is_object(v)
-                                                 : json_is_string(v);
+                 : json_is_integer(v) ? k->type == CAIRN__SPEC_STREAM &&
+                                            json_integer_value(v) >= 0 &&
+                                            json_integer_value(v) <= INT_MAX
+                                      : json_is_string(v);
   if (!is_right)
     return cairn__fail(err, CAIRN_E_WRONG_TYPE, "%s: \"%s\" must be %s, not %s",
                        kind, k->name, wanted[k->type],
@@ -89,11 +98,12 @@ static int check_value(const char *kind, const struct cairn__spec_key *k,
     return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
                        "%s: \"%s\" must not contain a NUL character", kind,
                        k->name);
-  if (k->type == CAIRN__SPEC_ABSOLUTE && text[0] != '/') {
+  if ((k->type == CAIRN__SPEC_ABSOLUTE || k->type == CAIRN__SPEC_STREAM) &&
+      text[0] != '/') {
     char printable[1024];
     return cairn__fail(err, CAIRN_E_BAD_PATH,
-                       "%s: \"%s\" must be an absolute path, not \"%s\"", kind,
-                       k->name,
+                       "%s: \"%s\" must be %s, not \"%s\"", kind, k->name,
+                       wanted[k->type],
                        cairn__printable(text, printable, sizeof printable));
   }
   return k->choices ? check_choice(kind, k, text, err) : 0;

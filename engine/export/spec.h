@@ -11,7 +11,8 @@ enum cairn__spec_type {
   CAIRN__SPEC_STRING = 1,
   CAIRN__SPEC_BOOLEAN,
   CAIRN__SPEC_OBJECT,
-  CAIRN__SPEC_ABSOLUTE /* a string: an absolute path */
+  CAIRN__SPEC_ABSOLUTE, /* a string: an absolute path */
+  CAIRN__SPEC_STREAM    /* that, or the number of a descriptor */
 };
 
 struct cairn__spec_key {
