@@ -10,12 +10,15 @@
 #include "manifest.h"
 #include "spec.h"
 
-#define WHERE_MAX   256
-#define DISK_ID_MAX 64
+#define WHERE_MAX     256
+#define DISK_ID_MAX   64
+#define ID_PREFIX_MIN 4
+#define DEPTH_MAX     200
 
 enum type {
   TYPE_STRING = 1,
   TYPE_BOOLEAN,
+  TYPE_INTEGER,
   TYPE_ARRAY,
   TYPE_OBJECT,
   TYPE_GUID,
@@ -30,9 +33,10 @@ struct key {
 };
 
 static const struct key export_keys[] = {
-    {"collection", TYPE_OBJECT, 1}, {"directory", TYPE_PATH, 1},
-    {"base", TYPE_STRING, 0},       {"format", TYPE_STRING, 0},
-    {"digest", TYPE_STRING, 0},     {"on_disk_error", TYPE_STRING, 0},
+    {"collection", TYPE_OBJECT, 1},   {"directory", TYPE_PATH, 1},
+    {"base", TYPE_STRING, 0},         {"format", TYPE_STRING, 0},
+    {"digest", TYPE_STRING, 0},       {"on_disk_error", TYPE_STRING, 0},
+    {"depth_limit", TYPE_INTEGER, 0},
 };
 static const struct key collection_keys[] = {
     {"CollectionId", TYPE_GUID, 1},
@@ -59,15 +63,17 @@ static const struct key disk_keys[] = {
 static int check_type(const json_t *v, int type, const char *where,
                       struct cairn_error *err)
 {
-  static const char *const wanted[] = {[TYPE_STRING] = "a string",
-                                       [TYPE_BOOLEAN] = "true or false",
-                                       [TYPE_ARRAY] = "an array",
-                                       [TYPE_OBJECT] = "an object",
-                                       [TYPE_GUID] = "a GUID",
-                                       [TYPE_PATH] = "an absolute path",
-                                       [TYPE_PATHS] =
-                                           "an array of absolute paths"};
+  static const char *const wanted[] = {
+      [TYPE_STRING] = "a string",
+      [TYPE_BOOLEAN] = "true or false",
+      [TYPE_INTEGER] = "a whole number",
+      [TYPE_ARRAY] = "an array",
+      [TYPE_OBJECT] = "an object",
+      [TYPE_GUID] = "a GUID",
+      [TYPE_PATH] = "an absolute path",
+      [TYPE_PATHS] = "an array of absolute paths"};
   int is_right = type == TYPE_BOOLEAN                       ? json_is_boolean(v)
+                 : type == TYPE_INTEGER                     ? json_is_integer(v)
                  : type == TYPE_ARRAY || type == TYPE_PATHS ? json_is_array(v)
                  : type == TYPE_OBJECT                      ? json_is_object(v)
                                                             : json_is_string(v);
@@ -370,26 +376,28 @@ static int check_base(json_t *spec, struct cairn_error *err)
   if (strcmp(text, "none") == 0 || strcmp(text, "latest") == 0)
     return 0;
   if (cairn__guid_canonical(text, guid) == 0)
-    return cairn__fail(err, CAIRN_E_NOT_SUPPORTED,
-                       "export.base: incremental exports are not built yet, "
-                       "so no base can be named; use \"none\", or \"latest\" "
-                       "for a full export now and increments later");
+    return json_string_set(base, guid) == 0 ? 0 : cairn__fail_memory(err);
+  if (strlen(text) >= ID_PREFIX_MIN &&
+      strspn(text, "0123456789ABCDEFabcdef-") == strlen(text))
+    return 0;
   return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
                      "export.base must be \"none\", \"latest\" or the id of a "
-                     "reference point, not \"%s\"",
+                     "reference point (or %d or more of its first characters), "
+                     "not \"%s\"",
+                     ID_PREFIX_MIN,
                      cairn__printable(text, shown, sizeof shown));
 }
 
-static int check_on_disk_error(json_t *spec, struct cairn_error *err)
+static int check_depth_limit(const json_t *spec, struct cairn_error *err)
 {
-  static const char *const choices[] = {"fail", "continue", NULL};
-  json_t *v = json_object_get(spec, "on_disk_error");
+  const json_t *v = json_object_get(spec, "depth_limit");
+  json_int_t n = json_integer_value(v);
 
-  if (v && strcmp(json_string_value(v), "continue") == 0)
-    return cairn__fail(err, CAIRN_E_NOT_SUPPORTED,
-                       "export.on_disk_error: \"continue\" is not built yet; "
-                       "use \"fail\"");
-  return check_choice(spec, "export", "on_disk_error", choices, "fail", err);
+  if (!v || (n >= 1 && n <= DEPTH_MAX))
+    return 0;
+  return cairn__fail(err, CAIRN_E_OUT_OF_RANGE,
+                     "export.depth_limit must be 1 to %d levels, not %lld",
+                     DEPTH_MAX, (long long)n);
 }
 
 int cairn__export_check(json_t *spec, struct cairn_error *err)
@@ -397,6 +405,7 @@ int cairn__export_check(json_t *spec, struct cairn_error *err)
   static const char *const formats[] = {"qcow2", "raw", NULL};
   static const char *const digests[] = {"xxh3-128", "sha-256", "blake2b-256",
                                         NULL};
+  static const char *const on_disk_error[] = {"fail", "continue", NULL};
   int algorithm;
 
   if (check_object(spec, "export", export_keys, COUNT(export_keys), err) != 0 ||
@@ -405,7 +414,9 @@ int cairn__export_check(json_t *spec, struct cairn_error *err)
       check_base(spec, err) != 0 ||
       check_choice(spec, "export", "format", formats, "qcow2", err) != 0 ||
       check_choice(spec, "export", "digest", digests, "xxh3-128", err) != 0 ||
-      check_on_disk_error(spec, err) != 0)
+      check_choice(spec, "export", "on_disk_error", on_disk_error, "fail",
+                   err) != 0 ||
+      check_depth_limit(spec, err) != 0)
     return -1;
   return cairn__digest_algorithm_parse(
       json_string_value(json_object_get(spec, "digest")), &algorithm, err);

@@ -500,7 +500,8 @@ static int copy_piece(struct pipeline *p, struct worker *w,
   call_next(p);
   if (piece->count > 0 && write_piece(p, w, piece, err) != 0)
     return -1;
-  atomic_fetch_add(&p->c->run->bytes_done, piece->data_bytes);
+  if (!p->c->is_uncounted)
+    atomic_fetch_add(&p->c->run->bytes_done, piece->data_bytes);
   return 0;
 }
 

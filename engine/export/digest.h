@@ -22,6 +22,7 @@
 #include <stdint.h>
 
 #include "cairn.h"
+#include "changes.h"
 #include "io.h"
 
 #define CAIRN__BLOCK       65536u
@@ -146,6 +147,10 @@ int cairn__map_read(struct cairn__map *m, uint64_t first, uint64_t count,
 /* Root over all pages (reads every page). */
 int cairn__map_root(struct cairn__map *m, unsigned char *root,
                     struct cairn_error *err);
+/* The blocks of `map` that have another digest in `base` (zero beyond its end);
+ * *out as large as map's disk, the caller frees it. Both of one digester. */
+int cairn__map_changes(struct cairn__map *map, struct cairn__map *base,
+                       struct cairn__changes **out, struct cairn_error *err);
 void cairn__map_close(struct cairn__map *m); /* NULL allowed */
 
 #endif

@@ -189,6 +189,7 @@ struct cairn__copy {
   const struct cairn__changes *changes; /* with base: blocks that are clear here
                                            are not looked at. NULL: all are */
   unsigned threads;                     /* 0 = choose */
+  int is_uncounted;                     /* bytes_done stays as it is */
   /* results */
   uint64_t bytes_read, bytes_written, bytes_zero, bytes_skipped;
   uint64_t blocks_changed; /* DATA or ZERO */

@@ -77,6 +77,7 @@ static const struct member top_members[] = {
     {"machines", IS_ARRAY, ROLES_ALL, 0},
     {"files", IS_ARRAY, ROLES_ALL, 0},
     {"failed", IS_ARRAY, ROLES_ALL, 0},
+    {"removed", IS_ARRAY | IS_OPTIONAL, ROLES_ALL, 0},
     {"warnings", IS_ARRAY, ROLES_ALL, 0},
     {"digest", IS_STRING | IS_OPTIONAL, ROLES_ALL, 0},
     {NULL, 0, 0, 0}};
@@ -104,6 +105,7 @@ static const struct member file_members[] = {
     {"base_content", IS_DIGEST, ROLE_LOG, 0},
     {"tracker", IS_STRING, ROLES_IMAGE, 0},
     {"fallback", IS_STRING | IS_NULL, ROLES_IMAGE, 0},
+    {"shared_with", IS_STRING | IS_OPTIONAL, ROLES_IMAGE, 0},
     {"source", IS_STRING, ROLES_IMAGE | ROLES_COPIED, 0},
     {"source_format", IS_STRING, ROLES_IMAGE, 0},
     {"internal_snapshots", IS_INTEGER | IS_OPTIONAL, ROLES_IMAGE, 0},
@@ -529,6 +531,16 @@ static int check_machines(const struct check *c, const json_t *manifest,
     const char *id = text_of(machine, "VirtualMachineId");
     if (!id || !cairn__guid_is_canonical(id))
       return refuse(c, "an object with a VirtualMachineId is wanted", where);
+  }
+  json_array_foreach(json_object_get(manifest, "removed"), i, machine)
+  {
+    snprintf(where, sizeof where, "removed[%zu]", i + 1);
+    const char *id = text_of(machine, "VirtualMachineId");
+    const char *disk = text_of(machine, "disk");
+    if (!id || !cairn__guid_is_canonical(id) || !disk ||
+        !cairn__is_disk_id(disk))
+      return refuse(c, "an object with a VirtualMachineId and a disk is wanted",
+                    where);
   }
   json_array_foreach(json_object_get(manifest, "warnings"), i, machine)
   {

@@ -617,6 +617,55 @@ int cairn__map_root(struct cairn__map *m, unsigned char *root,
   return 0;
 }
 
+/* A page of one map against the same page of another. */
+static int mark_page(struct cairn__map *map, struct cairn__map *base,
+                     uint64_t page, struct cairn__changes *changes,
+                     struct cairn_error *err)
+{
+  static const unsigned char marker[CAIRN__DIGEST_MAX];
+  unsigned size = map->digester->size;
+  size_t count = page_count(map, page), there = 0;
+
+  if (load(map, page, err) != 0) {
+    return -1;
+  }
+  if (page < base->info.pages) {
+    there = page_count(base, page);
+    if (load(base, page, err) != 0) {
+      return -1;
+    }
+  }
+  for (size_t i = 0; i < count; i++) {
+    const unsigned char *is = map->page + i * size;
+    const unsigned char *was = i < there ? base->page + i * size : marker;
+
+    if (memcmp(is, was, size) != 0) {
+      cairn__changes_mark(changes,
+                          (page * CAIRN__PAGE_BLOCKS + i) * CAIRN__BLOCK, 1);
+    }
+  }
+  return 0;
+}
+
+int cairn__map_changes(struct cairn__map *map, struct cairn__map *base,
+                       struct cairn__changes **out, struct cairn_error *err)
+{
+  struct cairn__changes *changes;
+
+  *out = NULL;
+  if (cairn__changes_new(map->info.virtual_size, &changes, err) != 0) {
+    return -1;
+  }
+  for (uint64_t page = 0; page < map->info.pages; page++) {
+    if (mark_page(map, base, page, changes, err) != 0) {
+      cairn__changes_free(changes);
+      return -1;
+    }
+  }
+  *out = changes;
+  return 0;
+}
+
 void cairn__map_close(struct cairn__map *m)
 {
   if (m == NULL) {

@@ -114,6 +114,49 @@ static int check_source(const struct cairn__members_options *o,
   return 0;
 }
 
+struct cairn__source *cairn__member_source(const struct cairn__member_disk *d)
+{
+  return d->twin ? d->twin->source : d->source;
+}
+
+/* The file or device itself, not what lies below it. */
+static const struct cairn__held *top_of(const struct cairn__source *s)
+{
+  const struct cairn__chain *chain = cairn__source_chain(s);
+
+  return chain ? &chain->layers[0].held : cairn__source_raw_held(s);
+}
+
+static int is_same_file(const struct stat *a, const struct stat *b)
+{
+  if (S_ISBLK(a->st_mode) || S_ISBLK(b->st_mode))
+    return S_ISBLK(a->st_mode) && S_ISBLK(b->st_mode) &&
+           a->st_rdev == b->st_rdev;
+  return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+/* An earlier disk with the same source, which then is read once. */
+static void find_twin(const struct cairn__members *all,
+                      struct cairn__member_disk *d, const struct stat *st)
+{
+  for (size_t i = 0; i < all->count; i++) {
+    const struct cairn__member *m = &all->list[i];
+
+    for (size_t j = 0; j < m->disk_count; j++) {
+      struct cairn__member_disk *other = &m->disks[j];
+      const struct cairn__held *h =
+          other->source ? top_of(other->source) : NULL;
+
+      if (!h || strcmp(other->format, d->format) != 0 ||
+          !is_same_file(&h->st, st))
+        continue;
+      d->twin = other;
+      d->twin_member = m;
+      return;
+    }
+  }
+}
+
 static int open_disk(const struct cairn__members_options *o,
                      const struct cairn__members *all,
                      struct cairn__member_disk *d,
@@ -143,6 +186,9 @@ static int open_disk(const struct cairn__members_options *o,
       return -1;
     if (S_ISBLK(st.st_mode) && is_raw && is_held_already(all, &st))
       options.assume_quiescent = 1;
+    find_twin(all, d, &st);
+    if (d->twin)
+      return 0;
   }
   if ((is_raw
            ? cairn__source_open_raw(&options, &d->source, err)
@@ -164,6 +210,15 @@ static int open_member(const struct cairn__members_options *o,
   if (cairn__machine_files_find(o->io, m->spec, &m->files, err) != 0)
     return cairn__member_fail(m, NULL, err);
   return 0;
+}
+
+static void close_member(struct cairn__member *m)
+{
+  for (size_t i = 0; i < m->disk_count; i++) {
+    cairn__source_close(m->disks[i].source);
+    m->disks[i].source = NULL;
+    m->disks[i].twin = NULL;
+  }
 }
 
 int cairn__members_open(const struct cairn__members_options *o,
@@ -188,14 +243,38 @@ int cairn__members_open(const struct cairn__members_options *o,
     directories[i] = json_string_value(json_array_get(list, i));
   for (size_t i = 0; i < count && result == 0; i++)
     result = prepare_member(&out->list[i], json_array_get(machines, i), err);
-  for (size_t i = 0; i < count && result == 0; i++)
-    result =
-        open_member(o, out, &out->list[i], directories, directory_count, err);
+  for (size_t i = 0; i < count && result == 0; i++) {
+    struct cairn__member *m = &out->list[i];
+
+    result = open_member(o, out, m, directories, directory_count, err);
+    if (result != 0 && err && m->result == CAIRN__MEMBER_FAILED &&
+        o->may_leave_out && o->may_leave_out(o->argument, err)) {
+      m->error = *err;
+      cairn__error_clear(err);
+      close_member(m);
+      result = 0;
+    }
+  }
   cairn__free(directories);
   return result;
 }
 
 /* ---- looking ------------------------------------------------------------- */
+
+static int measure_disk(struct cairn__members *all,
+                        struct cairn__member_disk *d, struct cairn__run *run,
+                        struct cairn_error *err)
+{
+  if (d->twin) {
+    d->data_bytes = d->twin->data_bytes;
+    return 0;
+  }
+  if ((run && cairn__run_gate(run, err) != 0) ||
+      cairn__source_data_bytes(d->source, NULL, run, &d->data_bytes, err) != 0)
+    return -1;
+  all->bytes += d->data_bytes;
+  return 0;
+}
 
 int cairn__members_measure(struct cairn__members *all, struct cairn__run *run,
                            struct cairn_error *err)
@@ -204,14 +283,11 @@ int cairn__members_measure(struct cairn__members *all, struct cairn__run *run,
   for (size_t i = 0; i < all->count; i++) {
     struct cairn__member *m = &all->list[i];
 
+    if (m->result == CAIRN__MEMBER_FAILED)
+      continue;
     for (size_t j = 0; j < m->disk_count; j++) {
-      struct cairn__member_disk *d = &m->disks[j];
-
-      if ((run && cairn__run_gate(run, err) != 0) ||
-          cairn__source_data_bytes(d->source, NULL, run, &d->data_bytes, err) !=
-              0)
-        return cairn__member_fail(m, d, err);
-      all->bytes += d->data_bytes;
+      if (measure_disk(all, &m->disks[j], run, err) != 0)
+        return cairn__member_fail(m, &m->disks[j], err);
     }
     for (size_t j = 0; j < m->files.count; j++)
       all->bytes += (uint64_t)m->files.list[j].st.st_size;
@@ -219,25 +295,21 @@ int cairn__members_measure(struct cairn__members *all, struct cairn__run *run,
   return 0;
 }
 
-int cairn__members_check_still(struct cairn__members *all,
-                               struct cairn_error *err)
+int cairn__member_check_still(struct cairn__member *m, struct cairn_error *err)
 {
-  for (size_t i = 0; i < all->count; i++) {
-    struct cairn__member *m = &all->list[i];
+  for (size_t j = 0; j < m->disk_count; j++) {
+    struct cairn__source *s = cairn__member_source(&m->disks[j]);
 
-    for (size_t j = 0; j < m->disk_count; j++) {
-      struct cairn__source *s = m->disks[j].source;
-
-      if (s->ops->check_still(s, err) != 0)
-        return cairn__member_fail(m, &m->disks[j], err);
-    }
+    if (s->ops->check_still(s, err) != 0)
+      return cairn__member_fail(m, &m->disks[j], err);
   }
   return 0;
 }
 
 uint32_t cairn__member_snapshots(const struct cairn__member_disk *d)
 {
-  const struct cairn__chain *chain = cairn__source_chain(d->source);
+  const struct cairn__chain *chain =
+      cairn__source_chain(cairn__member_source(d));
 
   return chain ? chain->snapshots : 0;
 }
@@ -246,12 +318,8 @@ uint32_t cairn__member_snapshots(const struct cairn__member_disk *d)
 
 void cairn__members_close_sources(struct cairn__members *all)
 {
-  for (size_t i = 0; i < all->count; i++) {
-    for (size_t j = 0; j < all->list[i].disk_count; j++) {
-      cairn__source_close(all->list[i].disks[j].source);
-      all->list[i].disks[j].source = NULL;
-    }
-  }
+  for (size_t i = 0; i < all->count; i++)
+    close_member(&all->list[i]);
 }
 
 void cairn__members_free(struct cairn__members *all)
@@ -260,8 +328,10 @@ void cairn__members_free(struct cairn__members *all)
   for (size_t i = 0; i < all->count; i++) {
     struct cairn__member *m = &all->list[i];
 
-    for (size_t j = 0; j < m->disk_count; j++)
+    for (size_t j = 0; j < m->disk_count; j++) {
       json_decref(m->disks[j].entry);
+      cairn__base_free(&m->disks[j].base);
+    }
     cairn__free(m->disks);
     cairn__machine_files_free(&m->files);
   }

@@ -6,6 +6,7 @@
 
 #include <jansson.h>
 
+#include "base.h"
 #include "files.h"
 #include "image.h"
 #include "run.h"
@@ -19,7 +20,12 @@ enum cairn__member_result {
 struct cairn__member_disk {
   const json_t *spec;
   const char *id, *path, *format;
-  struct cairn__source *source;
+  struct cairn__source *source; /* NULL with a twin */
+  /* The disk of an earlier machine, or an earlier one of this machine, that
+   * has the same source; or NULL. */
+  struct cairn__member_disk *twin;
+  const struct cairn__member *twin_member;
+  struct cairn__base base;
   uint64_t data_bytes; /* after cairn__members_measure */
   int result;          /* enum cairn__member_result */
   json_t *entry;       /* of the manifest, or NULL */
@@ -32,6 +38,7 @@ struct cairn__member {
   size_t disk_count;
   struct cairn__machine_files files;
   int result;
+  struct cairn_error error; /* of one that was left out; else id CAIRN_OK */
 };
 
 struct cairn__members {
@@ -48,19 +55,25 @@ struct cairn__members_options {
   int target_fd;              /* the export directory, or what it will be made
                                  in; -1: no check */
   const char *target_path;
+  /* Asked when a machine cannot be opened: 1 = go on without it. NULL: never.
+   */
+  int (*may_leave_out)(void *argument, const struct cairn_error *error);
+  void *argument;
 };
 
 /* Opens all, in order; errors name the machine and the disk. TARGET_IN_SOURCE
  * when the export would be written into what it reads. On failure the member
- * and disk concerned have FAILED, and everything is still to be closed. */
+ * and disk concerned have FAILED, and everything is still to be closed. Members
+ * that may be left out have FAILED and their error. */
 int cairn__members_open(const struct cairn__members_options *o,
                         struct cairn__members *out, struct cairn_error *err);
 /* Fills data_bytes and bytes. */
 int cairn__members_measure(struct cairn__members *m, struct cairn__run *run,
                            struct cairn_error *err);
-/* SOURCE_CHANGED unless all disks stood still. */
-int cairn__members_check_still(struct cairn__members *m,
-                               struct cairn_error *err);
+/* SOURCE_CHANGED unless all disks of the machine stood still. */
+int cairn__member_check_still(struct cairn__member *m, struct cairn_error *err);
+/* What a disk reads: its own source, or that of its twin. */
+struct cairn__source *cairn__member_source(const struct cairn__member_disk *d);
 /* Internal snapshots of a disk's source, which are not exported. */
 uint32_t cairn__member_snapshots(const struct cairn__member_disk *d);
 void cairn__members_close_sources(struct cairn__members *m);

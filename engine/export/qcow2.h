@@ -27,6 +27,11 @@
 #define CAIRN__QCOW2_COPIED       (UINT64_C(1) << 63)
 #define CAIRN__QCOW2_ZERO         UINT64_C(1)
 
+/* Bytes of an image that we write: its tables follow from how many blocks it
+ * holds and in how many slices of 8192 blocks it has any DATA or ZERO. */
+uint64_t cairn__qcow2_file_size(uint64_t virtual_size, uint64_t data_blocks,
+                                uint64_t slices);
+
 /* Offsets of the header's fields. */
 enum {
   CAIRN__QCOW2_AT_MAGIC = 0,

@@ -181,24 +181,46 @@ static int write_l1(struct qcow2_sink *q, uint64_t *offset,
   return 0;
 }
 
-/* All clusters up to the last of the refcount table itself have refcount 1. */
-static int write_refcounts(struct qcow2_sink *q, uint64_t *offset,
-                           uint64_t *table_clusters, struct cairn_error *err)
+/* How many refcount blocks and clusters of their table cover `used` clusters
+ * and themselves; returns the clusters of the whole file. */
+static uint64_t count_refcounts(uint64_t used, uint64_t *blocks,
+                                uint64_t *tables)
 {
-  uint64_t used = q->next_cluster, total = used, blocks = 0, tables = 0;
-  uint64_t i, position, first = used * CAIRN__BLOCK;
+  uint64_t total = used;
 
+  *blocks = *tables = 0;
   for (;;) {
     uint64_t b = (total + CAIRN__QCOW2_REFCOUNTS - 1) / CAIRN__QCOW2_REFCOUNTS;
     uint64_t t = (b + CAIRN__PAGE_BLOCKS - 1) / CAIRN__PAGE_BLOCKS;
 
-    if (b == blocks && t == tables) {
-      break;
-    }
-    blocks = b;
-    tables = t;
-    total = used + blocks + tables;
+    if (b == *blocks && t == *tables)
+      return total;
+    *blocks = b;
+    *tables = t;
+    total = used + b + t;
   }
+}
+
+uint64_t cairn__qcow2_file_size(uint64_t virtual_size, uint64_t data_blocks,
+                                uint64_t slices)
+{
+  uint64_t page_bytes = (uint64_t)CAIRN__PAGE_BLOCKS * CAIRN__BLOCK;
+  uint64_t l1_size = (virtual_size + page_bytes - 1) / page_bytes;
+  uint64_t l1 = (l1_size + CAIRN__PAGE_BLOCKS - 1) / CAIRN__PAGE_BLOCKS;
+  uint64_t blocks, tables;
+
+  return count_refcounts(1 + data_blocks + slices + l1, &blocks, &tables) *
+         CAIRN__BLOCK;
+}
+
+/* All clusters up to the last of the refcount table itself have refcount 1. */
+static int write_refcounts(struct qcow2_sink *q, uint64_t *offset,
+                           uint64_t *table_clusters, struct cairn_error *err)
+{
+  uint64_t used = q->next_cluster, blocks, tables;
+  uint64_t total = count_refcounts(used, &blocks, &tables);
+  uint64_t i, position, first = used * CAIRN__BLOCK;
+
   for (i = 0; i < blocks; i++) {
     uint64_t left = total - i * CAIRN__QCOW2_REFCOUNTS, j;
 

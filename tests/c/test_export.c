@@ -430,8 +430,8 @@ static void refuses_a_wrong_specification_and_says_where(void **state)
             "'format':'raw'"),
        CAIRN_E_DUPLICATE_ID, "upper and lower case only"},
       {"{'collection':{" FARM ",'machines':[" MACHINE("") "]},'directory':'/x',"
-                                                          "'base':'" VM1 "'}",
-       CAIRN_E_NOT_SUPPORTED, "export.base"},
+                                                          "'base':'6F1'}",
+       CAIRN_E_INVALID_ARGUMENT, "(or 4 or more of its first characters"},
       {"{'collection':{" FARM ",'machines':[" MACHINE("") "]},'directory':'/x',"
                                                           "'base':'newest'}",
        CAIRN_E_INVALID_ARGUMENT, "not \"newest\""},
@@ -443,8 +443,15 @@ static void refuses_a_wrong_specification_and_says_where(void **state)
        CAIRN_E_INVALID_ARGUMENT, "export.digest must be one of"},
       {"{'collection':{" FARM
        ",'machines':[" MACHINE("") "]},'directory':'/x',"
-                                   "'on_disk_error':'continue'}",
-       CAIRN_E_NOT_SUPPORTED, "on_disk_error"},
+                                   "'on_disk_error':'ignore'}",
+       CAIRN_E_INVALID_ARGUMENT,
+       "on_disk_error must be one of \"fail\", \"continue\""},
+      {"{'collection':{" FARM
+       ",'machines':[" MACHINE("") "]},'directory':'/x','depth_limit':0}",
+       CAIRN_E_OUT_OF_RANGE, "export.depth_limit must be 1 to 200 levels"},
+      {"{'collection':{" FARM
+       ",'machines':[" MACHINE("") "]},'directory':'/x','depth_limit':'2'}",
+       CAIRN_E_WRONG_TYPE, "export.depth_limit must be a whole number"},
   };
 
   (void)state;
@@ -782,7 +789,7 @@ static void follows_a_link_to_the_directory(void **state)
   must_run("rm -rf out real");
 }
 
-static void counts_points_and_says_when_a_base_is_not_used(void **state)
+static void counts_points_and_bases_one_on_the_other(void **state)
 {
   static const char text[] =
       "{'collection':{" FARM ",'machines':[{'VirtualMachineId':'" VM1
@@ -790,6 +797,8 @@ static void counts_points_and_says_when_a_base_is_not_used(void **state)
                                         "'latest'}";
   struct cairn__run *r;
   json_t *manifest;
+  const json_t *file;
+  char first[37];
 
   (void)state;
   must_run("rm -rf out");
@@ -799,18 +808,22 @@ static void counts_points_and_says_when_a_base_is_not_used(void **state)
   assert_int_equal(json_array_size(r->warnings), 0);
   assert_true(json_is_null(
       json_object_get(find_file(manifest, VM1 "/vda.qcow2"), "fallback")));
+  snprintf(first, sizeof first, "%s", r->point_uuid);
   json_decref(manifest);
   cairn__run_release(r);
 
   r = must_export(text);
   manifest = read_manifest(r);
+  file = find_file(manifest, VM1 "/vda.qcow2");
   assert_int_equal(number(manifest, "sequence"), 2);
   assert_int_equal(number(manifest, "epoch"), 7);
-  assert_int_equal(json_array_size(r->warnings), 1);
-  assert_int_equal(json_array_size(json_object_get(manifest, "warnings")), 1);
-  assert_string_equal(json_string_value(json_object_get(
-                          find_file(manifest, VM1 "/vda.qcow2"), "fallback")),
-                      "incremental export is not built yet");
+  assert_int_equal(json_array_size(r->warnings), 0);
+  assert_string_equal(json_string_value(json_object_get(file, "role")), "log");
+  assert_string_equal(json_string_value(json_object_get(file, "base")), first);
+  assert_string_equal(json_string_value(json_object_get(file, "tracker")),
+                      "digest");
+  assert_int_equal(number(file, "bytes_written"), 0);
+  expect_same(point_file(r, VM1 "/vda.qcow2"), "a.raw", "raw");
   json_decref(manifest);
   cairn__run_release(r);
 
@@ -2065,7 +2078,7 @@ int main(void)
       cmocka_unit_test(takes_paths_of_every_kind),
       cmocka_unit_test(reads_a_disk_that_occurs_twice),
       cmocka_unit_test(follows_a_link_to_the_directory),
-      cmocka_unit_test(counts_points_and_says_when_a_base_is_not_used),
+      cmocka_unit_test(counts_points_and_bases_one_on_the_other),
       cmocka_unit_test(never_gives_a_sequence_twice),
       cmocka_unit_test(leaves_the_inside_of_a_point_alone),
       cmocka_unit_test(gives_the_same_bytes_whatever_the_timing),

@@ -1,0 +1,67 @@
+/* The parts of an export, shared by the files that do it:
+ *
+ *   export.c         the run: order, machines, manifest, publication
+ *   export_disk.c    one disk: its base, its image, its digest map
+ *   export_report.c  what the job says of it: properties and report
+ *   export_plan.c    the dry run */
+#ifndef CAIRN_EXPORT_EXPORT_H
+#define CAIRN_EXPORT_EXPORT_H
+
+#include <jansson.h>
+
+#include "base.h"
+#include "members.h"
+#include "publish.h"
+
+struct cairn__export {
+  struct cairn__run *run;
+  const struct cairn_io *io;
+  const json_t *spec, *collection;
+  const char *format; /* of fulls; increments are qcow2 */
+  struct cairn__publication publication;
+  struct cairn__bases bases;
+  struct cairn__members members;
+  struct cairn__digester digester;
+  unsigned char point[16];
+  json_int_t sequence;
+  int64_t time_us;
+  json_t *files;   /* of the manifest */
+  json_t *removed; /* {VirtualMachineId, disk}: in the reference point of the
+                      bases, and no longer in the collection */
+};
+
+static inline const char *cairn__text_of(const json_t *object, const char *name)
+{
+  return json_string_value(json_object_get(object, name));
+}
+
+/* ---- export_disk.c */
+
+/* Chooses the base of every disk of the machines that have not failed, and
+ * settles the digester. Reasons and removed disks become warnings. */
+int cairn__export_choose_bases(struct cairn__export *x,
+                               struct cairn_error *err);
+/* Writes image and map of a disk into dirfd, the directory of its machine, and
+ * their entries into x->files and d->entry. Errors are located. */
+int cairn__export_disk(struct cairn__export *x, struct cairn__member *m,
+                       struct cairn__member_disk *d, int dirfd,
+                       struct cairn_error *err);
+
+/* ---- export_report.c */
+
+/* The run's CIM properties (in pairs, final paths, member order). Made before
+ * the rename: afterwards nothing may fail. *out: new reference. */
+int cairn__export_properties(const struct cairn__export *x, json_t **out,
+                             struct cairn_error *err);
+/* Fills run->report; properties may be NULL. */
+void cairn__export_report(struct cairn__export *x,
+                          const struct cairn_error *error, json_t *properties);
+/* The newest of the points that disks are based on, or NULL. */
+const char *cairn__export_base_id(const struct cairn__export *x);
+
+/* ---- export_plan.c: struct cairn__kind.plan */
+
+int cairn__export_plan(const struct cairn_io *io, const json_t *spec,
+                       json_t **plan, struct cairn_error *err);
+
+#endif

@@ -1,0 +1,32 @@
+/* A sink that writes nothing: it remembers which blocks an image would hold,
+ * for dry runs. The image's size is then known to the byte. */
+#ifndef CAIRN_EXPORT_SINK_PLAN_H
+#define CAIRN_EXPORT_SINK_PLAN_H
+
+#include <jansson.h>
+
+#include "image.h"
+
+/* Ranges that are listed; what is beyond is counted only. */
+#define CAIRN__PLAN_RANGES 10000u
+
+struct cairn__sink_plan {
+  struct cairn__sink sink; /* first; finish() and abort() do nothing */
+  uint64_t length, virtual_size;
+  json_t *ranges; /* {offset, length, state: "data"|"zero"}, ascending; bytes of
+                     the disk */
+  size_t ranges_left_out;
+  uint64_t data_blocks, zero_blocks, slices;
+  /* the range that grows */
+  uint64_t first, next, last_slice;
+  int state;
+};
+
+int cairn__sink_plan_init(struct cairn__sink_plan *p, uint64_t length,
+                          uint64_t virtual_size, struct cairn_error *err);
+/* After the copy: bytes of the qcow2. */
+int cairn__sink_plan_end(struct cairn__sink_plan *p, uint64_t *size,
+                         struct cairn_error *err);
+void cairn__sink_plan_free(struct cairn__sink_plan *p); /* idempotent */
+
+#endif
