@@ -31,6 +31,8 @@ local cairn = {
   points = private.points,
   verify = core.with_source(private.verify),
   restore = core.with_source(private.restore),
+  stream = core.with_source(private.stream),
+  import = core.with_source(private.import),
 
   json_encode = core.json_encode,
   json_decode = core.json_decode,

@@ -73,6 +73,20 @@ function cairn.verify(options) end
 ---@return string? # code, when refused: see cairn.errors
 function cairn.restore(options) end
 
+---Writes a disk of a point as a stream `rbd diff v1` on a private engine and waits for it. A stream that failed has no end record.
+---@param options table directory, point, machine and disk (needed when there are several), base (a point's id, or `"none"`; default: what the disk is based on), output (a path, or the number of a descriptor, which stays open)
+---@return table? # the report
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function cairn.stream(options) end
+
+---Takes a stream `rbd diff v1` in as a new reference point with one disk, on a private engine, and waits for it.
+---@param options table input (a path, or the number of a descriptor, which stays open), directory, collection, machine and disk (needed when there are several), base (a point's id, or `"none"`; default: what the stream starts from), format (`"qcow2"`, the default, or `"raw"`: of a full), digest
+---@return table? # the report
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function cairn.import(options) end
+
 ---Lets a luv loop drive the engine, through one poll handle. The loop stays alive while jobs are unfinished (held ones too), tasks run or somebody waits.
 ---@param engine cairn.engine
 ---@param uv? table luv; required when left out
@@ -138,7 +152,7 @@ function cairn.schedule() end
 local engine = {}
 
 ---Creates a job. `run = function(job) ... end` is a body in Lua, run as a task.
----@param spec table writable properties, Name, Caption, Description, ElementName, RecoveryAction, OtherRecoveryAction, queue, once, volatile, and one of export, verify, restore, run
+---@param spec table writable properties, Name, Caption, Description, ElementName, RecoveryAction, OtherRecoveryAction, queue, once, volatile, and one of export, verify, restore, stream, import, run
 ---@return cairn.job? # the job
 ---@return string? # message, when refused
 ---@return string? # code, when refused: see cairn.errors
@@ -298,7 +312,7 @@ function job:resume() end
 ---@return string? # `timeout`, `not_found`, `closed`
 function job:wait(timeout) end
 
----@return table? # what an export, verify or restore reports; nil before it has ended
+---@return table? # what a job of a kind other than run reports; nil before it has ended
 ---@return string? # message, when refused
 ---@return string? # code, when refused: see cairn.errors
 function job:report() end

@@ -353,8 +353,17 @@ static void give_base(const struct cairn__job *j, struct cairn_value *v)
 static void give_point(struct cairn_engine *e, const struct cairn__job *j,
                        struct cairn_value *v)
 {
+  const char *id;
+
   if (!j->directory || j->run_number == 0) {
     give_null(v);
+    return;
+  }
+  /* an import may have brought its own */
+  id = json_string_value(json_object_get(
+      json_object_get(j->report, "properties"), "ReferencePointGroupId"));
+  if (id) {
+    give_string(v, id);
     return;
   }
   uuid_unparse_upper(j->point, e->text);

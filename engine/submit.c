@@ -71,6 +71,8 @@ static const struct key {
     {"export", KIND, 0},
     {"verify", KIND, 0},
     {"restore", KIND, 0},
+    {"stream", KIND, 0},
+    {"import", KIND, 0},
     {"run", KIND, 0},
     {"merge", LATER, 0},
     {"prune", LATER, 0},
@@ -288,7 +290,7 @@ static int read_directory(struct cairn_engine *e, struct cairn__job *j,
 
   if (!path)
     return cairn__fail(err, CAIRN_E_WRONG_TYPE,
-                       "export: directory must be a string, an absolute path");
+                       "directory must be a string, an absolute path");
   key = path_key(path);
   if (!key)
     return cairn__fail_memory(err);
@@ -323,7 +325,10 @@ static int read_kind(struct cairn_engine *e, struct cairn__job *j,
       *err = why;
     return -1;
   }
-  return strcmp(name, "export") == 0 ? read_directory(e, j, err) : 0;
+  /* those that add points to a directory */
+  if (strcmp(name, "export") == 0 || strcmp(name, "import") == 0)
+    return read_directory(e, j, err);
+  return 0;
 }
 
 /* ---- the whole ---- */
@@ -399,7 +404,7 @@ static int read_key(struct cairn_engine *e, struct cairn__job *j,
   default:
     return cairn__fail(err, CAIRN_E_NOT_SUPPORTED,
                        "%s: jobs of this kind are not built yet; valid: "
-                       "export, verify, restore, run",
+                       "export, verify, restore, stream, import, run",
                        name);
   }
 }
@@ -453,7 +458,7 @@ static int fill(struct cairn_engine *e, struct cairn__job *j, json_t *spec,
   if (!parts.kind)
     return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
                        "what the job does is missing; give one of export, "
-                       "verify, restore, run");
+                       "verify, restore, stream, import, run");
   if (read_kind(e, j, parts.kind, parts.kind_value, err) != 0)
     return -1;
   /* ResumeWithInput must not fail for want of room. */

@@ -89,6 +89,23 @@ they are relative to the working directory.]],
         text = "Restores a point on a private engine and waits for it. A restore "
           .. "that failed gives the report (what was written, what not) as a "
           .. "fourth result." },
+      { name = "cairn.stream",
+        params = { { "options", "table", "directory, point, machine and disk "
+          .. "(needed when there are several), base (a point's id, or "
+          .. "`\"none\"`; default: what the disk is based on), output (a path, "
+          .. "or the number of a descriptor, which stays open)" } },
+        returns = { { "table?", "the report" }, failure, code },
+        text = "Writes a disk of a point as a stream `rbd diff v1` on a private "
+          .. "engine and waits for it. A stream that failed has no end record." },
+      { name = "cairn.import",
+        params = { { "options", "table", "input (a path, or the number of a "
+          .. "descriptor, which stays open), directory, collection, machine "
+          .. "and disk (needed when there are several), base (a point's id, or "
+          .. "`\"none\"`; default: what the stream starts from), format "
+          .. "(`\"qcow2\"`, the default, or `\"raw\"`: of a full), digest" } },
+        returns = { { "table?", "the report" }, failure, code },
+        text = "Takes a stream `rbd diff v1` in as a new reference point with "
+          .. "one disk, on a private engine, and waits for it." },
       { name = "cairn.attach",
         params = { { "engine", "cairn.engine", "" },
           { "uv", "table?", "luv; required when left out" } },
@@ -163,7 +180,7 @@ reading and then calls `step`. Without any of these nothing moves.]],
         params = { { "spec", "table", "writable properties, Name, Caption, "
           .. "Description, ElementName, RecoveryAction, OtherRecoveryAction, "
           .. "queue, once, volatile, and one of export, verify, restore, "
-          .. "run" } },
+          .. "stream, import, run" } },
         returns = { { "cairn.job?", "the job" }, failure, code },
         text = "Creates a job. `run = function(job) ... end` is a body in "
           .. "Lua, run as a task." },
@@ -304,7 +321,7 @@ return their code first.]],
           .. "outside, the engine or its luv loop is driven. In a handler, on "
           .. "a foreign coroutine or under a running loop it raises." },
       { name = "job:report", params = {},
-        returns = { { "table?", "what an export, verify or restore reports; "
+        returns = { { "table?", "what a job of a kind other than run reports; "
           .. "nil before it has ended" }, failure, code }, text = "" },
       { name = "job:query", params = {},
         returns = { { "table?", "{ question =, choices = } while the job is "

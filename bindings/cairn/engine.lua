@@ -880,10 +880,11 @@ local function prepared(S, spec, what)
   end
   local copy, body = {}, nil
   for key, value in pairs(spec) do copy[key] = value end
-  for _, kind in ipairs { "export", "verify", "restore" } do
+  for _, kind in ipairs { "export", "verify", "restore", "stream",
+    "import" } do
     local t = copy[kind]
     if type(t) == "table" then
-      t = resolved(t, { "directory", "to" })
+      t = resolved(t, { "directory", "to", "output", "input" })
       for _, name in ipairs { "collection", "source" } do
         if type(t[name]) == "table" then
           t[name] = collection.check(t[name], nil,

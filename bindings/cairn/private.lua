@@ -1,6 +1,6 @@
 -- Work on exports without an engine of one's own: cairn.points reads,
--- cairn.verify and cairn.restore submit one job to a private engine in memory
--- and wait for it. Paths are relative to the working directory.
+-- cairn.verify, restore, stream and import submit one job to a private engine
+-- in memory and wait for it. Paths are relative to the working directory.
 
 local core = require "cairn.core"
 core.trust()
@@ -55,34 +55,38 @@ local restore_fields = { directory = "string!", point = "string!",
   to = "string!", machine = "string", disk = "string", format = "string",
   overwrite = "boolean" }
 
+local stream_fields = { directory = "string!", point = "string!",
+  machine = "string", disk = "string", base = "string", output = "any!" }
+local import_fields = { input = "any!", directory = "string!",
+  collection = "table!", machine = "string", disk = "string", base = "string",
+  format = "string", digest = "string" }
+
 local function checked(source, t, fields, what)
   failure.check_fields(t, fields, what)
   local copy = {}
   for key, value in pairs(t) do copy[key] = value end
-  if copy.source then
-    copy.source = collection.check(copy.source, path.base_of(source),
-      what .. ": source")
+  for _, name in ipairs { "source", "collection" } do
+    if copy[name] then
+      copy[name] = collection.check(copy[name], path.base_of(source),
+        what .. ": " .. name)
+    end
   end
   return copy
 end
 
--- verify{...} and restore{...} -> report | nil, message, code[, report]
-function M.verify(source, _, t)
-  local ok, spec = pcall(checked, source, t, verify_fields, "cairn.verify")
-  if not ok then
-    if failure.is(spec) then return failure.results(spec) end
-    error(spec, 0)
+-- verify{...}, restore{...}, stream{...}, import{...} -> report
+-- | nil, message, code[, report]
+for kind, fields in pairs { verify = verify_fields, restore = restore_fields,
+  stream = stream_fields, import = import_fields } do
+  local what = "cairn." .. kind
+  M[kind] = function(source, _, t)
+    local ok, spec = pcall(checked, source, t, fields, what)
+    if not ok then
+      if failure.is(spec) then return failure.results(spec) end
+      error(spec, 0)
+    end
+    return run(kind, spec, what)
   end
-  return run("verify", spec, "cairn.verify")
-end
-
-function M.restore(source, _, t)
-  local ok, spec = pcall(checked, source, t, restore_fields, "cairn.restore")
-  if not ok then
-    if failure.is(spec) then return failure.results(spec) end
-    error(spec, 0)
-  end
-  return run("restore", spec, "cairn.restore")
 end
 
 return M

@@ -18,6 +18,14 @@
  *            depth?: "set"|"chain"|"content" (default), source?: collection }
  * restore: { directory, point, to, machine?: id, disk?: id,
  *            format?: "raw"|"qcow2" (default: raw), overwrite?: bool }
+ * stream:  { directory, point, machine?: id, disk?: id,
+ *            base?: "none"|id (default: what the disk is based on),
+ *            output: path|descriptor }
+ * import:  { input: path|descriptor, directory, collection,
+ *            machine?: id, disk?: id,
+ *            base?: "none"|id (default: what the stream starts from),
+ *            format?: "qcow2"|"raw" (of a full),
+ *            digest?: "xxh3-128"|"sha-256"|"blake2b-256" }
  */
 #ifndef CAIRN_EXPORT_KINDS_H
 #define CAIRN_EXPORT_KINDS_H
@@ -38,5 +46,7 @@ struct cairn__kind {
 extern const struct cairn__kind cairn__kind_export;
 extern const struct cairn__kind cairn__kind_verify;
 extern const struct cairn__kind cairn__kind_restore;
+extern const struct cairn__kind cairn__kind_stream;
+extern const struct cairn__kind cairn__kind_import;
 
 #endif

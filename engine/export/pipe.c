@@ -48,9 +48,12 @@ static int examine(struct cairn__pipe *p, struct stat *st,
     return cairn__fail_errno(err, errnum, p->name, -1, "cannot look at %s",
                              p->name);
   }
-  if (S_ISDIR(st->st_mode))
+  /* a closed standard descriptor may have become somebody's epoll */
+  if (!S_ISREG(st->st_mode) && !S_ISBLK(st->st_mode) &&
+      !S_ISFIFO(st->st_mode) && !S_ISSOCK(st->st_mode) && !S_ISCHR(st->st_mode))
     return cairn__fail(err, CAIRN_E_BAD_PATH,
-                       "%s is a directory; a file or a pipe is wanted",
+                       "%s is neither a file nor a pipe nor a socket, or it is "
+                       "closed",
                        p->name);
   if (S_ISCHR(st->st_mode) && isatty(p->fd))
     return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
@@ -154,11 +157,6 @@ int cairn__pipe_finish(struct cairn__pipe *p, struct cairn_error *err)
 
 /* ---- moving -------------------------------------------------------------- */
 
-static int gate(struct cairn__pipe *p, struct cairn_error *err)
-{
-  return p->run ? cairn__run_gate(p->run, err) : 0;
-}
-
 /* Until the other end has done something: POLLIN or POLLOUT. */
 static int await(struct cairn__pipe *p, short events, struct cairn_error *err)
 {
@@ -166,7 +164,7 @@ static int await(struct cairn__pipe *p, short events, struct cairn_error *err)
     struct pollfd poller = {.fd = p->fd, .events = events};
     int ready;
 
-    if (gate(p, err) != 0)
+    if (cairn__run_gate(p->run, err) != 0)
       return -1;
     if (p->is_file)
       return 0;

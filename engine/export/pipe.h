@@ -17,16 +17,16 @@
 
 struct cairn__pipe {
   const struct cairn_io *io;
-  struct cairn__run *run; /* NULL: no gate */
-  int fd;                 /* -1: closed */
-  int is_owned;           /* to be closed */
-  int is_file;            /* never waits for anybody */
-  int is_patient;         /* a write may wait: at most PIPE_BUF bytes at once */
-  uint64_t size;          /* of a file that is read; else 0 */
-  uint64_t bytes;         /* read or written so far */
-  char name[512];         /* for messages */
-  unsigned char *buf;     /* of small reads */
-  size_t at, end;         /* what is left in it */
+  struct cairn__run *run;
+  int fd;             /* -1: closed */
+  int is_owned;       /* to be closed */
+  int is_file;        /* never waits for anybody */
+  int is_patient;     /* a write may wait: at most PIPE_BUF bytes at once */
+  uint64_t size;      /* of a file that is read; else 0 */
+  uint64_t bytes;     /* read or written so far */
+  char name[512];     /* for messages */
+  unsigned char *buf; /* of small reads */
+  size_t at, end;     /* what is left in it */
 };
 
 /* where: a path, or the number of a descriptor. INVALID_ARGUMENT when that is

@@ -13,6 +13,7 @@ local main = {}
 local modules = {
   run = "cairn.cli.run",
   export = "cairn.cli.exports",
+  import = "cairn.cli.exports",
   points = "cairn.cli.exports",
   verify = "cairn.cli.exports",
   restore = "cairn.cli.exports",
