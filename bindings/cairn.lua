@@ -33,6 +33,8 @@ local cairn = {
   restore = core.with_source(private.restore),
   stream = core.with_source(private.stream),
   import = core.with_source(private.import),
+  merge = core.with_source(private.merge),
+  prune = core.with_source(private.prune),
 
   json_encode = core.json_encode,
   json_decode = core.json_decode,
@@ -59,8 +61,6 @@ datetimes("interval", core.interval)
 -- Names that belong to the module and are not built yet say so.
 for name, instead in pairs {
   schedule = "jobs run at once, or at their ScheduledStartTime",
-  merge = "every point of this version is a full one",
-  prune = "remove a point by removing its directory",
   kind = "pass run = function to engine:submit",
 } do
   cairn[name] = function()

@@ -74,18 +74,32 @@ function cairn.verify(options) end
 function cairn.restore(options) end
 
 ---Writes a disk of a point as a stream `rbd diff v1` on a private engine and waits for it. A stream that failed has no end record.
----@param options table directory, point, machine and disk (needed when there are several), base (a point's id, or `"none"`; default: what the disk is based on), output (a path, or the number of a descriptor, which stays open)
----@return table? # the report
+---@param options table directory, point, machine and disk (needed when there are several), base (a point's id, or `"none"`; default: what the disk is based on), output (a path, or the number of a descriptor, which stays open), dry_run
+---@return table? # the report; with dry_run the plan
 ---@return string? # message, when refused
 ---@return string? # code, when refused: see cairn.errors
 function cairn.stream(options) end
 
 ---Takes a stream `rbd diff v1` in as a new reference point with one disk, on a private engine, and waits for it.
----@param options table input (a path, or the number of a descriptor, which stays open), directory, collection, machine and disk (needed when there are several), base (a point's id, or `"none"`; default: what the stream starts from), format (`"qcow2"`, the default, or `"raw"`: of a full), digest
----@return table? # the report
+---@param options table input (a path, or the number of a descriptor, which stays open), directory, collection, machine and disk (needed when there are several), base (a point's id, or `"none"`; default: what the stream starts from), format (`"qcow2"`, the default, or `"raw"`: of a full), digest, dry_run
+---@return table? # the report; with dry_run the plan
 ---@return string? # message, when refused
 ---@return string? # code, when refused: see cairn.errors
 function cairn.import(options) end
+
+---Merges the chain of a point into a full, or into one increment on `into`, and waits for it. The point keeps its id and its content, and without `to` its place: points that are based on it stay valid.
+---@param options table directory, point, into (`"full"`, the default, or the id of an older point of its chain), through (ids of the points between, oldest first: checked), to (another directory), dry_run
+---@return table? # the report; with dry_run the plan
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function cairn.merge(options) end
+
+---Removes the points that no rule of `keep` keeps, merging those that are based on them first, and waits for it. The newest point of a collection is always kept. A failure gives the report too.
+---@param options table directory, keep (last, daily, weekly, monthly, yearly = numbers; within = seconds or `"30d"`; ids = list), collection (a CollectionId, or a collection; all when left out), dry_run
+---@return table? # the report: kept, merged, removed, refused; with dry_run the plan
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function cairn.prune(options) end
 
 ---Lets a luv loop drive the engine, through one poll handle. The loop stays alive while jobs are unfinished (held ones too), tasks run or somebody waits.
 ---@param engine cairn.engine
@@ -145,14 +159,14 @@ function cairn.value_map(name) end
 ---@return string
 function cairn.help(name) end
 
----Not built yet: raises. So do cairn.merge, cairn.prune and cairn.kind.
+---Not built yet: raises. So does cairn.kind.
 function cairn.schedule() end
 
 ---@class cairn.engine
 local engine = {}
 
 ---Creates a job. `run = function(job) ... end` is a body in Lua, run as a task.
----@param spec table writable properties, Name, Caption, Description, ElementName, RecoveryAction, OtherRecoveryAction, queue, once, volatile, and one of export, verify, restore, stream, import, run
+---@param spec table writable properties, Name, Caption, Description, ElementName, RecoveryAction, OtherRecoveryAction, queue, once, volatile, and one of export, verify, restore, stream, import, merge, prune, run
 ---@return cairn.job? # the job
 ---@return string? # message, when refused
 ---@return string? # code, when refused: see cairn.errors
@@ -197,7 +211,7 @@ function engine:on(name, fn) end
 ---The published service's method.
 ---@param collection cairn.collection
 ---@param directory string
----@param setting_data? table base, format, digest, Name, machines: a list of VirtualMachineId and disks (ids); a machine without disks gives its configuration only
+---@param setting_data? table base, format, digest, on_disk_error, depth_limit, tracker, Name, machines: a list of VirtualMachineId and disks (ids); a machine without disks gives its configuration only
 ---@return integer # 4096 started, 1 not supported, 2 failed, 3 time-out, 4 invalid parameter, 5 invalid state, 6 invalid type
 ---@return cairn.job?
 ---@return string? # message

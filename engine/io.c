@@ -148,6 +148,13 @@ static int system_renameat2(const struct cairn_io *io, int olddir,
   return renameat2(olddir, old, newdir, new_, flags);
 }
 
+static int system_linkat(const struct cairn_io *io, int olddir, const char *old,
+                         int newdir, const char *new_)
+{
+  (void)io;
+  return linkat(olddir, old, newdir, new_, 0);
+}
+
 static int system_unlinkat(const struct cairn_io *io, int dirfd,
                            const char *path, int flags)
 {
@@ -248,6 +255,7 @@ const struct cairn_io cairn__system_io = {
     .lseek = system_lseek,
     .mkdirat = system_mkdirat,
     .renameat2 = system_renameat2,
+    .linkat = system_linkat,
     .unlinkat = system_unlinkat,
     .fchmod = system_fchmod,
     .futimens = system_futimens,

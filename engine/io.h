@@ -44,6 +44,8 @@ struct cairn_io {
                  mode_t mode);
   int (*renameat2)(const struct cairn_io *io, int olddir, const char *old,
                    int newdir, const char *new_, unsigned flags);
+  int (*linkat)(const struct cairn_io *io, int olddir, const char *old,
+                int newdir, const char *new_); /* follows no symbolic link */
   int (*unlinkat)(const struct cairn_io *io, int dirfd, const char *path,
                   int flags);
   int (*fchmod)(const struct cairn_io *io, int fd, mode_t mode);

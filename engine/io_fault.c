@@ -300,6 +300,17 @@ static int fault_renameat2(const struct cairn_io *io, int olddir,
   return f->base->renameat2(f->base, olddir, old, newdir, new_, flags);
 }
 
+static int fault_linkat(const struct cairn_io *io, int olddir, const char *old,
+                        int newdir, const char *new_)
+{
+  struct cairn__fault_io *f = fault_of(io);
+
+  if (fault(f, "linkat", 1, 0)) {
+    return -1;
+  }
+  return f->base->linkat(f->base, olddir, old, newdir, new_);
+}
+
 static int fault_unlinkat(const struct cairn_io *io, int dirfd,
                           const char *path, int flags)
 {
@@ -404,6 +415,7 @@ void cairn__fault_io_init(struct cairn__fault_io *f, uint64_t at, int kind,
       .lseek = fault_lseek,
       .mkdirat = fault_mkdirat,
       .renameat2 = fault_renameat2,
+      .linkat = fault_linkat,
       .unlinkat = fault_unlinkat,
       .fchmod = fault_fchmod,
       .futimens = fault_futimens,

@@ -119,7 +119,7 @@ struct cairn__job {
   struct cairn__settings settings;
 
   struct cairn__queue *queue;
-  struct cairn__directory *directory; /* export: where to; else NULL */
+  struct cairn__directory *directory; /* what is written into, or NULL */
   struct cairn__job_heap *heap;       /* the queue's, the directory's, NULL */
   uint32_t heap_index;
   int64_t eligible_us; /* monotonic: since when it could start */

@@ -312,6 +312,12 @@ static void give_bytes(const struct cairn__job *j, int is_total,
     give_integer(v, (int64_t)(is_total ? total : done));
 }
 
+static int makes_point(const struct cairn__job *j)
+{
+  return j->kind && (strcmp(j->kind->name, "export") == 0 ||
+                     strcmp(j->kind->name, "import") == 0);
+}
+
 /* A property of the run: what the report says, once it ended well; empty while
  * it runs and when it failed. */
 static int give_exported(struct cairn_engine *e, const struct cairn__job *j,
@@ -320,7 +326,7 @@ static int give_exported(struct cairn_engine *e, const struct cairn__job *j,
 {
   const json_t *properties = json_object_get(j->report, "properties");
 
-  if (!j->directory || j->run_number == 0) {
+  if (!makes_point(j) || j->run_number == 0) {
     give_null(v);
     return 0;
   }
@@ -333,11 +339,16 @@ static int give_machines(struct cairn_engine *e, const struct cairn__job *j,
                          struct cairn_value *v, struct cairn_error *err)
 {
   const json_t *collection = json_object_get(j->spec, "collection");
+  const json_t *exported = json_object_get(
+      json_object_get(j->report, "properties"), "VirtualMachineId");
 
-  if (!j->directory || j->run_number == 0) {
+  if (!makes_point(j) || j->run_number == 0) {
     give_null(v);
     return 0;
   }
+  /* A run that ended well may have left out a machine: the arrays pair. */
+  if (j->is_last_well && exported)
+    return give_strings(e, v, exported, NULL, err);
   return give_strings(e, v, json_object_get(collection, "machines"),
                       "VirtualMachineId", err);
 }
@@ -355,7 +366,7 @@ static void give_point(struct cairn_engine *e, const struct cairn__job *j,
 {
   const char *id;
 
-  if (!j->directory || j->run_number == 0) {
+  if (!makes_point(j) || j->run_number == 0) {
     give_null(v);
     return;
   }
@@ -583,8 +594,8 @@ static int get(struct cairn_engine *e, const struct cairn__job *j,
     give_string(v, cairn__job_message(j));
     break;
   case CAIRN_PROPERTY_CollectionId:
-    give_spec_string(j->directory ? json_object_get(j->spec, "collection")
-                                  : NULL,
+    give_spec_string(makes_point(j) ? json_object_get(j->spec, "collection")
+                                    : NULL,
                      "CollectionId", v);
     break;
   case CAIRN_PROPERTY_ReferencePointGroupId:
@@ -596,7 +607,7 @@ static int get(struct cairn_engine *e, const struct cairn__job *j,
   case CAIRN_PROPERTY_VirtualMachineId:
     return give_machines(e, j, v, err);
   case CAIRN_PROPERTY_ExportDirectory:
-    give_spec_string(j->directory ? j->spec : NULL, "directory", v);
+    give_spec_string(makes_point(j) ? j->spec : NULL, "directory", v);
     break;
   case CAIRN_PROPERTY_ExportedDisks:
   case CAIRN_PROPERTY_ExportedLogFilePaths:

@@ -28,8 +28,7 @@ enum what {
   RECOVERY_JOB,
   ZONE,
   QUEUE,
-  KIND,
-  LATER
+  KIND
 };
 
 /* Every key of a specification. */
@@ -74,8 +73,8 @@ static const struct key {
     {"stream", KIND, 0},
     {"import", KIND, 0},
     {"run", KIND, 0},
-    {"merge", LATER, 0},
-    {"prune", LATER, 0},
+    {"merge", KIND, 0},
+    {"prune", KIND, 0},
 #undef DETAIL
 #undef MEMBER
 };
@@ -282,15 +281,27 @@ static char *path_key(const char *path)
   return key;
 }
 
-static int read_directory(struct cairn_engine *e, struct cairn__job *j,
-                          struct cairn_error *err)
+/* The directory that a job writes into: one job at a time in each. */
+static const char *written_directory(const struct cairn__job *j,
+                                     const char *kind)
 {
-  const char *path = json_string_value(json_object_get(j->spec, "directory"));
+  const char *to = json_string_value(json_object_get(j->spec, "to"));
+
+  if (strcmp(kind, "merge") == 0 && to)
+    return to;
+  return json_string_value(json_object_get(j->spec, "directory"));
+}
+
+static int read_directory(struct cairn_engine *e, struct cairn__job *j,
+                          const char *kind, struct cairn_error *err)
+{
+  const char *path = written_directory(j, kind);
   char *key;
 
   if (!path)
     return cairn__fail(err, CAIRN_E_WRONG_TYPE,
-                       "directory must be a string, an absolute path");
+                       "%s: directory must be a string, an absolute path",
+                       kind);
   key = path_key(path);
   if (!key)
     return cairn__fail_memory(err);
@@ -325,10 +336,11 @@ static int read_kind(struct cairn_engine *e, struct cairn__job *j,
       *err = why;
     return -1;
   }
-  /* those that add points to a directory */
-  if (strcmp(name, "export") == 0 || strcmp(name, "import") == 0)
-    return read_directory(e, j, err);
-  return 0;
+  /* the others add to a directory, or change it */
+  return strcmp(name, "verify") == 0 || strcmp(name, "restore") == 0 ||
+                 strcmp(name, "stream") == 0
+             ? 0
+             : read_directory(e, j, name, err);
 }
 
 /* ---- the whole ---- */
@@ -371,7 +383,7 @@ static int read_key(struct cairn_engine *e, struct cairn__job *j,
   /* An absent key and null say the same, but for settings that must not be
    * null and for a kind. */
   if (json_is_null(value) && key->what != SETTING && key->what != KIND &&
-      key->what != LATER && key->what != NAME)
+      key->what != NAME)
     return 0;
   switch (key->what) {
   case SETTING:
@@ -392,7 +404,7 @@ static int read_key(struct cairn_engine *e, struct cairn__job *j,
     return read_zone(j, value, err);
   case QUEUE:
     return read_queue(e, value, &parts->queue, err);
-  case KIND:
+  default: /* KIND */
     if (parts->kind)
       return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
                          "a job has exactly one kind, not both \"%s\" and "
@@ -401,11 +413,6 @@ static int read_key(struct cairn_engine *e, struct cairn__job *j,
     parts->kind = key->name;
     parts->kind_value = value;
     return 0;
-  default:
-    return cairn__fail(err, CAIRN_E_NOT_SUPPORTED,
-                       "%s: jobs of this kind are not built yet; valid: "
-                       "export, verify, restore, stream, import, run",
-                       name);
   }
 }
 
@@ -458,7 +465,7 @@ static int fill(struct cairn_engine *e, struct cairn__job *j, json_t *spec,
   if (!parts.kind)
     return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
                        "what the job does is missing; give one of export, "
-                       "verify, restore, stream, import, run");
+                       "verify, restore, stream, import, merge, prune, run");
   if (read_kind(e, j, parts.kind, parts.kind_value, err) != 0)
     return -1;
   /* ResumeWithInput must not fail for want of room. */

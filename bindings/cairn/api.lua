@@ -93,8 +93,9 @@ they are relative to the working directory.]],
         params = { { "options", "table", "directory, point, machine and disk "
           .. "(needed when there are several), base (a point's id, or "
           .. "`\"none\"`; default: what the disk is based on), output (a path, "
-          .. "or the number of a descriptor, which stays open)" } },
-        returns = { { "table?", "the report" }, failure, code },
+          .. "or the number of a descriptor, which stays open), dry_run" } },
+        returns = { { "table?", "the report; with dry_run the plan" }, failure,
+          code },
         text = "Writes a disk of a point as a stream `rbd diff v1` on a private "
           .. "engine and waits for it. A stream that failed has no end record." },
       { name = "cairn.import",
@@ -102,10 +103,33 @@ they are relative to the working directory.]],
           .. "descriptor, which stays open), directory, collection, machine "
           .. "and disk (needed when there are several), base (a point's id, or "
           .. "`\"none\"`; default: what the stream starts from), format "
-          .. "(`\"qcow2\"`, the default, or `\"raw\"`: of a full), digest" } },
-        returns = { { "table?", "the report" }, failure, code },
+          .. "(`\"qcow2\"`, the default, or `\"raw\"`: of a full), digest, "
+          .. "dry_run" } },
+        returns = { { "table?", "the report; with dry_run the plan" }, failure,
+          code },
         text = "Takes a stream `rbd diff v1` in as a new reference point with "
           .. "one disk, on a private engine, and waits for it." },
+      { name = "cairn.merge",
+        params = { { "options", "table", "directory, point, into (`\"full\"`, "
+          .. "the default, or the id of an older point of its chain), through "
+          .. "(ids of the points between, oldest first: checked), to (another "
+          .. "directory), dry_run" } },
+        returns = { { "table?", "the report; with dry_run the plan" }, failure,
+          code },
+        text = "Merges the chain of a point into a full, or into one increment "
+          .. "on `into`, and waits for it. The point keeps its id and its "
+          .. "content, and without `to` its place: points that are based on it "
+          .. "stay valid." },
+      { name = "cairn.prune",
+        params = { { "options", "table", "directory, keep (last, daily, "
+          .. "weekly, monthly, yearly = numbers; within = seconds or "
+          .. "`\"30d\"`; ids = list), collection (a CollectionId, or a "
+          .. "collection; all when left out), dry_run" } },
+        returns = { { "table?", "the report: kept, merged, removed, refused; "
+          .. "with dry_run the plan" }, failure, code },
+        text = "Removes the points that no rule of `keep` keeps, merging those "
+          .. "that are based on them first, and waits for it. The newest point "
+          .. "of a collection is always kept. A failure gives the report too." },
       { name = "cairn.attach",
         params = { { "engine", "cairn.engine", "" },
           { "uv", "table?", "luv; required when left out" } },
@@ -154,8 +178,7 @@ they are relative to the working directory.]],
         returns = { { "string", "" } },
         text = "What this page says about a name." },
       { name = "cairn.schedule", params = {}, returns = {},
-        text = "Not built yet: raises. So do cairn.merge, cairn.prune and "
-          .. "cairn.kind." },
+        text = "Not built yet: raises. So does cairn.kind." },
     },
     fields = {
       { "version", "string", "of the module" },
@@ -180,7 +203,7 @@ reading and then calls `step`. Without any of these nothing moves.]],
         params = { { "spec", "table", "writable properties, Name, Caption, "
           .. "Description, ElementName, RecoveryAction, OtherRecoveryAction, "
           .. "queue, once, volatile, and one of export, verify, restore, "
-          .. "stream, import, run" } },
+          .. "stream, import, merge, prune, run" } },
         returns = { { "cairn.job?", "the job" }, failure, code },
         text = "Creates a job. `run = function(job) ... end` is a body in "
           .. "Lua, run as a task." },
@@ -215,8 +238,8 @@ reading and then calls `step`. Without any of these nothing moves.]],
       { name = "engine:ExportReferencePoint", params = {
         { "collection", "cairn.collection", "" },
         { "directory", "string", "" },
-        { "setting_data", "table?", "base, format, digest, Name, machines: "
-          .. "a list of VirtualMachineId and disks (ids); a machine without "
+        { "setting_data", "table?", "base, format, digest, on_disk_error, "
+          .. "depth_limit, tracker, Name, machines: a list of VirtualMachineId and disks (ids); a machine without "
           .. "disks gives its configuration only" } },
         returns = { { "integer", "4096 started, 1 not supported, 2 failed, 3 "
           .. "time-out, 4 invalid parameter, 5 invalid state, 6 invalid type" },

@@ -11,11 +11,12 @@ local collection = {}
 local Collection = { __name = "cairn.collection" }
 
 local top_fields = { CollectionId = "string!", ElementName = "string",
-  machines = "list!", source_directories = "list" }
+  machines = "list!", source_directories = "list",
+  clone_directory = "string" }
 local machine_fields = { VirtualMachineId = "string!", ElementName = "string",
   disks = "list", config = "list", runtime = "list", guest_state = "list" }
 local disk_fields = { id = "string!", path = "string!", format = "string!",
-  assume_quiescent = "boolean" }
+  assume_quiescent = "boolean", tracker = "string" }
 
 function collection.is(value) return getmetatable(value) == Collection end
 
@@ -47,7 +48,8 @@ local function check_disk(disk, base, what)
     failure.raise("bad_path", "%s: path is empty", what)
   end
   return { id = disk.id, path = path.absolute(disk.path, base),
-    format = disk.format, assume_quiescent = disk.assume_quiescent }
+    format = disk.format, assume_quiescent = disk.assume_quiescent,
+    tracker = disk.tracker }
 end
 
 local function check_machine(machine, base, what)
@@ -73,6 +75,11 @@ function collection.check(t, base, what)
   if t.source_directories then
     out.source_directories = paths(t.source_directories, base,
       what .. ".source_directories")
+  end
+  if t.clone_directory == "" then
+    failure.raise("bad_path", "%s: clone_directory is empty", what)
+  elseif t.clone_directory then
+    out.clone_directory = path.absolute(t.clone_directory, base)
   end
   if #t.machines == 0 then
     failure.raise("invalid_argument",

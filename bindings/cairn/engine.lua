@@ -880,13 +880,15 @@ local function prepared(S, spec, what)
   end
   local copy, body = {}, nil
   for key, value in pairs(spec) do copy[key] = value end
-  for _, kind in ipairs { "export", "verify", "restore", "stream",
-    "import" } do
+  for _, kind in ipairs { "export", "verify", "restore", "stream", "import",
+    "merge", "prune" } do
     local t = copy[kind]
     if type(t) == "table" then
       t = resolved(t, { "directory", "to", "output", "input" })
       for _, name in ipairs { "collection", "source" } do
-        if type(t[name]) == "table" then
+        if kind == "prune" and type(t[name]) == "table" then
+          t[name] = t[name].CollectionId
+        elseif type(t[name]) == "table" then
           t[name] = collection.check(t[name], nil,
             ("%s: %s.%s"):format(what, kind, name))
         end
@@ -1115,7 +1117,8 @@ local service_codes = { not_supported = 1, timeout = 3, closed = 5,
   target_in_source = 4 }
 
 local setting_fields = { base = "string", format = "string",
-  digest = "string", machines = "list", Name = "string" }
+  digest = "string", on_disk_error = "string", depth_limit = "number",
+  tracker = "string", machines = "list", Name = "string" }
 local machine_fields = { VirtualMachineId = "string!", disks = "list" }
 
 local function same_id(a, b)
@@ -1127,7 +1130,8 @@ end
 local function chosen(farm, machines)
   local out = { CollectionId = farm.CollectionId,
     ElementName = farm.ElementName,
-    source_directories = farm.source_directories, machines = {} }
+    source_directories = farm.source_directories,
+    clone_directory = farm.clone_directory, machines = {} }
   for i, wanted in ipairs(machines) do
     local what = ("ExportSettingData.machines[%d]"):format(i)
     failure.check_fields(wanted, machine_fields, what)
@@ -1189,7 +1193,8 @@ function methods.ExportReferencePoint(engine, farm, directory, settings)
       DeleteOnCompletion = true,
       export = { collection = farm, directory = directory,
         base = settings.base, format = settings.format,
-        digest = settings.digest } })
+        digest = settings.digest, on_disk_error = settings.on_disk_error,
+        depth_limit = settings.depth_limit, tracker = settings.tracker } })
   end))
   if not job then return service_codes[code] or 2, nil, message end
   M.update_ref(S)

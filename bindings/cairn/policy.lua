@@ -17,13 +17,11 @@ local Policy = { __name = "cairn.policy" }
 -- Decided in an isolated state, which this version does not have.
 local decisions = { "base", "select", "on_failure", "retain", "throttle",
   "notify" }
-local built_kinds = { "export", "verify", "restore", "stream", "import",
-  "run" }
 local kinds = { "export", "verify", "restore", "stream", "import", "merge",
   "prune", "run" }
 
 -- Known, so that they are refused by what they are, but not listed as valid.
-local unbuilt = { merge = true, prune = true }
+local unbuilt = {}
 for _, name in ipairs(decisions) do unbuilt[name] = true end
 
 local policy_fields = { jobs = "table!", tests = "table", name = "string" }
@@ -55,7 +53,8 @@ end
 
 local kind_fields = {
   export = { collection = "table!", directory = "string!", base = "string",
-    format = "string", digest = "string", on_disk_error = "string" },
+    format = "string", digest = "string", on_disk_error = "string",
+    depth_limit = "number", tracker = "string" },
   verify = { directory = "string!", point = "string", depth = "string",
     source = "table" },
   restore = { directory = "string!", point = "string!", to = "string!",
@@ -66,6 +65,9 @@ local kind_fields = {
   import = { input = "any!", directory = "string!", collection = "table!",
     machine = "string", disk = "string", base = "string", format = "string",
     digest = "string" },
+  merge = { directory = "string!", point = "string!", into = "string",
+    through = "list", to = "string" },
+  prune = { directory = "string!", collection = "any", keep = "table!" },
 }
 
 local function refuse_decisions(t, what)
@@ -92,10 +94,7 @@ local function check_job(key, spec, base, what)
   end
   if not found then
     failure.raise("invalid_argument", "%s: no kind; a job has exactly one of "
-      .. "%s", what, table.concat(built_kinds, ", "))
-  elseif unbuilt[found] then
-    failure.raise("not_supported", "%s: %s is not built yet in this version",
-      what, found)
+      .. "%s", what, table.concat(kinds, ", "))
   end
   local out = {}
   for name, value in pairs(spec) do out[name] = value end
@@ -110,7 +109,9 @@ local function check_job(key, spec, base, what)
       t[name] = path.absolute(t[name], base)
     end
     for _, name in ipairs { "collection", "source" } do
-      if t[name] then
+      if found == "prune" and type(t[name]) == "table" then
+        t[name] = t[name].CollectionId
+      elseif t[name] and found ~= "prune" then
         t[name] = collection.check(t[name], base, inner .. "." .. name)
       end
     end

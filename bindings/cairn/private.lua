@@ -1,6 +1,7 @@
 -- Work on exports without an engine of one's own: cairn.points reads,
--- cairn.verify, restore, stream and import submit one job to a private engine
--- in memory and wait for it. Paths are relative to the working directory.
+-- cairn.verify, restore, stream, import, merge and prune submit one job to a
+-- private engine in memory and wait for it (with dry_run they plan it). Paths
+-- are relative to the working directory.
 
 local core = require "cairn.core"
 core.trust()
@@ -56,17 +57,18 @@ local restore_fields = { directory = "string!", point = "string!",
   overwrite = "boolean" }
 
 local stream_fields = { directory = "string!", point = "string!",
-  machine = "string", disk = "string", base = "string", output = "any!" }
+  machine = "string", disk = "string", base = "string", output = "any!",
+  dry_run = "boolean" }
 local import_fields = { input = "any!", directory = "string!",
   collection = "table!", machine = "string", disk = "string", base = "string",
-  format = "string", digest = "string" }
+  format = "string", digest = "string", dry_run = "boolean" }
 
 local function checked(source, t, fields, what)
   failure.check_fields(t, fields, what)
   local copy = {}
   for key, value in pairs(t) do copy[key] = value end
   for _, name in ipairs { "source", "collection" } do
-    if copy[name] then
+    if copy[name] and fields[name]:find "^table" then
       copy[name] = collection.check(copy[name], path.base_of(source),
         what .. ": " .. name)
     end
@@ -74,19 +76,39 @@ local function checked(source, t, fields, what)
   return copy
 end
 
--- verify{...}, restore{...}, stream{...}, import{...} -> report
--- | nil, message, code[, report]
-for kind, fields in pairs { verify = verify_fields, restore = restore_fields,
-  stream = stream_fields, import = import_fields } do
+-- What a job would do.
+local function plan(kind, spec, what)
+  local engine, message, code = E.open {}
+  if not engine then return nil, message, code end
+  local results = table.pack(pcall(engine.plan, engine,
+    { Name = what, [kind] = spec }))
+  pcall(engine.close, engine, { mode = "kill" })
+  if not results[1] then error(results[2], 0) end
+  return table.unpack(results, 2, results.n)
+end
+
+-- kind{...} -> report | nil, message, code[, report]
+local function caller(kind, fields)
   local what = "cairn." .. kind
-  M[kind] = function(source, _, t)
+  return function(source, _, t)
     local ok, spec = pcall(checked, source, t, fields, what)
     if not ok then
       if failure.is(spec) then return failure.results(spec) end
       error(spec, 0)
     end
-    return run(kind, spec, what)
+    local is_dry = spec.dry_run
+    spec.dry_run = nil
+    return (is_dry and plan or run)(kind, spec, what)
   end
 end
+
+M.verify = caller("verify", verify_fields)
+M.restore = caller("restore", restore_fields)
+M.stream = caller("stream", stream_fields)
+M.import = caller("import", import_fields)
+M.merge = caller("merge", { directory = "string!", point = "string!",
+  into = "string", through = "list", to = "string", dry_run = "boolean" })
+M.prune = caller("prune", { directory = "string!", collection = "any",
+  keep = "table!", dry_run = "boolean" })
 
 return M

@@ -13,7 +13,7 @@
 #include "manifest.h"
 #include "memory.h"
 
-#define ID_LENGTH 36u
+#define ID_LENGTH 36
 
 static const char *text_of(const json_t *object, const char *name)
 {
@@ -23,8 +23,8 @@ static const char *text_of(const json_t *object, const char *name)
 size_t cairn__qemu_depth(size_t directory_length, size_t file_name_length)
 {
   /* DIR/<id>/<vm>/, then ../../<id>/<vm>/ for each level below */
-  size_t top = directory_length + 3 + 2 * ID_LENGTH + file_name_length;
-  size_t level = strlen("../../") + 2 + 2 * ID_LENGTH;
+  size_t top = directory_length + 3 + (size_t)2 * ID_LENGTH + file_name_length;
+  size_t level = strlen("../../") + 2 + (size_t)2 * ID_LENGTH;
 
   return top > PATH_MAX - 1 ? 0 : 1 + (PATH_MAX - 1 - top) / level;
 }
@@ -52,6 +52,11 @@ static int keep_points(struct cairn__bases *b, struct cairn_error *err)
   {
     const char *id = text_of(p, "CollectionId");
 
+    if (text_of(p, "error") && is_named(b->o.wanted, "latest"))
+      cairn__run_warn(b->o.run,
+                      "reference point %s cannot be read, so nothing is based "
+                      "on it: %s",
+                      text_of(p, "ReferencePointGroupId"), text_of(p, "error"));
     if (result != 0 || !id || strcmp(id, b->o.collection) != 0)
       continue;
     if (json_array_append(b->points, p) != 0)
@@ -206,7 +211,8 @@ static int check_digester(struct look *l)
                  cairn__digest_algorithm_name(b->o.algorithm));
   if (cairn__point_digester(b->o.io, l->point, d, &l->why) != 0)
     return -1;
-  if (b->has_key && memcmp(d->secret, b->digester.secret, sizeof d->secret))
+  if (b->has_key &&
+      memcmp(d->secret, b->digester.secret, sizeof d->secret) != 0)
     return unfit(l, CAIRN_E_INVALID_ARGUMENT,
                  "the digests of reference point %s are keyed by another "
                  "secret than those of the other disks' base",

@@ -28,6 +28,7 @@ enum {
 
 #define EXTENSION_END     0u
 #define EXTENSION_BACKING 0xe2792acau
+#define EXTENSION_BITMAPS 0x23852875u
 
 #define INCOMPATIBLE_DIRTY       (1u << 0)
 #define INCOMPATIBLE_CORRUPT     (1u << 1)
@@ -57,10 +58,8 @@ say(struct cairn_error *err, int id, const struct cairn__held *h,
 
 /* ---- the header ---------------------------------------------------------- */
 
-/* n bytes, all there or SOURCE_CORRUPT */
-static int read_bytes(const struct cairn__held *h, void *buf, size_t n,
-                      uint64_t offset, const char *what,
-                      struct cairn_error *err)
+int cairn__held_read(const struct cairn__held *h, void *buf, size_t n,
+                     uint64_t offset, const char *what, struct cairn_error *err)
 {
   ssize_t got = 0;
   char shown[512];
@@ -153,7 +152,8 @@ static int read_extensions(const struct cairn__held *h,
 
     if (at + sizeof head > end)
       return 0;
-    if (read_bytes(h, head, sizeof head, at, "header extension", err) != 0)
+    if (cairn__held_read(h, head, sizeof head, at, "header extension", err) !=
+        0)
       return -1;
     type = cairn__get_be32(head);
     length = cairn__get_be32(head + 4);
@@ -171,10 +171,14 @@ static int read_extensions(const struct cairn__held *h,
                           "records a backing format with a name of %u bytes; "
                           "supported are qcow2 and raw",
                           length);
-      if (read_bytes(h, q->backing_format, length, at, "backing format", err) !=
-          0)
+      if (cairn__held_read(h, q->backing_format, length, at, "backing format",
+                           err) != 0)
         return -1;
       q->backing_format[length] = '\0';
+    }
+    if (type == EXTENSION_BITMAPS) {
+      q->bitmaps_offset = at;
+      q->bitmaps_length = length;
     }
     at += ((uint64_t)length + 7) & ~(uint64_t)7;
   }
@@ -192,13 +196,13 @@ int cairn__qcow2_header_read(const struct cairn__held *h,
   uint32_t backing_length;
 
   memset(q, 0, sizeof *q);
-  if (h->size >= 4 && read_bytes(h, raw, 4, 0, "header", err) != 0)
+  if (h->size >= 4 && cairn__held_read(h, raw, 4, 0, "header", err) != 0)
     return -1;
   if (memcmp(raw, "QFI\xfb", 4) != 0)
     return fail_image(err, CAIRN_E_SOURCE_FORMAT, h, 0,
                       "is declared qcow2 but has no qcow2 header; name its "
                       "real format (\"qemu-img info\" shows it)");
-  if (read_bytes(h, raw, V2_HEADER, 0, "header", err) != 0)
+  if (cairn__held_read(h, raw, V2_HEADER, 0, "header", err) != 0)
     return -1;
   q->version = cairn__get_be32(raw + 4);
   if (q->version != 2 && q->version != 3)
@@ -206,9 +210,10 @@ int cairn__qcow2_header_read(const struct cairn__held *h,
                       "is a qcow2 image of version %u; supported are 2 and 3",
                       q->version);
   if (q->version == 3) {
-    if (read_bytes(h, raw, V3_HEADER, 0, "header", err) != 0)
+    if (cairn__held_read(h, raw, V3_HEADER, 0, "header", err) != 0)
       return -1;
     q->incompatible = cairn__get_be64(raw + 72);
+    q->autoclear = cairn__get_be64(raw + 88);
     header_length = cairn__get_be32(raw + 100);
   }
   backing_offset = cairn__get_be64(raw + 8);
@@ -239,8 +244,8 @@ int cairn__qcow2_header_read(const struct cairn__held *h,
     return -1;
   if (backing_offset == 0 || backing_length == 0)
     return 0;
-  if (read_bytes(h, q->backing, backing_length, backing_offset,
-                 "backing file name", err) != 0)
+  if (cairn__held_read(h, q->backing, backing_length, backing_offset,
+                       "backing file name", err) != 0)
     return -1;
   q->backing[backing_length] = '\0';
   if (strlen(q->backing) != backing_length)
@@ -292,16 +297,28 @@ static int check_entry(const struct cairn__held *h,
   return 0;
 }
 
-static int check_l2(const struct cairn__held *h,
-                    const struct cairn__qcow2_header *q, uint64_t offset,
-                    uint64_t guest, unsigned char *table,
-                    struct cairn_error *err)
-{
-  size_t cluster = (size_t)1 << q->cluster_bits;
-  size_t step = q->incompatible & INCOMPATIBLE_EXTENDED_L2 ? 16 : 8;
+/* What is done with an L2 table that was read: `guest` is the offset of its
+ * first entry, `at` that of the table in the file. */
+struct table_visit {
+  int (*visit)(const struct table_visit *v, const unsigned char *table,
+               uint64_t at, uint64_t guest, struct cairn_error *err);
+  const struct cairn__held *h;
+  const struct cairn__qcow2_header *q;
+  void (*found)(void *argument, uint64_t offset, uint64_t length);
+  void *argument;
+};
 
-  if (read_bytes(h, table, cluster, offset, "L2 table", err) != 0)
-    return -1;
+static size_t entry_size(const struct cairn__qcow2_header *q)
+{
+  return q->incompatible & INCOMPATIBLE_EXTENDED_L2 ? 16 : 8;
+}
+
+static int check_l2(const struct table_visit *v, const unsigned char *table,
+                    uint64_t offset, uint64_t guest, struct cairn_error *err)
+{
+  const struct cairn__qcow2_header *q = v->q;
+  size_t cluster = (size_t)1 << q->cluster_bits, step = entry_size(q);
+
   for (size_t i = 0; i < cluster; i += step) {
     uint64_t entry = cairn__get_be64(table + i);
     uint64_t at = guest + (uint64_t)(i / step) * cluster;
@@ -310,19 +327,37 @@ static int check_l2(const struct cairn__held *h,
       continue;
     if (at >= q->virtual_size)
       break;
-    if (check_entry(h, q, entry, offset + i, at, err) != 0)
+    if (check_entry(v->h, q, entry, offset + i, at, err) != 0)
       return -1;
   }
   return 0;
 }
 
-int cairn__qcow2_tables_check(const struct cairn__held *h,
-                              const struct cairn__qcow2_header *q,
-                              struct cairn__run *run, struct cairn_error *err)
+/* With extended entries the second word has the state of the subclusters. */
+static int find_l2(const struct table_visit *v, const unsigned char *table,
+                   uint64_t offset, uint64_t guest, struct cairn_error *err)
 {
+  const struct cairn__qcow2_header *q = v->q;
+  size_t cluster = (size_t)1 << q->cluster_bits, step = entry_size(q);
+
+  (void)offset;
+  (void)err;
+  for (size_t i = 0; i < cluster; i += step) {
+    uint64_t at = guest + (uint64_t)(i / step) * cluster;
+
+    if (at < q->virtual_size && !cairn__is_zero(table + i, step))
+      v->found(v->argument, at, cluster);
+  }
+  return 0;
+}
+
+static int visit_tables(const struct table_visit *v, struct cairn__run *run,
+                        struct cairn_error *err)
+{
+  const struct cairn__held *h = v->h;
+  const struct cairn__qcow2_header *q = v->q;
   size_t cluster = (size_t)1 << q->cluster_bits;
-  unsigned entry_bits = q->incompatible & INCOMPATIBLE_EXTENDED_L2 ? 4 : 3;
-  uint64_t slice = (uint64_t)cluster * (cluster >> entry_bits);
+  uint64_t slice = (uint64_t)cluster * (cluster / entry_size(q));
   uint64_t count = (q->virtual_size + slice - 1) / slice;
   unsigned char *table = NULL, *l1 = NULL;
   int result = -1;
@@ -340,7 +375,8 @@ int cairn__qcow2_tables_check(const struct cairn__held *h,
     cairn__fail_memory(err);
     goto out;
   }
-  if (read_bytes(h, l1, (size_t)count * 8, q->l1_offset, "L1 table", err) != 0)
+  if (cairn__held_read(h, l1, (size_t)count * 8, q->l1_offset, "L1 table",
+                       err) != 0)
     goto out;
   for (uint64_t i = 0; i < count; i++) {
     uint64_t offset = cairn__get_be64(l1 + i * 8) & OFFSET_MASK;
@@ -354,7 +390,8 @@ int cairn__qcow2_tables_check(const struct cairn__held *h,
                    "is not aligned", err);
       goto out;
     }
-    if (check_l2(h, q, offset, i * slice, table, err) != 0)
+    if (cairn__held_read(h, table, cluster, offset, "L2 table", err) != 0 ||
+        v->visit(v, table, offset, i * slice, err) != 0)
       goto out;
   }
   result = 0;
@@ -362,6 +399,28 @@ out:
   cairn__free(l1);
   cairn__free(table);
   return result;
+}
+
+int cairn__qcow2_tables_check(const struct cairn__held *h,
+                              const struct cairn__qcow2_header *q,
+                              struct cairn__run *run, struct cairn_error *err)
+{
+  struct table_visit v = {.visit = check_l2, .h = h, .q = q};
+
+  return visit_tables(&v, run, err);
+}
+
+int cairn__qcow2_allocated(const struct cairn__held *h,
+                           const struct cairn__qcow2_header *q,
+                           struct cairn__run *run,
+                           void (*found)(void *argument, uint64_t offset,
+                                         uint64_t length),
+                           void *argument, struct cairn_error *err)
+{
+  struct table_visit v = {
+      .visit = find_l2, .h = h, .q = q, .found = found, .argument = argument};
+
+  return visit_tables(&v, run, err);
 }
 
 /* ---- places -------------------------------------------------------------- */
@@ -568,7 +627,7 @@ static int check_raw_layer(const struct cairn__held *h, struct cairn_error *err)
 
   if (h->size < sizeof magic)
     return 0;
-  if (read_bytes(h, magic, sizeof magic, 0, "beginning", err) != 0)
+  if (cairn__held_read(h, magic, sizeof magic, 0, "beginning", err) != 0)
     return -1;
   if (memcmp(magic, "QFI\xfb", sizeof magic) != 0)
     return 0;

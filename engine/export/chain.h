@@ -21,7 +21,9 @@
 
 struct cairn__qcow2_header {
   uint32_t version, cluster_bits, l1_size, snapshots;
-  uint64_t virtual_size, l1_offset, incompatible;
+  uint64_t virtual_size, l1_offset, incompatible, autoclear;
+  uint64_t bitmaps_offset; /* of the bitmaps extension's data */
+  uint32_t bitmaps_length; /* its length; 0: there is none */
   int has_backing;
   char backing[1024];      /* as recorded */
   char backing_format[32]; /* "" = not recorded */
@@ -38,6 +40,22 @@ int cairn__qcow2_header_read(const struct cairn__held *h,
 int cairn__qcow2_tables_check(const struct cairn__held *h,
                               const struct cairn__qcow2_header *header,
                               struct cairn__run *run, struct cairn_error *err);
+
+/* Calls `found` for every range that the image itself holds, be it data or
+ * explicit zeros: elsewhere it reads as its backing file does. `run` as
+ * above. */
+int cairn__qcow2_allocated(const struct cairn__held *h,
+                           const struct cairn__qcow2_header *header,
+                           struct cairn__run *run,
+                           void (*found)(void *argument, uint64_t offset,
+                                         uint64_t length),
+                           void *argument, struct cairn_error *err);
+
+/* n bytes at `offset` of the file, all there or SOURCE_CORRUPT; `what` names
+ * them in the message. */
+int cairn__held_read(const struct cairn__held *h, void *buf, size_t n,
+                     uint64_t offset, const char *what,
+                     struct cairn_error *err);
 
 struct cairn__chain_layer {
   struct cairn__held held;

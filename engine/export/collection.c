@@ -9,6 +9,7 @@
 #include "error.h"
 #include "manifest.h"
 #include "spec.h"
+#include "tracker.h"
 
 #define WHERE_MAX     256
 #define DISK_ID_MAX   64
@@ -36,12 +37,11 @@ static const struct key export_keys[] = {
     {"collection", TYPE_OBJECT, 1},   {"directory", TYPE_PATH, 1},
     {"base", TYPE_STRING, 0},         {"format", TYPE_STRING, 0},
     {"digest", TYPE_STRING, 0},       {"on_disk_error", TYPE_STRING, 0},
-    {"depth_limit", TYPE_INTEGER, 0},
+    {"depth_limit", TYPE_INTEGER, 0}, {"tracker", TYPE_STRING, 0},
 };
 static const struct key collection_keys[] = {
-    {"CollectionId", TYPE_GUID, 1},
-    {"ElementName", TYPE_STRING, 0},
-    {"source_directories", TYPE_PATHS, 0},
+    {"CollectionId", TYPE_GUID, 1},        {"ElementName", TYPE_STRING, 0},
+    {"source_directories", TYPE_PATHS, 0}, {"clone_directory", TYPE_PATH, 0},
     {"machines", TYPE_ARRAY, 1},
 };
 static const struct key machine_keys[] = {
@@ -50,10 +50,9 @@ static const struct key machine_keys[] = {
     {"runtime", TYPE_PATHS, 0},         {"guest_state", TYPE_PATHS, 0},
 };
 static const struct key disk_keys[] = {
-    {"id", TYPE_STRING, 1},
-    {"path", TYPE_PATH, 1},
-    {"format", TYPE_STRING, 1},
-    {"assume_quiescent", TYPE_BOOLEAN, 0},
+    {"id", TYPE_STRING, 1},      {"path", TYPE_PATH, 1},
+    {"format", TYPE_STRING, 1},  {"assume_quiescent", TYPE_BOOLEAN, 0},
+    {"tracker", TYPE_STRING, 0},
 };
 
 #define COUNT(a) (sizeof(a) / sizeof(a)[0])
@@ -269,6 +268,15 @@ static int add_disk_id(json_t *seen, const char *id, const char *where,
              : cairn__fail_memory(err);
 }
 
+static int check_tracker(json_t *object, const char *where,
+                         struct cairn_error *err)
+{
+  return json_object_get(object, "tracker")
+             ? check_choice(object, where, "tracker", cairn__tracker_names,
+                            NULL, err)
+             : 0;
+}
+
 static int check_disk(json_t *disk, const char *where, json_t *seen,
                       struct cairn_error *err)
 {
@@ -287,6 +295,7 @@ static int check_disk(json_t *disk, const char *where, json_t *seen,
                        where, DISK_ID_MAX,
                        cairn__printable(id, shown, sizeof shown));
   if (check_choice(disk, where, "format", formats, NULL, err) != 0 ||
+      check_tracker(disk, where, err) != 0 ||
       add_disk_id(seen, id, where, err) != 0)
     return -1;
   if (!json_object_get(disk, "assume_quiescent") &&
@@ -416,6 +425,7 @@ int cairn__export_check(json_t *spec, struct cairn_error *err)
       check_choice(spec, "export", "digest", digests, "xxh3-128", err) != 0 ||
       check_choice(spec, "export", "on_disk_error", on_disk_error, "fail",
                    err) != 0 ||
+      check_tracker(spec, "export", err) != 0 ||
       check_depth_limit(spec, err) != 0)
     return -1;
   return cairn__digest_algorithm_parse(

@@ -82,7 +82,7 @@ struct pipeline {
   uint8_t *states;
   uint64_t *positions;
   /* sums */
-  _Atomic uint64_t read, written, zero, changed;
+  _Atomic uint64_t read, written, zero, changed, refuted;
 };
 
 struct worker {
@@ -311,6 +311,16 @@ static int compare(struct pipeline *p, uint64_t first, uint64_t count,
   return 0;
 }
 
+/* Counts a block that has changed. */
+static void count_changed(struct pipeline *p, uint64_t block)
+{
+  const struct cairn__changes *claims = p->c->claims;
+
+  atomic_fetch_add(&p->changed, 1);
+  if (claims && !cairn__changes_is_set(claims, block))
+    atomic_fetch_add(&p->refuted, 1);
+}
+
 /* At most a page of holes: what the base has there is zero now. */
 static int settle_holes(struct pipeline *p, uint64_t first, uint64_t count,
                         struct cairn_error *err)
@@ -328,9 +338,11 @@ static int settle_holes(struct pipeline *p, uint64_t first, uint64_t count,
   for (uint64_t i = 0; i < count; i++) {
     p->states[i] = cairn__is_zero(p->based + i * size, size) ? CAIRN__UNCHANGED
                                                              : CAIRN__ZERO;
-    zeroed += p->states[i] == CAIRN__ZERO;
+    if (p->states[i] != CAIRN__ZERO)
+      continue;
+    zeroed++;
+    count_changed(p, first + i);
   }
-  atomic_fetch_add(&p->changed, zeroed);
   if (zeroed == 0 || !c->sink)
     return 0;
   return c->sink->ops->reserve(c->sink, first, (size_t)count, p->states,
@@ -475,14 +487,14 @@ static int write_piece(struct pipeline *p, struct worker *w,
 {
   struct cairn__copy *c = p->c;
   uint64_t left = c->source->length - piece->first_block * CAIRN__BLOCK;
-  uint64_t bytes = 0, changed = 0;
+  uint64_t bytes = 0;
 
   for (size_t i = 0; i < piece->count; i++) {
-    changed += w->states[i] != CAIRN__UNCHANGED;
+    if (w->states[i] != CAIRN__UNCHANGED)
+      count_changed(p, piece->first_block + i);
     if (w->states[i] == CAIRN__DATA)
       bytes += least(CAIRN__BLOCK, left - i * CAIRN__BLOCK);
   }
-  atomic_fetch_add(&p->changed, changed);
   if (!c->sink || bytes == 0)
     return 0;
   atomic_fetch_add(&p->written, bytes);
@@ -625,6 +637,7 @@ static int finish(struct pipeline *p, struct cairn_error *err)
   c->bytes_zero = atomic_load(&p->zero);
   c->bytes_skipped = c->source->length - c->bytes_read;
   c->blocks_changed = atomic_load(&p->changed);
+  c->blocks_refuted = atomic_load(&p->refuted);
   return 0;
 }
 
@@ -668,7 +681,7 @@ int cairn__copy_run(struct cairn__copy *c, struct cairn_error *err)
   int result = -1;
 
   c->bytes_read = c->bytes_written = c->bytes_zero = c->bytes_skipped = 0;
-  c->blocks_changed = 0;
+  c->blocks_changed = c->blocks_refuted = 0;
   p.blocks = blocks_of(c->source);
   p.walk = (struct walk){
       .source = c->source, .changes = c->changes, .blocks = p.blocks};

@@ -212,6 +212,8 @@ static int open_sources(struct cairn__export *x, struct cairn_error *err)
       .work_directory = x->publication.work_path,
       .target_fd = x->publication.dirfd,
       .target_path = x->publication.path,
+      .point = x->run->point_uuid,
+      .tracker = text_of(x->spec, "tracker"),
       .may_leave_out = may_leave_out,
       .argument = x,
   };
@@ -219,6 +221,7 @@ static int open_sources(struct cairn__export *x, struct cairn_error *err)
   if (cairn__members_open(&o, &x->members, err) != 0)
     return -1;
   x->time_us = wall_us(x);
+  cairn__members_release(&x->members);
   if (check_any(x, err) != 0 || cairn__export_choose_bases(x, err) != 0 ||
       cairn__members_measure(&x->members, x->run, err) != 0)
     return -1;
@@ -462,6 +465,7 @@ static void export_main(struct cairn__run *run)
   cairn__run_leave(run);
   /* Servers and locks first: their files lie in the work directory. */
   cairn__members_close_sources(&x.members);
+  cairn__members_end(&x.members, x.publication.is_published, x.bases.points);
   cairn__export_report(&x, &err, result == 0 ? properties : NULL);
   cairn__publication_close(&x.publication, run,
                            result != 0 && err.id == CAIRN_E_KILLED);

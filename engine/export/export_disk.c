@@ -96,9 +96,66 @@ static int find_removed(struct cairn__export *x, struct cairn_error *err)
   return 0;
 }
 
-int cairn__export_choose_bases(struct cairn__export *x, struct cairn_error *err)
+/* ---- what its tracker says ----------------------------------------------- */
+
+static const char *fallback_of(const struct cairn__member_disk *d)
+{
+  return d->base.reason ? d->base.reason : d->tracking.reason;
+}
+
+static int find_changes(struct cairn__export *x, struct cairn__member *m,
+                        struct cairn__member_disk *d, struct cairn_error *err)
+{
+  struct cairn__tracking *t = &d->tracking;
+  char shown[200];
+
+  if (d->twin) {
+    t->used = d->base.point ? CAIRN__TRACKER_DIGEST : CAIRN__TRACKER_FULL;
+    return 0;
+  }
+  if (cairn__tracking_changes(t, &x->members.tracking, m->id, d->id, &d->base,
+                              &x->bases.x, &x->digester, d->source, err) != 0)
+    return cairn__member_fail(m, d, err);
+  if (t->reason && t->is_notable)
+    cairn__run_warn(x->run,
+                    "disk %s of machine %s goes without the %s tracker: %s",
+                    d->id, name_of(m, shown, sizeof shown),
+                    cairn__tracker_names[t->wanted], t->reason);
+  return 0;
+}
+
+static int find_all_changes(struct cairn__export *x, struct cairn_error *err)
+{
+  for (size_t i = 0; i < x->members.count; i++) {
+    struct cairn__member *m = &x->members.list[i];
+
+    for (size_t j = 0; j < m->disk_count && m->result != CAIRN__MEMBER_FAILED;
+         j++) {
+      if (cairn__run_gate(x->run, err) != 0 ||
+          find_changes(x, m, &m->disks[j], err) != 0)
+        return -1;
+    }
+  }
+  return 0;
+}
+
+static int settle_digester(struct cairn__export *x, struct cairn_error *err)
 {
   unsigned char secret[CAIRN__SECRET_SIZE];
+
+  if (x->bases.has_key) {
+    x->digester = x->bases.digester;
+    return 0;
+  }
+  if (cairn__digest_secret(secret, err) != 0)
+    return -1;
+  cairn__digester_init(&x->digester, x->bases.o.algorithm, secret);
+  explicit_bzero(secret, sizeof secret);
+  return 0;
+}
+
+int cairn__export_choose_bases(struct cairn__export *x, struct cairn_error *err)
+{
 
   for (size_t i = 0; i < x->members.count; i++) {
     struct cairn__member *m = &x->members.list[i];
@@ -109,22 +166,16 @@ int cairn__export_choose_bases(struct cairn__export *x, struct cairn_error *err)
 
       if (cairn__run_gate(x->run, err) != 0)
         return -1;
+      if (d->tracking.wanted == CAIRN__TRACKER_FULL)
+        continue;
       if (cairn__bases_choose(&x->bases, m->id, d->id, &d->base, err) != 0)
         return cairn__member_fail(m, d, err);
       warn_of_base(x, m, d);
     }
   }
-  if (find_removed(x, err) != 0)
+  if (find_removed(x, err) != 0 || settle_digester(x, err) != 0)
     return -1;
-  if (x->bases.has_key) {
-    x->digester = x->bases.digester;
-    return 0;
-  }
-  if (cairn__digest_secret(secret, err) != 0)
-    return -1;
-  cairn__digester_init(&x->digester, x->bases.o.algorithm, secret);
-  explicit_bzero(secret, sizeof secret);
-  return 0;
+  return find_all_changes(x, err);
 }
 
 /* ---- a disk -------------------------------------------------------------- */
@@ -272,7 +323,8 @@ static int open_inputs(struct disk_job *j, struct cairn_error *err)
   j->copy.is_uncounted = j->d->twin != NULL;
   j->copy.map = j->twin_map;
   j->copy.base = j->base;
-  j->copy.changes = j->changes;
+  j->copy.changes = j->changes ? j->changes : j->d->tracking.changes;
+  j->copy.claims = j->d->tracking.claims;
   return 0;
 }
 
@@ -338,6 +390,8 @@ static int describe_more(const struct disk_job *j, struct cairn_error *err)
       json_object_set(entry, "base_content",
                       json_object_get(d->base.image, "content")) != 0)
     return cairn__fail_memory(err);
+  if (cairn__tracking_describe(&d->tracking, entry) != 0)
+    return cairn__fail_memory(err);
   if (!d->twin)
     return 0;
   snprintf(text, sizeof text, "%s/%s", d->twin_member->id, d->twin->id);
@@ -371,8 +425,8 @@ static int describe_disk(struct disk_job *j, struct cairn_error *err)
       "disk", d->id, "format", j->format, "length", (json_int_t)j->length,
       "virtual_size", (json_int_t)j->virtual_size, "content", content, "base",
       base->point ? cairn__point_id(base->point) : NULL, "tracker",
-      base->point ? "digest" : "full", "fallback", base->reason, "source",
-      d->path, "source_format", d->format, "internal_snapshots",
+      cairn__tracker_names[d->tracking.used], "fallback", fallback_of(d),
+      "source", d->path, "source_format", d->format, "internal_snapshots",
       (json_int_t)cairn__member_snapshots(d), "bytes_read",
       (json_int_t)j->copy.bytes_read, "bytes_written",
       (json_int_t)j->copy.bytes_written, "bytes_zero",
@@ -392,6 +446,23 @@ static int describe_disk(struct disk_job *j, struct cairn_error *err)
   return 0;
 }
 
+/* The whole disk was compared, and the tracker would have missed something. */
+static void warn_of_refuted(struct disk_job *j)
+{
+  char shown[200];
+
+  if (j->copy.blocks_refuted == 0)
+    return;
+  cairn__run_warn(j->x->run,
+                  "disk %s of machine %s: the %s tracker missed %llu of %llu "
+                  "changed blocks; this point is right, those back to the last "
+                  "one that compared the whole disk are doubtful",
+                  j->d->id, name_of(j->m, shown, sizeof shown),
+                  cairn__tracker_names[j->d->tracking.wanted],
+                  (unsigned long long)j->copy.blocks_refuted,
+                  (unsigned long long)j->copy.blocks_changed);
+}
+
 int cairn__export_disk(struct cairn__export *x, struct cairn__member *m,
                        struct cairn__member_disk *d, int dirfd,
                        struct cairn_error *err)
@@ -408,6 +479,8 @@ int cairn__export_disk(struct cairn__export *x, struct cairn__member *m,
     result = write_disk(&j, err);
   if (result == 0)
     result = describe_disk(&j, err);
+  if (result == 0)
+    warn_of_refuted(&j);
   close_inputs(&j);
   if (result != 0)
     return cairn__member_fail(m, d, err);

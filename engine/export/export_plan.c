@@ -125,8 +125,9 @@ static json_t *describe_disk(const struct cairn__member_disk *d,
       d->id, "path", d->path, "format", d->format, "length",
       (json_int_t)s->length, "virtual_size", (json_int_t)s->virtual_size,
       "data_bytes", (json_int_t)d->data_bytes, "target_bytes",
-      (json_int_t)p->target_bytes, "tracker", base->point ? "digest" : "full",
-      "fallback", base->reason, "internal_snapshots",
+      (json_int_t)p->target_bytes, "tracker",
+      cairn__tracker_names[d->tracking.used], "fallback",
+      base->reason ? base->reason : d->tracking.reason, "internal_snapshots",
       (json_int_t)cairn__member_snapshots(d), "base",
       base->point ? cairn__point_id(base->point) : NULL, "is_exact",
       p->ranges != NULL);
@@ -273,6 +274,7 @@ static int make_plan(struct cairn__export *x, int is_new, int fd, json_t **plan,
       .collection = x->collection,
       .target_fd = fd,
       .target_path = cairn__text_of(x->spec, "directory"),
+      .tracker = cairn__text_of(x->spec, "tracker"),
   };
 
   if (cairn__publication_check_target(x->io, fd, o.target_path, err) != 0 ||

@@ -19,11 +19,11 @@ static const char *result_name(int result)
 static json_t *report_disk(const struct cairn__member_disk *d)
 {
   static const char *const members[] = {
-      "path",         "format",        "size",       "length",
-      "virtual_size", "tracker",       "fallback",   "internal_snapshots",
-      "bytes_read",   "bytes_written", "bytes_zero", "bytes_skipped",
-      "time_started", "time_ended",    "digest",     "content",
-      "role",         "base",          "shared_with"};
+      "path",         "format",        "size",        "length",
+      "virtual_size", "tracker",       "fallback",    "internal_snapshots",
+      "bytes_read",   "bytes_written", "bytes_zero",  "bytes_skipped",
+      "time_started", "time_ended",    "digest",      "content",
+      "role",         "base",          "shared_with", "blocks_audited"};
   json_t *o = json_pack("{s:s, s:s, s:s, s:s}", "id", d->id, "result",
                         result_name(d->result), "source", d->path,
                         "source_format", d->format);

@@ -188,11 +188,14 @@ struct cairn__copy {
                                            a full */
   const struct cairn__changes *changes; /* with base: blocks that are clear here
                                            are not looked at. NULL: all are */
+  const struct cairn__changes *claims;  /* with base: what a tracker would have
+                                           said; or NULL */
   unsigned threads;                     /* 0 = choose */
   int is_uncounted;                     /* bytes_done stays as it is */
   /* results */
   uint64_t bytes_read, bytes_written, bytes_zero, bytes_skipped;
   uint64_t blocks_changed; /* DATA or ZERO */
+  uint64_t blocks_refuted; /* of these, clear in claims */
 };
 /* One pass over the source with several threads: read, find zeros, digest,
  * write. Nothing of the source's holes is read, nor what did not change.

@@ -26,6 +26,10 @@
  *            base?: "none"|id (default: what the stream starts from),
  *            format?: "qcow2"|"raw" (of a full),
  *            digest?: "xxh3-128"|"sha-256"|"blake2b-256" }
+ * merge:   { directory, point, into?: "full" (default)|id, through?: [id]
+ *            (the points between, oldest first: checked), to?: directory }
+ * prune:   { directory, collection?: id, keep: { last?, daily?, weekly?,
+ *            monthly?, yearly?: n, within?: "30d"|seconds, ids?: [id] } }
  */
 #ifndef CAIRN_EXPORT_KINDS_H
 #define CAIRN_EXPORT_KINDS_H
@@ -48,5 +52,7 @@ extern const struct cairn__kind cairn__kind_verify;
 extern const struct cairn__kind cairn__kind_restore;
 extern const struct cairn__kind cairn__kind_stream;
 extern const struct cairn__kind cairn__kind_import;
+extern const struct cairn__kind cairn__kind_merge;
+extern const struct cairn__kind cairn__kind_prune;
 
 #endif

@@ -169,25 +169,21 @@ static int is_byte_held(const struct cairn_io *io, int fd, off_t byte)
   return result != 0 ? -1 : lock.l_type != F_UNLCK;
 }
 
-/* The lock protocol alone, on an open file. */
-static int qemu_lock(const struct cairn_io *io, int fd, const char *path,
-                     struct cairn_error *err)
+struct watched_byte {
+  off_t byte;
+  const char *meaning; /* of somebody else's lock on it */
+};
+
+/* Locks `ours`, then looks whether somebody else holds one of `theirs`. */
+static int lock_and_look(const struct cairn_io *io, int fd, const char *path,
+                         const off_t *ours, size_t our_count,
+                         const struct watched_byte *theirs, size_t their_count,
+                         const char *advice, struct cairn_error *err)
 {
-  static const struct {
-    off_t byte;
-    const char *meaning;
-  } held[] = {
-      {BYTE_WRITE, "it is open for writing"},
-      {BYTE_RESIZE, "it is open for resizing"},
-      {BYTE_NO_READ, "its user lets nobody read it"},
-  };
-  static const off_t ours[] = {BYTE_READ, BYTE_NO_WRITE, BYTE_NO_RESIZE};
-  static const char advice[] =
-      "shut its machine down, or export a snapshot of the disk";
   struct stat st = {0};
   char shown[512];
 
-  for (size_t i = 0; i < sizeof ours / sizeof ours[0]; i++) {
+  for (size_t i = 0; i < our_count; i++) {
     if (lock_byte(io, fd, ours[i]) == 0)
       continue;
     if (errno == EAGAIN || errno == EACCES) {
@@ -197,8 +193,8 @@ static int qemu_lock(const struct cairn_io *io, int fd, const char *path,
     return cairn__fail_errno(err, errno, path, -1, "cannot lock \"%s\"",
                              cairn__printable(path, shown, sizeof shown));
   }
-  for (size_t i = 0; i < sizeof held / sizeof held[0]; i++) {
-    int is_held = is_byte_held(io, fd, held[i].byte);
+  for (size_t i = 0; i < their_count; i++) {
+    int is_held = is_byte_held(io, fd, theirs[i].byte);
 
     if (is_held < 0)
       return cairn__fail_errno(err, errno, path, -1,
@@ -206,10 +202,44 @@ static int qemu_lock(const struct cairn_io *io, int fd, const char *path,
                                cairn__printable(path, shown, sizeof shown));
     if (is_held) {
       (void)fstat(fd, &st);
-      return fail_in_use(err, path, &st, 1, held[i].meaning, advice);
+      return fail_in_use(err, path, &st, 1, theirs[i].meaning, advice);
     }
   }
   return 0;
+}
+
+/* The lock protocol of a reader, on an open file. */
+static int qemu_lock(const struct cairn_io *io, int fd, const char *path,
+                     struct cairn_error *err)
+{
+  static const off_t ours[] = {BYTE_READ, BYTE_NO_WRITE, BYTE_NO_RESIZE};
+  static const struct watched_byte theirs[] = {
+      {BYTE_WRITE, "it is open for writing"},
+      {BYTE_RESIZE, "it is open for resizing"},
+      {BYTE_NO_READ, "its user lets nobody read it"},
+  };
+
+  return lock_and_look(
+      io, fd, path, ours, sizeof ours / sizeof ours[0], theirs,
+      sizeof theirs / sizeof theirs[0],
+      "shut its machine down, or export a snapshot of the disk", err);
+}
+
+/* What a writer locks besides. Whoever comes later sees it, whoever came
+ * before is seen here. */
+int cairn__held_claim(struct cairn__held *h, struct cairn_error *err)
+{
+  static const off_t ours[] = {BYTE_WRITE, BYTE_RESIZE};
+  static const struct watched_byte theirs[] = {
+      {BYTE_WRITE, "it is open for writing"},
+      {BYTE_RESIZE, "it is open for resizing"},
+      {BYTE_NO_WRITE, "it is being read, and must not change meanwhile"},
+      {BYTE_NO_RESIZE, "it is being read, and must not change meanwhile"},
+  };
+
+  return lock_and_look(
+      h->io, h->fd, h->path, ours, sizeof ours / sizeof ours[0], theirs,
+      sizeof theirs / sizeof theirs[0], "wait until that has ended", err);
 }
 
 /* ---- loop devices -------------------------------------------------------- */
@@ -431,6 +461,16 @@ int cairn__held_check_still(const struct cairn__held *h,
               cairn__printable(h->path, shown, sizeof shown), what);
   cairn__error_set_path(err, h->path, -1);
   return -1;
+}
+
+int cairn__held_refresh(struct cairn__held *h, struct cairn_error *err)
+{
+  char shown[512];
+
+  if (h->io->fstat(h->io, h->fd, &h->st) != 0)
+    return cairn__fail_errno(err, errno, h->path, -1, "cannot check \"%s\"",
+                             cairn__printable(h->path, shown, sizeof shown));
+  return read_size(h, &h->size, err);
 }
 
 void cairn__held_close(struct cairn__held *h)

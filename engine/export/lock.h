@@ -40,6 +40,12 @@ int cairn__held_open(const struct cairn_io *io, const char *path,
 /* SOURCE_CHANGED unless size, times and identity are what they were. */
 int cairn__held_check_still(const struct cairn__held *h,
                             struct cairn_error *err);
+/* Makes a held image ours to write: until it is closed nobody else reads or
+ * writes it. SOURCE_IN_USE when somebody reads it now. Only for one that
+ * is_locked. */
+int cairn__held_claim(struct cairn__held *h, struct cairn_error *err);
+/* After we have had it written: takes note of its size and times. */
+int cairn__held_refresh(struct cairn__held *h, struct cairn_error *err);
 /* Also on one that was never opened (all zero, or fd -1). */
 void cairn__held_close(struct cairn__held *h);
 

@@ -26,7 +26,8 @@ enum {
   IS_ARRAY = 8,
   IS_GUID = 16,   /* a string that is one */
   IS_DIGEST = 32, /* a string "algorithm:hex" */
-  IS_OPTIONAL = 64
+  IS_OPTIONAL = 64,
+  IS_OBJECT = 128
 };
 
 enum {
@@ -106,6 +107,9 @@ static const struct member file_members[] = {
     {"tracker", IS_STRING, ROLES_IMAGE, 0},
     {"fallback", IS_STRING | IS_NULL, ROLES_IMAGE, 0},
     {"shared_with", IS_STRING | IS_OPTIONAL, ROLES_IMAGE, 0},
+    {"clone", IS_STRING | IS_OPTIONAL, ROLES_IMAGE, 0},
+    {"bitmap_state", IS_OBJECT | IS_OPTIONAL, ROLES_IMAGE, 0},
+    {"blocks_audited", IS_INTEGER | IS_OPTIONAL, ROLES_IMAGE, 0},
     {"source", IS_STRING, ROLES_IMAGE | ROLES_COPIED, 0},
     {"source_format", IS_STRING, ROLES_IMAGE, 0},
     {"internal_snapshots", IS_INTEGER | IS_OPTIONAL, ROLES_IMAGE, 0},
@@ -245,6 +249,8 @@ static const char *type_text(unsigned type)
     return "null";
   case IS_ARRAY:
     return "an array";
+  case IS_OBJECT:
+    return "an object";
   case IS_GUID:
     return "a GUID in upper case";
   case IS_GUID | IS_NULL:
@@ -261,6 +267,8 @@ static int has_type(const struct check *c, const json_t *v,
     return !!(m->type & IS_NULL);
   if (json_is_array(v))
     return !!(m->type & IS_ARRAY);
+  if (json_is_object(v))
+    return !!(m->type & IS_OBJECT);
   if (json_is_integer(v))
     return (m->type & IS_INTEGER) && json_integer_value(v) >= m->min;
   if (!json_is_string(v))

@@ -13,7 +13,8 @@
 #include "memory.h"
 #include "target.h"
 
-#define READERS 4 /* of one source */
+#define READERS    4 /* of one source */
+#define OPEN_TRIES 3 /* when somebody writes to a disk with bitmaps */
 
 int cairn__member_fail(struct cairn__member *m, struct cairn__member_disk *d,
                        struct cairn_error *err)
@@ -37,7 +38,22 @@ static const char *text_of(const json_t *object, const char *name)
   return json_string_value(json_object_get(object, name));
 }
 
-static int prepare_member(struct cairn__member *m, const json_t *spec,
+static int tracker_of(const struct cairn__members_options *o,
+                      const json_t *disk)
+{
+  const char *name = text_of(disk, "tracker");
+
+  if (!name)
+    name = o->tracker;
+  for (int i = 0; name && cairn__tracker_names[i]; i++) {
+    if (strcmp(cairn__tracker_names[i], name) == 0)
+      return i;
+  }
+  return CAIRN__TRACKER_DIGEST;
+}
+
+static int prepare_member(const struct cairn__members_options *o,
+                          struct cairn__member *m, const json_t *spec,
                           struct cairn_error *err)
 {
   const json_t *disks = json_object_get(spec, "disks");
@@ -58,6 +74,7 @@ static int prepare_member(struct cairn__member *m, const json_t *spec,
     d->id = text_of(d->spec, "id");
     d->path = text_of(d->spec, "path");
     d->format = text_of(d->spec, "format");
+    cairn__tracking_init(&d->tracking, tracker_of(o, d->spec));
   }
   return 0;
 }
@@ -144,11 +161,9 @@ static void find_twin(const struct cairn__members *all,
 
     for (size_t j = 0; j < m->disk_count; j++) {
       struct cairn__member_disk *other = &m->disks[j];
-      const struct cairn__held *h =
-          other->source ? top_of(other->source) : NULL;
 
-      if (!h || strcmp(other->format, d->format) != 0 ||
-          !is_same_file(&h->st, st))
+      if (!other->source || strcmp(other->format, d->format) != 0 ||
+          !is_same_file(&other->st, st))
         continue;
       d->twin = other;
       d->twin_member = m;
@@ -157,26 +172,75 @@ static void find_twin(const struct cairn__members *all,
   }
 }
 
-static int open_disk(const struct cairn__members_options *o,
-                     const struct cairn__members *all,
-                     struct cairn__member_disk *d,
-                     const char *const *directories, size_t directory_count,
-                     struct cairn_error *err)
+static void make_options(const struct cairn__members *all,
+                         const struct cairn__member_disk *d,
+                         struct cairn__source_options *out)
 {
-  struct cairn__source_options options = {
-      .io = o->io,
+  *out = (struct cairn__source_options){
+      .io = all->tracking.io,
       .path = d->path,
       .format = d->format,
-      .directories = directories,
-      .directory_count = directory_count,
+      .directories = all->directories,
+      .directory_count = all->directory_count,
       .assume_quiescent =
           json_is_true(json_object_get(d->spec, "assume_quiescent")),
       .readers = READERS,
-      .work_directory = o->work_directory,
+      .work_directory = all->work_directory,
   };
+}
+
+static int open_source(const struct cairn__members_options *o,
+                       const struct cairn__source_options *s,
+                       struct cairn__member_disk *d, struct cairn_error *err)
+{
+  if ((strcmp(d->format, "raw") == 0
+           ? cairn__source_open_raw(s, &d->source, err)
+           : cairn__source_open_qcow2(s, o->run, &d->source, err)) != 0)
+    return -1;
+  d->st = top_of(d->source)->st;
+  return check_source(o, d->source, err);
+}
+
+/* Opens a source and has its tracker take the point; again when somebody came
+ * between the two. */
+static int open_tracked(const struct cairn__members_options *o,
+                        struct cairn__members *all, struct cairn__member *m,
+                        struct cairn__member_disk *d,
+                        const struct cairn__source_options *s,
+                        struct cairn_error *err)
+{
+  struct cairn__tracking *t = &d->tracking;
+
+  for (int tries = 1;; tries++) {
+    int result;
+
+    if (cairn__tracking_prepare(t, &all->tracking, s, err) != 0 ||
+        open_source(o, s, d, err) != 0)
+      return -1;
+    result = cairn__tracking_opened(t, &all->tracking, s, m->id, d->id,
+                                    &d->source, err);
+    if (result <= 0)
+      return result;
+    if (tries == OPEN_TRIES)
+      return cairn__tracking_fall_back(
+          t, "the image was written to whenever its bitmap had been added",
+          err);
+    cairn__source_close(d->source);
+    d->source = NULL;
+    if (cairn__bitmap_remove(s, all->tracking.point, o->run, err) != 0)
+      return -1;
+  }
+}
+
+static int open_disk(const struct cairn__members_options *o,
+                     struct cairn__members *all, struct cairn__member *m,
+                     struct cairn__member_disk *d, struct cairn_error *err)
+{
+  struct cairn__source_options options;
   int is_raw = strcmp(d->format, "raw") == 0;
   struct stat st;
 
+  make_options(all, d, &options);
   /* Before it is opened: a device that carries the target is mounted, and
    * "in use" would be the lesser truth. */
   if (o->io->fstatat(o->io, AT_FDCWD, d->path, &st, 0) == 0) {
@@ -184,27 +248,22 @@ static int open_disk(const struct cairn__members_options *o,
         cairn__target_check(o->target_fd, o->target_path, &st, d->path, err) !=
             0)
       return -1;
-    if (S_ISBLK(st.st_mode) && is_raw && is_held_already(all, &st))
-      options.assume_quiescent = 1;
     find_twin(all, d, &st);
     if (d->twin)
       return 0;
+    if (S_ISBLK(st.st_mode) && is_raw && is_held_already(all, &st))
+      options.assume_quiescent = 1;
   }
-  if ((is_raw
-           ? cairn__source_open_raw(&options, &d->source, err)
-           : cairn__source_open_qcow2(&options, o->run, &d->source, err)) != 0)
-    return -1;
-  return check_source(o, d->source, err);
+  return open_tracked(o, all, m, d, &options, err);
 }
 
 static int open_member(const struct cairn__members_options *o,
-                       const struct cairn__members *all,
-                       struct cairn__member *m, const char *const *directories,
-                       size_t directory_count, struct cairn_error *err)
+                       struct cairn__members *all, struct cairn__member *m,
+                       struct cairn_error *err)
 {
   for (size_t i = 0; i < m->disk_count; i++) {
     if ((o->run && cairn__run_gate(o->run, err) != 0) ||
-        open_disk(o, all, &m->disks[i], directories, directory_count, err) != 0)
+        open_disk(o, all, m, &m->disks[i], err) != 0)
       return cairn__member_fail(m, &m->disks[i], err);
   }
   if (cairn__machine_files_find(o->io, m->spec, &m->files, err) != 0)
@@ -218,7 +277,26 @@ static void close_member(struct cairn__member *m)
     cairn__source_close(m->disks[i].source);
     m->disks[i].source = NULL;
     m->disks[i].twin = NULL;
+    cairn__tracking_release(&m->disks[i].tracking);
   }
+}
+
+static int open_all(const struct cairn__members_options *o,
+                    struct cairn__members *all, struct cairn_error *err)
+{
+  for (size_t i = 0; i < all->count; i++) {
+    struct cairn__member *m = &all->list[i];
+
+    if (open_member(o, all, m, err) == 0)
+      continue;
+    if (!err || m->result != CAIRN__MEMBER_FAILED || !o->may_leave_out ||
+        !o->may_leave_out(o->argument, err))
+      return -1;
+    m->error = *err;
+    cairn__error_clear(err);
+    close_member(m);
+  }
+  return 0;
 }
 
 int cairn__members_open(const struct cairn__members_options *o,
@@ -227,36 +305,39 @@ int cairn__members_open(const struct cairn__members_options *o,
   const json_t *machines = json_object_get(o->collection, "machines");
   const json_t *list = json_object_get(o->collection, "source_directories");
   size_t count = json_array_size(machines);
-  size_t directory_count = json_array_size(list);
-  const char **directories;
-  int result = 0;
 
   memset(out, 0, sizeof *out);
-  directories = cairn__calloc(directory_count + 1, sizeof *directories);
+  out->work_directory = o->work_directory;
+  out->tracking = (struct cairn__tracking_options){
+      .io = o->io,
+      .run = o->run,
+      .point = o->point,
+      .clone_directory = text_of(o->collection, "clone_directory"),
+      .target_fd = o->target_fd,
+      .target_path = o->target_path,
+  };
+  out->directory_count = json_array_size(list);
+  out->directories =
+      cairn__calloc(out->directory_count + 1, sizeof *out->directories);
   out->list = cairn__calloc(count, sizeof *out->list);
-  if (!directories || !out->list) {
-    cairn__free(directories);
+  if (!out->directories || !out->list)
     return cairn__fail_memory(err);
-  }
   out->count = count;
-  for (size_t i = 0; i < directory_count; i++)
-    directories[i] = json_string_value(json_array_get(list, i));
-  for (size_t i = 0; i < count && result == 0; i++)
-    result = prepare_member(&out->list[i], json_array_get(machines, i), err);
-  for (size_t i = 0; i < count && result == 0; i++) {
-    struct cairn__member *m = &out->list[i];
-
-    result = open_member(o, out, m, directories, directory_count, err);
-    if (result != 0 && err && m->result == CAIRN__MEMBER_FAILED &&
-        o->may_leave_out && o->may_leave_out(o->argument, err)) {
-      m->error = *err;
-      cairn__error_clear(err);
-      close_member(m);
-      result = 0;
-    }
+  for (size_t i = 0; i < out->directory_count; i++)
+    out->directories[i] = json_string_value(json_array_get(list, i));
+  for (size_t i = 0; i < count; i++) {
+    if (prepare_member(o, &out->list[i], json_array_get(machines, i), err) != 0)
+      return -1;
   }
-  cairn__free(directories);
-  return result;
+  return open_all(o, out, err);
+}
+
+void cairn__members_release(struct cairn__members *all)
+{
+  for (size_t i = 0; i < all->count; i++) {
+    for (size_t j = 0; j < all->list[i].disk_count; j++)
+      cairn__tracking_release(&all->list[i].disks[j].tracking);
+  }
 }
 
 /* ---- looking ------------------------------------------------------------- */
@@ -270,7 +351,8 @@ static int measure_disk(struct cairn__members *all,
     return 0;
   }
   if ((run && cairn__run_gate(run, err) != 0) ||
-      cairn__source_data_bytes(d->source, NULL, run, &d->data_bytes, err) != 0)
+      cairn__source_data_bytes(d->source, d->tracking.changes, run,
+                               &d->data_bytes, err) != 0)
     return -1;
   all->bytes += d->data_bytes;
   return 0;
@@ -322,6 +404,23 @@ void cairn__members_close_sources(struct cairn__members *all)
     close_member(&all->list[i]);
 }
 
+void cairn__members_end(struct cairn__members *all, int is_published,
+                        const json_t *points)
+{
+  for (size_t i = 0; i < all->count; i++) {
+    struct cairn__member *m = &all->list[i];
+
+    for (size_t j = 0; j < m->disk_count; j++) {
+      struct cairn__source_options s;
+
+      make_options(all, &m->disks[j], &s);
+      cairn__tracking_end(&m->disks[j].tracking, &all->tracking, &s,
+                          is_published && m->result != CAIRN__MEMBER_FAILED,
+                          points);
+    }
+  }
+}
+
 void cairn__members_free(struct cairn__members *all)
 {
   cairn__members_close_sources(all);
@@ -331,10 +430,12 @@ void cairn__members_free(struct cairn__members *all)
     for (size_t j = 0; j < m->disk_count; j++) {
       json_decref(m->disks[j].entry);
       cairn__base_free(&m->disks[j].base);
+      cairn__tracking_free(&m->disks[j].tracking);
     }
     cairn__free(m->disks);
     cairn__machine_files_free(&m->files);
   }
   cairn__free(all->list);
+  cairn__free(all->directories);
   memset(all, 0, sizeof *all);
 }

@@ -10,6 +10,7 @@
 #include "files.h"
 #include "image.h"
 #include "run.h"
+#include "tracker.h"
 
 enum cairn__member_result {
   CAIRN__MEMBER_NOT_DONE = 0,
@@ -25,7 +26,9 @@ struct cairn__member_disk {
    * has the same source; or NULL. */
   struct cairn__member_disk *twin;
   const struct cairn__member *twin_member;
+  struct stat st; /* of the file or device itself, while `source` is open */
   struct cairn__base base;
+  struct cairn__tracking tracking;
   uint64_t data_bytes; /* after cairn__members_measure */
   int result;          /* enum cairn__member_result */
   json_t *entry;       /* of the manifest, or NULL */
@@ -45,6 +48,10 @@ struct cairn__members {
   struct cairn__member *list;
   size_t count;
   uint64_t bytes; /* to be read: data and files */
+  struct cairn__tracking_options tracking;
+  const char **directories; /* where backing files may lie */
+  size_t directory_count;
+  const char *work_directory;
 };
 
 struct cairn__members_options {
@@ -55,6 +62,8 @@ struct cairn__members_options {
   int target_fd;              /* the export directory, or what it will be made
                                  in; -1: no check */
   const char *target_path;
+  const char *point;   /* the new one's id; NULL: a dry run, or a look */
+  const char *tracker; /* of disks that name none; or NULL: digest */
   /* Asked when a machine cannot be opened: 1 = go on without it. NULL: never.
    */
   int (*may_leave_out)(void *argument, const struct cairn_error *error);
@@ -67,6 +76,9 @@ struct cairn__members_options {
  * that may be left out have FAILED and their error. */
 int cairn__members_open(const struct cairn__members_options *o,
                         struct cairn__members *out, struct cairn_error *err);
+/* Lets go of what was held only until all disks were: the moment of the point
+ * is over. */
+void cairn__members_release(struct cairn__members *m);
 /* Fills data_bytes and bytes. */
 int cairn__members_measure(struct cairn__members *m, struct cairn__run *run,
                            struct cairn_error *err);
@@ -77,6 +89,11 @@ struct cairn__source *cairn__member_source(const struct cairn__member_disk *d);
 /* Internal snapshots of a disk's source, which are not exported. */
 uint32_t cairn__member_snapshots(const struct cairn__member_disk *d);
 void cairn__members_close_sources(struct cairn__members *m);
+/* With the sources closed: keeps what trackers have made for the machines that
+ * are in the published point, removes it for others. points: manifests of the
+ * collection, oldest first. */
+void cairn__members_end(struct cairn__members *m, int is_published,
+                        const json_t *points);
 void cairn__members_free(struct cairn__members *m); /* idempotent */
 
 /* Marks a failure (a request to end is none) and names where it happened;

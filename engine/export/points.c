@@ -830,10 +830,10 @@ int cairn__open_file(const struct cairn_io *io, const struct cairn__point *p,
 
 /* The parent of a file that was seen to be a regular one. Layers and maps are
  * opened by name below it. */
-static int open_parent_of_file(const struct cairn_io *io,
-                               const struct cairn__point *p, const char *path,
-                               int *parent, const char **name,
-                               struct cairn_error *err)
+int cairn__point_open_parent(const struct cairn_io *io,
+                             const struct cairn__point *p, const char *path,
+                             int *parent, const char **name,
+                             struct cairn_error *err)
 {
   int fd;
   if (cairn__open_file(io, p, path, &fd, NULL, err) != 0)
@@ -1001,8 +1001,8 @@ int cairn__point_open_layer(struct cairn__exports *x,
   int parent;
   const char *name;
   struct cairn__layer *layer;
-  if (open_parent_of_file(x->io, p, text_of(image, "path"), &parent, &name,
-                          err) != 0)
+  if (cairn__point_open_parent(x->io, p, text_of(image, "path"), &parent, &name,
+                               err) != 0)
     return -1;
   char *path = cairn__format("%s/%s", p->path, text_of(image, "path"));
   int result = path ? cairn__layer_open(x->io, parent, name, path,
@@ -1031,8 +1031,8 @@ int cairn__point_open_map(const struct cairn_io *io,
   struct cairn__map *map;
   const json_t *entry = cairn__point_map(p, text_of(image, "VirtualMachineId"),
                                          text_of(image, "disk"));
-  if (open_parent_of_file(io, p, text_of(entry, "path"), &parent, &name, err) !=
-      0)
+  if (cairn__point_open_parent(io, p, text_of(entry, "path"), &parent, &name,
+                               err) != 0)
     return -1;
   char *path = cairn__format("%s/%s", p->path, text_of(entry, "path"));
   int result = path ? cairn__map_open(io, parent, name, path, d, &map, err)
@@ -1060,40 +1060,63 @@ int cairn__point_open_map(const struct cairn_io *io,
 
 /* ---- chains ------------------------------------------------------------ */
 
+int cairn__point_links(struct cairn__exports *x, const struct cairn__point *p,
+                       const json_t *image, struct cairn__link **links,
+                       size_t *count, struct cairn_error *err)
+{
+  struct cairn__link *array =
+      cairn__calloc(CAIRN__POINT_CHAIN_MAX, sizeof *array);
+  size_t depth = 1;
+  if (!array)
+    return cairn__fail_memory(err);
+  array[0] = (struct cairn__link){p, image};
+  while (strcmp(text_of(array[depth - 1].image, "role"), "log") == 0) {
+    int result =
+        depth == CAIRN__POINT_CHAIN_MAX
+            ? fail_image(err, p, image, "its chain is longer than %u points",
+                         CAIRN__POINT_CHAIN_MAX)
+            : step_down(x, array[depth - 1].point, array[depth - 1].image,
+                        &array[depth].point, &array[depth].image, err);
+    if (result != 0) {
+      cairn__free(array);
+      return -1;
+    }
+    depth++;
+  }
+  *links = array;
+  *count = depth;
+  return 0;
+}
+
 int cairn__point_open_chain(struct cairn__exports *x,
                             const struct cairn__point *p, const json_t *image,
                             struct cairn__layer ***layers, size_t *count,
                             struct cairn_error *err)
 {
-  const struct cairn__point *points[CAIRN__POINT_CHAIN_MAX] = {p};
-  const json_t *entries[CAIRN__POINT_CHAIN_MAX] = {image};
-  size_t depth = 1; /* both arrays: top first */
-  while (strcmp(text_of(entries[depth - 1], "role"), "log") == 0) {
-    if (depth == CAIRN__POINT_CHAIN_MAX)
-      return fail_image(err, p, image, "its chain is longer than %u points",
-                        CAIRN__POINT_CHAIN_MAX);
-    if (step_down(x, points[depth - 1], entries[depth - 1], &points[depth],
-                  &entries[depth], err) != 0)
-      return -1;
-    depth++;
-  }
+  struct cairn__link *links;
+  size_t depth;
+  int result = 0;
+  if (cairn__point_links(x, p, image, &links, &depth, err) != 0)
+    return -1;
   if (count)
     *count = depth;
-  if (!layers)
-    return 0;
-  struct cairn__layer **array = cairn__calloc(depth, sizeof(void *));
-  if (!array)
-    return cairn__fail_memory(err);
-  for (size_t i = 0; i < depth; i++) {
-    size_t from = depth - 1 - i;
-    if (cairn__point_open_layer(x, points[from], entries[from], &array[i],
-                                err) != 0) {
+  struct cairn__layer **array =
+      layers ? cairn__calloc(depth, sizeof(void *)) : NULL;
+  if (layers && !array)
+    result = cairn__fail_memory(err);
+  for (size_t i = 0; array && result == 0 && i < depth; i++) {
+    const struct cairn__link *from = &links[depth - 1 - i];
+    result =
+        cairn__point_open_layer(x, from->point, from->image, &array[i], err);
+    if (result != 0) {
       while (i > 0)
         cairn__layer_close(array[--i]);
-      cairn__free(array);
-      return -1;
     }
   }
-  *layers = array;
-  return 0;
+  if (result != 0)
+    cairn__free(array);
+  else if (layers)
+    *layers = array;
+  cairn__free(links);
+  return result;
 }

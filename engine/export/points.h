@@ -68,6 +68,23 @@ const json_t *cairn__point_image(const struct cairn__point *p, const char *vm,
 const json_t *cairn__point_map(const struct cairn__point *p, const char *vm,
                                const char *disk);
 
+/* A step of a chain: a point and the entry of its manifest for the disk. */
+struct cairn__link {
+  const struct cairn__point *point;
+  const json_t *image;
+};
+/* The steps from an image down to its full, top first, every base found and
+ * seen to fit. The caller frees the array; the points stay open as
+ * cairn__exports_base() says. */
+int cairn__point_links(struct cairn__exports *x, const struct cairn__point *p,
+                       const json_t *image, struct cairn__link **links,
+                       size_t *count, struct cairn_error *err);
+/* The directory that holds a regular file of the point, for the caller to
+ * close, and the file's name in it. EXPORT_CORRUPT as cairn__open_file(). */
+int cairn__point_open_parent(const struct cairn_io *io,
+                             const struct cairn__point *p, const char *path,
+                             int *parent, const char **name,
+                             struct cairn_error *err);
 /* Of "machines" in the manifest; NULL when it is not there. Borrowed. */
 const json_t *cairn__point_machine(const struct cairn__point *p,
                                    const char *id);

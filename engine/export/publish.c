@@ -21,9 +21,13 @@
 #define OWNER_LOCK     "owner.lock"
 #define POINT          "point"
 #define PREFIX         ".partial-"
+#define REMOVED        "removed"
 
 #ifndef RENAME_NOREPLACE
 #define RENAME_NOREPLACE (1 << 0)
+#endif
+#ifndef RENAME_EXCHANGE
+#define RENAME_EXCHANGE (1 << 1)
 #endif
 
 static int fail_path(struct cairn_error *err, int errnum, const char *what,
@@ -510,6 +514,19 @@ int cairn__publication_clean(struct cairn__publication *p,
 
 /* ---- the work directory -------------------------------------------------- */
 
+static int make_point(struct cairn__publication *p, struct cairn_error *err)
+{
+  const struct cairn_io *io = p->io;
+
+  if (io->mkdirat(io, p->workfd, POINT, 0700) != 0)
+    return fail_path(err, errno, "create", p->point_path);
+  p->pointfd =
+      io->openat(io, p->workfd, POINT, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
+  if (p->pointfd < 0)
+    return fail_path(err, errno, "open", p->point_path);
+  return 0;
+}
+
 static int make_work(struct cairn__publication *p, struct cairn_error *err)
 {
   const struct cairn_io *io = p->io;
@@ -531,13 +548,7 @@ static int make_work(struct cairn__publication *p, struct cairn_error *err)
   if (p->owner_fd < 0 || lock_file(io, p->owner_fd) != 0 ||
       write_owner(io, p->owner_fd) != 0)
     return fail_name(err, errno, "create", p->work_path, OWNER_LOCK);
-  if (io->mkdirat(io, p->workfd, POINT, 0700) != 0)
-    return fail_path(err, errno, "create", p->point_path);
-  p->pointfd =
-      io->openat(io, p->workfd, POINT, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
-  if (p->pointfd < 0)
-    return fail_path(err, errno, "open", p->point_path);
-  return 0;
+  return make_point(p, err);
 }
 
 int cairn__publication_begin(struct cairn__publication *p,
@@ -601,6 +612,140 @@ int cairn__publication_publish(struct cairn__publication *p,
                     "fails now: %s",
                     name, why.message);
   }
+  return 0;
+}
+
+/* ---- replacing and removing ---------------------------------------------- */
+
+int cairn__publication_check_exchange(struct cairn__publication *p,
+                                      struct cairn_error *err)
+{
+  const struct cairn_io *io = p->io;
+  char shown[512];
+  int errnum;
+
+  if (io->mkdirat(io, p->workfd, REMOVED, 0700) != 0)
+    return fail_name(err, errno, "create", p->work_path, REMOVED);
+  errnum = io->renameat2(io, p->workfd, POINT, p->workfd, REMOVED,
+                         RENAME_EXCHANGE) == 0
+               ? 0
+               : errno;
+  if (errnum == 0) {
+    /* point/ is the other directory now; both are empty */
+    close_fd(io, &p->pointfd);
+    p->pointfd = io->openat(io, p->workfd, POINT,
+                            O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
+    if (p->pointfd < 0)
+      return fail_path(err, errno, "open", p->point_path);
+  }
+  if (io->unlinkat(io, p->workfd, REMOVED, AT_REMOVEDIR) != 0)
+    return fail_name(err, errno, "remove", p->work_path, REMOVED);
+  if (errnum == EINVAL || errnum == ENOSYS || errnum == EOPNOTSUPP)
+    return cairn__fail(err, CAIRN_E_NOT_SUPPORTED,
+                       "the file system of \"%s\" cannot exchange two "
+                       "directories in one step, so a point there cannot be "
+                       "replaced safely; merge into another directory",
+                       cairn__printable(p->path, shown, sizeof shown));
+  if (errnum != 0)
+    return fail_path(err, errnum, "exchange directories in", p->work_path);
+  return 0;
+}
+
+static void sync_for(struct cairn__publication *p, struct cairn__run *run,
+                     int fd, const char *path, const char *name)
+{
+  struct cairn_error why;
+
+  if (p->io->fsync(p->io, fd) == 0)
+    return;
+  cairn__error_clear(&why);
+  fail_path(&why, errno, "sync", path);
+  cairn__run_warn(run,
+                  "the point %s may be what it was before if the system fails "
+                  "now: %s",
+                  name, why.message);
+}
+
+static void remove_old(struct cairn__publication *p, struct cairn__run *run,
+                       const char *work_name, const char *name)
+{
+  struct cairn_error why;
+
+  if (cairn__io_remove_tree(p->io, p->workfd, work_name) == 0)
+    return;
+  cairn__error_clear(&why);
+  fail_name(&why, errno, "remove", p->work_path, work_name);
+  cairn__run_warn(run,
+                  "what the point %s was before takes space until the next "
+                  "run here removes it: %s",
+                  name, why.message);
+}
+
+/* Whether the name leads to the directory that was read. */
+static int check_same(struct cairn__publication *p, const char *name, int fd,
+                      struct cairn_error *err)
+{
+  const struct cairn_io *io = p->io;
+  struct stat there, open;
+  char shown[512];
+
+  if (io->fstatat(io, p->dirfd, name, &there, AT_SYMLINK_NOFOLLOW) != 0)
+    return fail_name(err, errno, "look at", p->path, name);
+  if (io->fstat(io, fd, &open) != 0)
+    return fail_name(err, errno, "look at", p->path, name);
+  if (there.st_dev == open.st_dev && there.st_ino == open.st_ino)
+    return 0;
+  return cairn__fail(err, CAIRN_E_SOURCE_CHANGED,
+                     "\"%s/%s\" is another directory than the one that was "
+                     "read",
+                     cairn__printable(p->path, shown, sizeof shown), name);
+}
+
+int cairn__publication_exchange(struct cairn__publication *p,
+                                struct cairn__run *run, const char *name,
+                                int old_fd, struct cairn_error *err)
+{
+  const struct cairn_io *io = p->io;
+
+  if (io->fsync(io, p->pointfd) != 0)
+    return fail_path(err, errno, "sync", p->point_path);
+  if (check_same(p, name, old_fd, err) != 0)
+    return -1;
+  if (io->renameat2(io, p->workfd, POINT, p->dirfd, name, RENAME_EXCHANGE) != 0)
+    return fail_name(err, errno, "replace", p->path, name);
+  p->is_published = 1;
+  sync_for(p, run, p->dirfd, p->path, name);
+  sync_for(p, run, p->workfd, p->work_path, name);
+  close_fd(io, &p->pointfd);
+  remove_old(p, run, POINT, name);
+  return 0;
+}
+
+int cairn__publication_renew(struct cairn__publication *p,
+                             struct cairn_error *err)
+{
+  close_fd(p->io, &p->pointfd);
+  if (cairn__io_remove_tree(p->io, p->workfd, POINT) != 0)
+    return fail_path(err, errno, "remove", p->point_path);
+  return make_point(p, err);
+}
+
+int cairn__publication_remove(struct cairn__publication *p,
+                              struct cairn__run *run, const char *name,
+                              struct cairn_error *err)
+{
+  const struct cairn_io *io = p->io;
+
+  if (io->renameat2(io, p->dirfd, name, p->workfd, REMOVED, RENAME_NOREPLACE) !=
+      0) {
+    int errnum = errno;
+
+    if (errnum != EINVAL ||
+        io->renameat2(io, p->dirfd, name, p->workfd, REMOVED, 0) != 0)
+      return fail_name(err, errnum, "remove", p->path, name);
+  }
+  sync_for(p, run, p->dirfd, p->path, name);
+  remove_old(p, run, REMOVED, name);
   return 0;
 }
 

@@ -79,6 +79,27 @@ int cairn__publication_check_free(struct cairn__publication *p,
 int cairn__publication_publish(struct cairn__publication *p,
                                struct cairn__run *run, const char *name,
                                struct cairn_error *err);
+/* What replaces a point, or removes one: the name changes in one step, so that
+ * whoever looks, at any instant and after any crash, sees the old point whole,
+ * the new one whole, or none. What a name led to before lies in the work
+ * directory then, which is removed with all that is in it.
+ *
+ * NOT_SUPPORTED unless two directories here can change places in one step. */
+int cairn__publication_check_exchange(struct cairn__publication *p,
+                                      struct cairn_error *err);
+/* point/ becomes `name`, which must be the open directory `old_fd` now. After
+ * the exchange has succeeded this returns 0; what goes wrong with the old point
+ * then becomes a warning. */
+int cairn__publication_exchange(struct cairn__publication *p,
+                                struct cairn__run *run, const char *name,
+                                int old_fd, struct cairn_error *err);
+/* A new, empty point/, whatever became of the one before: for the next. */
+int cairn__publication_renew(struct cairn__publication *p,
+                             struct cairn_error *err);
+/* `name` vanishes. After that this returns 0. */
+int cairn__publication_remove(struct cairn__publication *p,
+                              struct cairn__run *run, const char *name,
+                              struct cairn_error *err);
 /* Ends: removes the work directory, or what is left of it, and an export
  * directory that was created for nothing, unless is_kept, and lets the locks
  * go. Idempotent. */

@@ -21,6 +21,7 @@
 
 #include "error.h"
 #include "memory.h"
+#include "program.h"
 
 #define FIRST_FILE    10 /* below: standard streams and the socket */
 #define SOCKET_NUMBER 3  /* where systemd's protocol puts it */
@@ -54,33 +55,6 @@ int cairn__server_child_fd(const struct cairn__server *s, size_t index)
 }
 
 /* ---- preparing ----------------------------------------------------------- */
-
-static char *find_program(const char *name)
-{
-  const char *path = getenv("PATH");
-
-  if (!path || !path[0])
-    path = "/usr/local/bin:/usr/bin:/bin";
-  while (*path) {
-    size_t n = strcspn(path, ":");
-
-    if (n > 0 && path[0] == '/') {
-      char *full = cairn__format("%.*s/%s", (int)n, path, name);
-
-      if (!full) {
-        errno = ENOMEM;
-        return NULL;
-      }
-      if (access(full, X_OK) == 0)
-        return full;
-      cairn__free(full);
-    }
-    path += n;
-    path += *path == ':';
-  }
-  errno = ENOENT;
-  return NULL;
-}
 
 static int open_directory(struct cairn__server *s, const char *directory,
                           struct cairn_error *err)
@@ -150,7 +124,7 @@ int cairn__server_prepare(struct cairn__server *s, const struct cairn_io *io,
 {
   s->io = io;
   errno = 0;
-  s->program = find_program(program);
+  s->program = cairn__program_find(program);
   if (!s->program && errno == ENOENT)
     return cairn__fail(err, CAIRN_E_HELPER_MISSING,
                        "%s, which is needed to read qcow2 images, is not in "

@@ -71,22 +71,91 @@ static int check_choice(const char *kind, const struct cairn__spec_key *k,
                      cairn__printable(value, printable, sizeof printable));
 }
 
+static int is_strings(const json_t *v)
+{
+  size_t i;
+  json_t *element;
+  json_array_foreach(v, i, element)
+  {
+    if (!json_is_string(element) ||
+        strlen(json_string_value(element)) != json_string_length(element))
+      return 0;
+  }
+  return json_is_array(v);
+}
+
+/* "1d12h": numbers with units, from weeks down to seconds. */
+static int text_seconds(const char *text, double *seconds)
+{
+  static const struct {
+    char unit;
+    double seconds;
+  } units[] = {{'w', 604800}, {'d', 86400}, {'h', 3600}, {'m', 60}, {'s', 1}};
+  *seconds = 0;
+  if (!*text)
+    return -1;
+  while (*text) {
+    double n = 0;
+    size_t u = 0, digits = strspn(text, "0123456789");
+    for (size_t i = 0; i < digits; i++)
+      n = n * 10 + (text[i] - '0');
+    text += digits;
+    while (u < sizeof units / sizeof *units && units[u].unit != *text)
+      u++;
+    if (digits == 0 || digits > 9 || u == sizeof units / sizeof *units)
+      return -1;
+    *seconds += n * units[u].seconds;
+    text++;
+  }
+  return 0;
+}
+
+int cairn__spec_seconds(const json_t *v, double *seconds)
+{
+  if (json_is_string(v))
+    return text_seconds(json_string_value(v), seconds);
+  *seconds = json_number_value(v);
+  return json_is_number(v) && *seconds >= 0 ? 0 : -1;
+}
+
+static int has_type(int type, const json_t *v)
+{
+  switch (type) {
+  case CAIRN__SPEC_BOOLEAN:
+    return json_is_boolean(v);
+  case CAIRN__SPEC_OBJECT:
+    return json_is_object(v);
+  case CAIRN__SPEC_INTEGER:
+    return json_is_integer(v) && json_integer_value(v) >= 0;
+  case CAIRN__SPEC_STRINGS:
+    return is_strings(v);
+  case CAIRN__SPEC_STREAM:
+    return json_is_string(v) ||
+           (json_is_integer(v) && json_integer_value(v) >= 0 &&
+            json_integer_value(v) <= INT_MAX);
+  case CAIRN__SPEC_DURATION: {
+    double seconds;
+    return cairn__spec_seconds(v, &seconds) == 0;
+  }
+  default:
+    return json_is_string(v);
+  }
+}
+
 static int check_value(const char *kind, const struct cairn__spec_key *k,
                        const json_t *v, struct cairn_error *err)
 {
-  static const char *const wanted[] = {"",
-                                       "a string",
-                                       "a boolean",
-                                       "an object",
-                                       "an absolute path",
-                                       "an absolute path or the number of a "
-                                       "descriptor"};
-  int is_right = k->type == CAIRN__SPEC_BOOLEAN  ? json_is_boolean(v)
-                 : k->type == CAIRN__SPEC_OBJECT ? json_is_object(v)
-                 : json_is_integer(v) ? k->type == CAIRN__SPEC_STREAM &&
-                                            json_integer_value(v) >= 0 &&
-                                            json_integer_value(v) <= INT_MAX
-                                      : json_is_string(v);
+  static const char *const wanted[] = {
+      "",
+      "a string",
+      "a boolean",
+      "an object",
+      "an absolute path",
+      "a whole number from 0",
+      "an array of strings",
+      "a duration (seconds, or text such as \"30d\")",
+      "an absolute path or the number of a descriptor"};
+  int is_right = has_type(k->type, v);
   if (!is_right)
     return cairn__fail(err, CAIRN_E_WRONG_TYPE, "%s: \"%s\" must be %s, not %s",
                        kind, k->name, wanted[k->type],

@@ -12,7 +12,10 @@ enum cairn__spec_type {
   CAIRN__SPEC_BOOLEAN,
   CAIRN__SPEC_OBJECT,
   CAIRN__SPEC_ABSOLUTE, /* a string: an absolute path */
-  CAIRN__SPEC_STREAM    /* that, or the number of a descriptor */
+  CAIRN__SPEC_INTEGER,  /* from 0 */
+  CAIRN__SPEC_STRINGS,  /* an array of strings */
+  CAIRN__SPEC_DURATION, /* seconds, or a string such as "30d" or "1d12h" */
+  CAIRN__SPEC_STREAM    /* an absolute path, or the number of a descriptor */
 };
 
 struct cairn__spec_key {
@@ -25,6 +28,9 @@ struct cairn__spec_key {
 
 /* "an object", "a string", ... for messages. */
 const char *cairn__json_type_text(const json_t *v);
+
+/* The seconds of a duration: 0, or -1 when it is none. */
+int cairn__spec_seconds(const json_t *v, double *seconds);
 
 /* 0 when `spec` is an object with these keys and no others; absent ones have
  * got their defaults then, and members that are null are gone. `kind` heads

@@ -425,11 +425,11 @@ static int call(struct cairn__fault_io *f, int which, const char **name,
                 int *is_write)
 {
   static const char *const names[] = {
-      "openat",  "openat",      "close",     "pread",     "pwrite",
-      "pwritev", "fsync",       "fdatasync", "ftruncate", "fstat",
-      "fstatat", "lseek",       "mkdirat",   "renameat2", "unlinkat",
-      "fchmod",  "futimens",    "ofd_lock",  "ioctl",     "fdopendir",
-      "a point", "write_behind"};
+      "openat",  "openat",       "close",     "pread",     "pwrite",
+      "pwritev", "fsync",        "fdatasync", "ftruncate", "fstat",
+      "fstatat", "lseek",        "mkdirat",   "renameat2", "unlinkat",
+      "fchmod",  "futimens",     "ofd_lock",  "ioctl",     "fdopendir",
+      "a point", "write_behind", "linkat"};
   const struct cairn_io *io = &f->io;
   int fd = openat(scratch_fd, "calls", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
   struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_len = 1};
@@ -445,8 +445,8 @@ static int call(struct cairn__fault_io *f, int which, const char **name,
     return 1;
   }
   *name = names[which];
-  *is_write =
-      which == 1 || (which >= 4 && which <= 8) || which == 12 || which == 13;
+  *is_write = which == 1 || (which >= 4 && which <= 8) || which == 12 ||
+              which == 13 || which == 22;
   assert_int_equal(pwrite(fd, "12", 2, 0), 2);
   switch (which) {
   case 0:
@@ -524,6 +524,10 @@ static int call(struct cairn__fault_io *f, int which, const char **name,
   case 21:
     rc = io->write_behind(io, fd, 0, 1);
     break;
+  case 22:
+    rc = io->linkat(io, scratch_fd, "calls", scratch_fd, "linked");
+    unlinkat(scratch_fd, "linked", 0);
+    break;
   default:
     break;
   }
@@ -547,7 +551,7 @@ static void every_entry_counts_works_and_can_fail(void **state)
       cairn__fault_io_init(&f, 1, kinds[k], EBADMSG);
       rc = call(&f, which, &name, &is_write);
       if (rc == 1) {
-        assert_int_equal(which, 22);
+        assert_int_equal(which, 23);
         assert_int_equal(count_fds(), fds);
         return;
       }

@@ -589,7 +589,7 @@ describe("cairn run", function()
     local outcome = cairn { "run",
       policy("list", "return { jobs = { a = { rum = print } } }") }
     fails(2, "did you mean 'run'%? %(valid: ", outcome)
-    for _, name in ipairs { "merge", "prune", "select", "on_failure" } do
+    for _, name in ipairs { "select", "on_failure" } do
       assert.is_nil(outcome.err:find(name, 1, true), name)
     end
     fails(2, "RunDay must be an integer, not a number beyond all integers",

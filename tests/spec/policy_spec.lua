@@ -107,8 +107,12 @@ describe("a policy file", function()
     ["two kinds"] = {
       policy_of "jobs = { a = { run = print, verify = { directory = 'd' } } }",
       "invalid_argument", "both verify and run", 2 },
-    ["a kind not built"] = { policy_of "jobs = { a = { merge = {} } }",
-      "not_supported", "merge is not built yet", 2 },
+    ["a merge without a point"] = {
+      policy_of "jobs = { a = { merge = { directory = 'd' } } }",
+      "invalid_argument", "point is missing", 2 },
+    ["a prune without a rule"] = {
+      policy_of "jobs = { a = { prune = { directory = 'd' } } }",
+      "invalid_argument", "keep is missing", 2 },
     ["a decision function"] = {
       policy_of "jobs = {}, throttle = function() end",
       "not_supported", "throttle: decision functions are not built yet", 2 },

@@ -85,7 +85,16 @@ terminated.]],
     summary = "export a collection of machines now",
     description = [[
 Exports the collection that FILE.lua returns into a new reference point under
---to, in full. Machines must be off, or their disks snapshots.
+--to. Machines must be off, or their disks snapshots.
+
+With --base latest each disk holds only what has changed since the newest point
+of the collection there that has the disk; a disk that is new, or has no base
+that can be used, is exported in full, and a warning says why. With --base ID it
+is that point, or an error. Such an increment is a qcow2 whose backing file is
+the base's: it needs the points below it.
+
+--dry-run reads and compares the disks that become increments, so that it tells
+their exact size; --json lists the ranges too.
 
 With --stream writes one disk of the point DIR/ID as a stream "rbd diff v1"
 instead, to standard output or a file: what changed since its base, or since
@@ -101,7 +110,22 @@ record, and no reader takes it for a whole one.]],
         help = "the export directory; created if it is missing, but not the "
           .. "directory that it is in, which may be an absent mount" },
       { name = "base", value = "ID",
-        help = "the point to start from: an id, latest or none (the default)" },
+        help = "the point to start from: latest, an id (4 or more characters of "
+          .. "it), or none (the default): everything" },
+      { name = "depth-limit", value = "N", check = function(value)
+          local n = math.tointeger(value)
+          if not n or n < 1 or n > 200 then return "wants 1 to 200 levels" end
+        end,
+        help = "a disk whose chain has N levels is exported in full again "
+          .. "(default 32)" },
+      { name = "tracker", value = "T",
+        choices = { "digest", "clone", "bitmap", "full" },
+        help = "how changes are found on disks that name no tracker: digest "
+          .. "(the default), clone, bitmap or full" },
+      { name = "on-disk-error", value = "WHAT",
+        choices = { "fail", "continue" },
+        help = "when a source fails: fail (the default) publishes nothing, "
+          .. "continue leaves out that machine; the exit code is 1 then too" },
       { name = "format", value = "FORMAT", choices = { "qcow2", "raw" },
         help = "format of the exported disks: qcow2 (the default) or raw" },
       { name = "digest", value = "ALG",
@@ -255,6 +279,86 @@ characters.]],
     },
   },
   {
+    name = "merge",
+    summary = "merge a chain of points into a full or one increment",
+    description = [[
+With one DIR/ID, the point becomes a full that needs no other point. With
+several, oldest first, the last becomes one increment on the first; those
+between must be the chain, each based on the one before it, or be left out all
+of them. Other points stay as they are, and none is removed (see prune).
+
+The point keeps its id, its content and its place: points that are based on it
+stay valid. The new files take the place of the old in one step, after a crash
+one or the other is there; meanwhile both take space. With --to the merged
+point is written into another directory and the old one is left alone; an
+increment needs its base there.
+
+Every block is checked against its digest while it is read; nothing is made of
+damaged points.
+
+ID is a ReferencePointGroupId or a unique prefix of 4 or more of its
+characters.]],
+    arguments = {
+      { name = "DIR/ID", key = "first", help = "a point" },
+      { name = "DIR/ID", key = "more", optional = true, rest = true,
+        help = "further points of the chain, each newer; the last is merged "
+          .. "onto the first" },
+    },
+    options = {
+      { name = "to", value = "DIR",
+        help = "write the merged point there; without it, it replaces the "
+          .. "point" },
+      json, dry_run,
+    },
+    exits = exit_jobs,
+    examples = {
+      "cairn merge /srv/backup/farm/6F1D",
+      "cairn merge /srv/backup/farm/6F1D /srv/backup/farm/9C20",
+      "cairn merge /srv/backup/farm/6F1D --to /srv/archive/farm",
+    },
+  },
+  {
+    name = "prune",
+    summary = "remove the points that no rule keeps",
+    description = [[
+Removes the points of DIR that none of the --keep rules keeps, for each
+collection by itself. What stays and is based on what goes is merged first,
+onto the nearest older point that stays, or into a full; so nothing that stays
+ever needs what has gone.
+
+RULES are joined by commas:
+ last=N      the N newest points
+ daily=N     the newest point of each of the last N days that have one
+ weekly=N, monthly=N, yearly=N     the same for weeks (ISO 8601), ...
+ within=T    points at most T older than the newest: 36h, 30d, 4w, 1d12h
+ id=ID       this point; may be given again
+
+Newest is the highest sequence; a day is that of the point's own time, in the
+zone it was recorded with. The newest point of a collection is always kept.
+Damaged points are never removed or merged, and keep what they name. A point
+that cannot be merged (no space, damage) keeps what it is based on, and the
+exit code is 1.]],
+    arguments = {
+      { name = "DIR", key = "directory", help = "an export directory" },
+    },
+    options = {
+      { name = "keep", value = "RULES", required = true, is_repeated = true,
+        help = "what stays, such as last=3,daily=7,weekly=4; may be given "
+          .. "again" },
+      { name = "collection", value = "ID",
+        help = "only the points of this collection, by its CollectionId" },
+      json,
+      { name = "dry-run", help = "print exactly what would be kept, merged and "
+        .. "removed; write nothing; the exit code is 1 when something cannot "
+        .. "be merged, 3 when there is not enough space" },
+    },
+    exits = exit_jobs,
+    examples = {
+      "cairn prune /srv/backup/farm --keep last=3,daily=7,weekly=4 --dry-run",
+      "cairn prune /srv/backup/farm --keep within=30d,monthly=12,yearly=2",
+    },
+  },
+  {
     name = "console",
     summary = "a Lua prompt on a private engine, or a Lua script",
     description = [[
@@ -329,8 +433,8 @@ commands.exits = exit_jobs
 -- Commands of later versions: known by name, in no half form.
 commands.later = {
   "serve", "jobs", "show", "why", "history", "start", "suspend", "resume",
-  "terminate", "kill", "set", "answer", "delete", "preview", "merge", "prune",
-  "doctor", "simulate", "top",
+  "terminate", "kill", "set", "answer", "delete", "preview", "doctor",
+  "simulate", "top",
 }
 
 commands.by_name = {}

@@ -1,4 +1,4 @@
--- cairn export, import, points, verify, restore: exports on disk.
+-- cairn export, import, points, verify, restore, merge, prune: exports on disk.
 
 local core = require "cairn.core"
 local failure = require "cairn.failure"
@@ -93,7 +93,8 @@ end
 local is_request_error = { not_found = true, ambiguous = true,
   not_an_export = true, bad_path = true, invalid_argument = true,
   exists = true,
-  permission_denied = true, version = true }
+  permission_denied = true, version = true,
+  wrong_type = true, unknown_key = true }
 
 local function run_reporting(cairn, uv, spec)
   local engine, message, code = cairn.open { store = ":memory:" }
@@ -216,6 +217,10 @@ function exports.export(cairn, uv, options)
       base = options.base,
       format = options.format,
       digest = options.digest,
+      on_disk_error = options.on_disk_error,
+      tracker = options.tracker,
+      depth_limit = options.depth_limit and math.tointeger(
+        options.depth_limit),
     },
   }
   if options.dry_run then return summary.plan(cairn, { spec }, options) end
@@ -415,6 +420,123 @@ function exports.restore(cairn, uv, options)
   if options.dry_run then return summary.plan(cairn, { spec }, options) end
   local outcome, exit = run_reporting(cairn, uv, spec)
   print_restored(cairn, options, outcome)
+  return exit
+end
+
+-- ---- merge ------------------------------------------------------------------------
+
+local function print_merged(cairn, options, outcome)
+  local report = outcome.report or {}
+  if options.json then
+    report.JobState = outcome.state
+    say.json(cairn, report, { disks = true })
+    return
+  end
+  for _, line in ipairs(summary.merged_disks(report.disks)) do
+    say.result(line)
+  end
+  if report.is_changed == false and outcome.state:find "^Completed" then
+    say.result(("%s is so already; nothing was written"):format(
+      text.printable(report.path or report.directory)))
+  elseif report.is_changed then
+    say.result(text.printable(report.path))
+  end
+  say.result(summary.line(outcome))
+end
+
+function exports.merge(cairn, uv, options)
+  local targets = { options.first, table.unpack(options.more) }
+  local directory, ids = nil, {}
+  for i, target in ipairs(targets) do
+    local where
+    where, ids[i] = split_target(uv, target, true)
+    where = absolute(uv, where)
+    local real = uv.fs_realpath(where) or where
+    if directory and real ~= (uv.fs_realpath(directory) or directory) then
+      say.fail(2, "%s and %s lie in different directories; a chain lies in one",
+        text.printable(targets[1]), text.printable(target))
+    end
+    directory = directory or where
+  end
+  local spec = {
+    Name = "merge " .. last_part(targets[#targets]),
+    once = true,
+    merge = {
+      directory = directory,
+      point = ids[#ids],
+      into = #ids > 1 and ids[1] or nil,
+      through = #ids > 2 and table.move(ids, 2, #ids - 1, 1, {}) or nil,
+      to = options.to and absolute(uv, options.to) or nil,
+    },
+  }
+  if options.dry_run then return summary.plan(cairn, { spec }, options) end
+  local outcome, exit = run_reporting(cairn, uv, spec)
+  print_merged(cairn, options, outcome)
+  return exit
+end
+
+-- ---- prune ------------------------------------------------------------------------
+
+local counts = { last = true, daily = true, weekly = true, monthly = true,
+  yearly = true }
+local rules = { "last", "daily", "weekly", "monthly", "yearly", "within",
+  "id" }
+
+-- "last=3,daily=7", ... -> { last = 3, daily = 7 }
+local function read_keep(list)
+  local keep = {}
+  for _, words in ipairs(list) do
+    for word in (words .. ","):gmatch "([^,]*)," do
+      local name, value = word:match "^(%a+)=(.+)$"
+      if not name then
+        say.fail(2, "--keep wants RULE=VALUE, such as last=3, not %s",
+          text.printable(word == "" and '""' or word))
+      elseif counts[name] then
+        local n = value:find "^%d+$" and math.tointeger(tonumber(value))
+        if not n then
+          say.fail(2, "--keep %s wants a number, not %s", name,
+            text.printable(value))
+        end
+        keep[name] = n
+      elseif name == "within" then
+        keep.within = value
+      elseif name == "id" then
+        keep.ids = keep.ids or {}
+        table.insert(keep.ids, value)
+      else
+        say.fail(2, "--keep has no rule %s%s", text.printable(name),
+          text.valid(name, rules))
+      end
+    end
+  end
+  return keep
+end
+
+local function print_pruned(cairn, options, outcome)
+  local report = outcome.report or {}
+  if options.json then
+    report.JobState = outcome.state
+    say.json(cairn, report, summary.prune_lists)
+    return
+  end
+  for _, line in ipairs(summary.pruned(report, false)) do say.result(line) end
+  say.result(summary.line(outcome))
+end
+
+function exports.prune(cairn, uv, options)
+  local directory = options.directory:gsub("(.)/+$", "%1")
+  local spec = {
+    Name = "prune " .. last_part(directory),
+    once = true,
+    prune = {
+      directory = absolute(uv, directory),
+      collection = options.collection,
+      keep = read_keep(options.keep),
+    },
+  }
+  if options.dry_run then return summary.plan(cairn, { spec }, options) end
+  local outcome, exit = run_reporting(cairn, uv, spec)
+  print_pruned(cairn, options, outcome)
   return exit
 end
 

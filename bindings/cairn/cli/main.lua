@@ -17,6 +17,8 @@ local modules = {
   points = "cairn.cli.exports",
   verify = "cairn.cli.exports",
   restore = "cairn.cli.exports",
+  merge = "cairn.cli.exports",
+  prune = "cairn.cli.exports",
   console = "cairn.cli.console",
 }
 

@@ -361,12 +361,26 @@ local function error_lines(name, err)
   return table.concat(lines, "\n")
 end
 
+-- A machine that was left out of a point: the job completed, the collection is
+-- not all there.
+local function has_failed_machine(entry)
+  for _, machine in ipairs(entry.report and entry.report.machines or {}) do
+    if type(machine) == "table" and machine.result == "failed" then
+      return true
+    end
+  end
+  return false
+end
+
 -- Says on standard error what went wrong or gave a warning; returns the exit
 -- code of the whole.
 function Session:judge()
   local code = guard.count > 0 and 1 or 0
   for _, entry in ipairs(self.jobs) do
-    if entry.place and not is_well[entry.state] then code = 1 end
+    if entry.place and (not is_well[entry.state]
+      or has_failed_machine(entry)) then
+      code = 1
+    end
     for _, err in ipairs(entry.errors or {}) do
       say.note(error_lines(entry.name, err))
     end

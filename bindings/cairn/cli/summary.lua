@@ -96,11 +96,19 @@ function render.export(plan)
         :format(disk.id, disk.format, text.bytes(disk.length),
           text.bytes(disk.data_bytes), disk.tracker,
           text.printable(disk.path))
+      if disk.base then
+        out[#out + 1] = ("      since %s: %s changed, %s zeroed"):format(
+          disk.base, text.bytes(disk.changed_bytes or 0),
+          text.bytes(disk.zeroed_bytes or 0))
+      end
     end
     for _, file in ipairs(machine.files or {}) do
       out[#out + 1] = ("    %s %s: %s"):format(file.role,
         text.bytes(file.size), text.printable(file.path))
     end
+  end
+  for _, warning in ipairs(plan.warnings or {}) do
+    out[#out + 1] = "  warning: " .. text.printable_lines(warning)
   end
   out[#out + 1] = space(plan.target_bytes, plan.free_bytes, plan.has_space)
   return out
@@ -119,6 +127,81 @@ function render.restore(plan)
   return out
 end
 
+local become = { full = "a full", kept = "kept as it is" }
+
+-- What becomes, or became, of the disks of a merged point.
+function summary.merged_disks(disks)
+  local out = {}
+  for _, disk in ipairs(disks or {}) do
+    out[#out + 1] = ("    disk %s/%s: %s%s"):format(disk.VirtualMachineId,
+      disk.disk, become[disk.action]
+        or ("an increment on %s"):format(disk.base),
+      disk.action == "kept" and "" or (", %s from %s"):format(
+        text.bytes(disk.bytes_written or disk.size),
+        text.count(disk.layers, "layer")))
+  end
+  return out
+end
+
+function render.merge(plan)
+  local out = { ("  a merge of point %s %s%s"):format(
+    plan.ReferencePointGroupId, plan.into == "full" and "into a full"
+      or "onto " .. plan.into,
+    plan.to and ", into " .. text.printable(plan.to) or "") }
+  table.move(summary.merged_disks(plan.disks), 1, #(plan.disks or {}), 2, out)
+  if not plan.is_changed then
+    out[#out + 1] = "  it is so already; nothing would be written"
+  end
+  out[#out + 1] = space(plan.bytes_to_write, plan.free_bytes, plan.has_space)
+  return out
+end
+
+-- Members of a prune's report and plan that are lists.
+summary.prune_lists = { kept = true, merged = true, removed = true,
+  refused = true, left = true, disks = true, reasons = true }
+
+-- A prune's report, or its plan, line by line.
+function summary.pruned(report, is_plan)
+  local out = {}
+  for _, point in ipairs(report.kept or {}) do
+    out[#out + 1] = ("  keep    %s (%s)"):format(text.printable(
+      point.ReferencePointGroupId), text.printable(table.concat(
+        point.reasons or {}, ", ")))
+    if point.damage then
+      out[#out + 1] = "    " .. text.printable_lines(point.damage)
+    end
+  end
+  for _, point in ipairs(report.merged or {}) do
+    out[#out + 1] = ("  %-7s %s"):format(is_plan and "merge" or "merged",
+      point.ReferencePointGroupId)
+    for _, line in ipairs(summary.merged_disks(point.disks)) do
+      out[#out + 1] = line
+    end
+  end
+  for _, point in ipairs(report.removed or {}) do
+    out[#out + 1] = ("  %-7s %s (%s)"):format(is_plan and "remove"
+      or "removed", point.ReferencePointGroupId, text.bytes(point.bytes))
+  end
+  for _, id in ipairs(report.left or {}) do
+    out[#out + 1] = "  left    " .. id
+  end
+  for _, point in ipairs(report.refused or {}) do
+    out[#out + 1] = ("  %s %s: %s"):format(point.what,
+      text.printable(point.ReferencePointGroupId),
+      text.printable_lines(point.error))
+  end
+  out[#out + 1] = ("  %s %s, %s %s"):format(is_plan and "frees" or "freed",
+    text.bytes(report.bytes_freed or 0), is_plan and "writes" or "wrote",
+    text.bytes(report.bytes_written or 0))
+  return out
+end
+
+function render.prune(plan)
+  local out = summary.pruned(plan, true)
+  out[#out + 1] = space(plan.bytes_to_write, plan.free_bytes, plan.has_space)
+  return out
+end
+
 function render.run() return { "  a Lua function" } end
 
 -- Why a run of this plan is known to fail: nil, or exit code, message.
@@ -127,6 +210,10 @@ function summary.obstacle(plan)
     return 2, ("%s exists%s; --overwrite replaces it"):format(
       text.printable(plan.conflicts[1]), #plan.conflicts > 1
       and (", and %d more"):format(#plan.conflicts - 1) or "")
+  elseif plan.refused and #plan.refused > 0 then
+    local first = plan.refused[1]
+    return 1, ("%s %s: %s"):format(first.what, text.printable(
+      first.ReferencePointGroupId), text.printable_lines(first.error))
   elseif plan.has_space == false then
     return 3, ("not enough space: needs %s, %s free"):format(
       text.bytes(plan.target_bytes or plan.bytes_to_write or 0),
@@ -156,7 +243,9 @@ function summary.plan(cairn, specs, options)
   for _, plan in ipairs(plans) do
     if options.json then
       say.json(cairn, plan, { machines = true, files = true,
-        disks = true, conflicts = true, points = true })
+        disks = true, conflicts = true, points = true, kept = true,
+        merged = true, removed = true, refused = true, left = true,
+        reasons = true })
     else
       say.result(("%s would run:"):format(text.printable(plan.Name)))
       local lines = (render[plan.kind] or tree)(plan)

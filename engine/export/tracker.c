@@ -1,0 +1,569 @@
+/* tracker.c: see tracker.h. */
+#include "tracker.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/statvfs.h>
+
+#include "error.h"
+#include "memory.h"
+
+#define REASON_MAX CAIRN__BITMAP_REASON_MAX
+/* Clones are dropped while less than this part of their file system is free.
+ */
+#define SPARE_PART 20u
+
+const char *const cairn__tracker_names[] = {"digest", "clone", "bitmap", "full",
+                                            NULL};
+
+static const char *text_of(const json_t *object, const char *name)
+{
+  return json_string_value(json_object_get(object, name));
+}
+
+void cairn__tracking_init(struct cairn__tracking *t, int wanted)
+{
+  *t = (struct cairn__tracking){
+      .wanted = wanted, .clone_dirfd = -1, .clone_fd = -1};
+}
+
+static int give_reason(struct cairn__tracking *t, const char *text,
+                       int is_notable, struct cairn_error *err)
+{
+  if (t->reason)
+    return 0;
+  t->reason = cairn__strdup(text);
+  t->is_notable = is_notable;
+  return t->reason ? 0 : cairn__fail_memory(err);
+}
+
+int cairn__tracking_fall_back(struct cairn__tracking *t, const char *reason,
+                              struct cairn_error *err)
+{
+  return give_reason(t, reason, 1, err);
+}
+
+/* ---- clones -------------------------------------------------------------- */
+
+static int open_clones(struct cairn__tracking *t,
+                       const struct cairn__tracking_options *o,
+                       char reason[REASON_MAX], struct cairn_error *err)
+{
+  const struct cairn_io *io = o->io;
+  int errnum;
+
+  if (t->clone_dirfd >= 0)
+    return 0;
+  t->io = io;
+  cairn__free(t->clone_path);
+  t->clone_path =
+      o->clone_directory
+          ? cairn__strdup(o->clone_directory)
+          : cairn__format("%s/" CAIRN__CLONES_DIRECTORY, o->target_path);
+  if (!t->clone_path)
+    return cairn__fail_memory(err);
+  if (!o->clone_directory && o->point && o->target_fd >= 0 &&
+      io->mkdirat(io, o->target_fd, CAIRN__CLONES_DIRECTORY, 0700) != 0 &&
+      errno != EEXIST)
+    return cairn__fail_errno(err, errno, t->clone_path, -1,
+                             "cannot create \"%s\"", t->clone_path);
+  t->clone_dirfd = o->clone_directory
+                       ? io->openat(io, AT_FDCWD, o->clone_directory,
+                                    O_RDONLY | O_DIRECTORY, 0)
+                       : io->openat(io, o->target_fd, CAIRN__CLONES_DIRECTORY,
+                                    O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
+  if (t->clone_dirfd >= 0)
+    return 0;
+  errnum = errno;
+  /* A dry run makes no directory; what it is to be made in tells as much. */
+  if (errnum == ENOENT && !o->clone_directory && !o->point)
+    t->clone_dirfd =
+        io->openat(io, o->target_fd, ".", O_RDONLY | O_DIRECTORY, 0);
+  if (t->clone_dirfd >= 0)
+    return 0;
+  if (errnum == ENOENT || errnum == EBADF || errnum == ENOTDIR ||
+      errnum == EACCES) {
+    snprintf(reason, REASON_MAX, "the directory for clones, \"%.200s\", %s",
+             t->clone_path,
+             errnum == EACCES ? "may not be read" : "does not exist");
+    return 1;
+  }
+  return cairn__fail_errno(err, errnum, t->clone_path, -1, "cannot open \"%s\"",
+                           t->clone_path);
+}
+
+/* The clone takes the place of its original. */
+static int swap_source(struct cairn__tracking *t,
+                       const struct cairn__source_options *s,
+                       struct cairn__source **source, struct cairn_error *err)
+{
+  struct cairn__source_options own = *s;
+  struct cairn__source *clone;
+  char *path = cairn__format("%s/%s", t->clone_path, t->clone_name);
+  int result;
+
+  if (!path)
+    return cairn__fail_memory(err);
+  own.path = path;
+  own.assume_quiescent = 0;
+  result = cairn__source_open_raw(&own, &clone, err);
+  cairn__free(path);
+  if (result != 0)
+    return -1;
+  t->original = *source;
+  *source = clone;
+  return 0;
+}
+
+static int make_clone(struct cairn__tracking *t,
+                      const struct cairn__tracking_options *o,
+                      const struct cairn__source_options *s,
+                      const char *machine, const char *disk,
+                      struct cairn__source **source, struct cairn_error *err)
+{
+  const struct cairn__held *held = cairn__source_raw_held(*source);
+  char reason[REASON_MAX] = "", name[CAIRN__CLONE_NAME_SIZE], path[1024];
+  int result;
+
+  if (!held)
+    return give_reason(t, "clones are a matter of raw files", 1, err);
+  result = open_clones(t, o, reason, err);
+  if (result == 0 && !o->point)
+    result = cairn__clone_check(o->io, held, t->clone_dirfd, reason,
+                                sizeof reason, err);
+  if (result == 0 && o->point) {
+    cairn__clone_name(o->point, machine, disk, name);
+    snprintf(path, sizeof path, "%s/%s", t->clone_path, name);
+    result = cairn__clone_make(o->io, o->run, held, t->clone_dirfd, name, path,
+                               &t->clone_fd, reason, sizeof reason, err);
+    if (result == 0) {
+      snprintf(t->clone_name, sizeof t->clone_name, "%s", name);
+      result = cairn__clone_identity(o->io, t->clone_fd, path,
+                                     t->clone_identity, err);
+    }
+    /* nobody has come between the lock and the clone */
+    if (result == 0)
+      result = (*source)->ops->check_still(*source, err);
+    if (result == 0)
+      return swap_source(t, s, source, err);
+  }
+  return result == 1 ? give_reason(t, reason, 1, err) : result;
+}
+
+static int find_by_clone(struct cairn__tracking *t,
+                         const struct cairn__tracking_options *o,
+                         const char *machine, const char *disk,
+                         const struct cairn__base *base,
+                         struct cairn__source *source,
+                         struct cairn__changes *changes,
+                         char reason[REASON_MAX], struct cairn_error *err)
+{
+  const char *identity = text_of(base->image, "clone");
+  const struct cairn__held *held = cairn__source_raw_held(source);
+  char name[CAIRN__CLONE_NAME_SIZE], path[1024];
+  int fd = -1, result;
+
+  if (!identity) {
+    snprintf(reason, REASON_MAX, "reference point %s kept no clone of it",
+             cairn__point_id(base->point));
+    return 1;
+  }
+  cairn__clone_name(cairn__point_id(base->point), machine, disk, name);
+  snprintf(path, sizeof path, "%s/%s", t->clone_path, name);
+  result = cairn__clone_open(o->io, t->clone_dirfd, name, path, identity, &fd,
+                             reason, REASON_MAX, err);
+  /* A dry run makes no clone: the source, which is locked, stands in for it.
+   */
+  if (result == 0)
+    result = cairn__clone_changes(
+        o->io, o->run, fd, t->clone_fd >= 0 ? t->clone_fd : held->fd,
+        source->length, changes, reason, REASON_MAX, err);
+  if (fd >= 0)
+    (void)o->io->close(o->io, fd);
+  return result;
+}
+
+/* ---- opening ------------------------------------------------------------- */
+
+int cairn__tracking_prepare(struct cairn__tracking *t,
+                            const struct cairn__tracking_options *o,
+                            const struct cairn__source_options *s,
+                            struct cairn_error *err)
+{
+  char reason[REASON_MAX] = "";
+  struct cairn_error why;
+  int result;
+
+  if (t->wanted != CAIRN__TRACKER_BITMAP || t->reason || !o->point)
+    return 0;
+  cairn__error_clear(&why);
+  result = cairn__bitmap_add(s, o->point, o->run, reason, sizeof reason, &why);
+  if (result == 0)
+    t->has_bitmap = 1;
+  if (result == 1)
+    return give_reason(t, reason, 1, err);
+  if (result == 0 || !err)
+    return result;
+  *err = why;
+  return -1;
+}
+
+/* 1 when somebody has written between the bitmap and the lock. */
+static int check_bitmap(struct cairn__tracking *t,
+                        const struct cairn__tracking_options *o,
+                        struct cairn__source *source, struct cairn_error *err)
+{
+  char reason[REASON_MAX] = "";
+  int result = cairn__source_bitmap_is_clean(source, o->point, reason,
+                                             sizeof reason, err);
+
+  if (result != 0)
+    return result;
+  return cairn__bitmap_state(source, o->point, &t->bitmap_state, err);
+}
+
+int cairn__tracking_opened(struct cairn__tracking *t,
+                           const struct cairn__tracking_options *o,
+                           const struct cairn__source_options *s,
+                           const char *machine, const char *disk,
+                           struct cairn__source **source,
+                           struct cairn_error *err)
+{
+  if (t->reason)
+    return 0;
+  if (t->wanted == CAIRN__TRACKER_CLONE)
+    return make_clone(t, o, s, machine, disk, source, err);
+  if (t->wanted != CAIRN__TRACKER_BITMAP || !t->has_bitmap)
+    return 0;
+  return check_bitmap(t, o, *source, err);
+}
+
+void cairn__tracking_release(struct cairn__tracking *t)
+{
+  cairn__source_close(t->original);
+  t->original = NULL;
+}
+
+/* ---- changes ------------------------------------------------------------- */
+
+/* Images from the base down that were not compared as a whole. */
+static int count_tracked(struct cairn__exports *x, const struct cairn__base *b,
+                         const char *machine, const char *disk, unsigned *count,
+                         struct cairn_error *err)
+{
+  const struct cairn__point *p = b->point;
+  const json_t *image = b->image;
+
+  *count = 0;
+  while (image) {
+    const char *tracker = text_of(image, "tracker");
+    const char *base = text_of(image, "base");
+
+    if (strcmp(tracker, "clone") != 0 && strcmp(tracker, "bitmap") != 0)
+      return 0;
+    ++*count;
+    if (!base)
+      return 0;
+    if (cairn__exports_base(x, base, &p, err) != 0)
+      return -1;
+    image = cairn__point_image(p, machine, disk);
+  }
+  return 0;
+}
+
+/* A number below n, n > 0. */
+static uint64_t draw(uint64_t n)
+{
+  uint64_t r = 0;
+
+  if (getrandom(&r, sizeof r, 0) != (ssize_t)sizeof r)
+    r = (uint64_t)(uintptr_t)&r; /* a poorer choice, no worse answer */
+  return r % n;
+}
+
+/* The first block from `block` on, round the end, that is clear; blocks when
+ * there is none. */
+static uint64_t next_clear(const struct cairn__changes *c, uint64_t block)
+{
+  uint64_t blocks = cairn__changes_blocks(c), passed = 0;
+
+  while (passed <= blocks) {
+    int is_set;
+    uint64_t n = cairn__changes_run(c, block, &is_set);
+
+    if (!is_set)
+      return block;
+    passed += n;
+    block = block + n < blocks ? block + n : 0;
+  }
+  return blocks;
+}
+
+/* Reads some of what is said to be unchanged: 0, 1 with a reason when it is
+ * not, -1. */
+static int audit(struct cairn__tracking *t, struct cairn__source *source,
+                 const struct cairn__changes *changes, struct cairn__map *base,
+                 const struct cairn__digester *d, struct cairn__run *run,
+                 char reason[REASON_MAX], struct cairn_error *err)
+{
+  unsigned char is[CAIRN__DIGEST_MAX], was[CAIRN__DIGEST_MAX];
+  uint64_t blocks = cairn__changes_blocks(changes);
+  uint64_t in_base = cairn__map_get_info(base)->blocks;
+  uint64_t clear = blocks - cairn__changes_count(changes), n;
+  unsigned char *buf;
+  int result = 0;
+
+  n = clear < CAIRN__AUDIT_BLOCKS ? clear : CAIRN__AUDIT_BLOCKS;
+  if (n == 0)
+    return 0;
+  buf = cairn__malloc_aligned(CAIRN__BLOCK);
+  if (!buf)
+    return cairn__fail_memory(err);
+  for (uint64_t i = 0; i < n && result == 0; i++) {
+    uint64_t block = next_clear(changes, draw(blocks));
+
+    memset(was, 0, sizeof was);
+    if ((run && cairn__run_gate(run, err) != 0) ||
+        source->ops->read(source, 0, buf, CAIRN__BLOCK, block * CAIRN__BLOCK,
+                          err) != 0 ||
+        (block < in_base && cairn__map_read(base, block, 1, was, err) != 0)) {
+      result = -1;
+      break;
+    }
+    cairn__digest_block(d, buf, is);
+    t->audited++;
+    if (memcmp(is, was, d->size) == 0)
+      continue;
+    snprintf(reason, REASON_MAX,
+             "the %s tracker said that nothing changed at offset %" PRIu64
+             ", and "
+             "the audit found that it did",
+             cairn__tracker_names[t->wanted], block * CAIRN__BLOCK);
+    result = 1;
+  }
+  cairn__free_aligned(buf);
+  return result;
+}
+
+static int ask(struct cairn__tracking *t,
+               const struct cairn__tracking_options *o, const char *machine,
+               const char *disk, const struct cairn__base *base,
+               const struct cairn__digester *digester,
+               struct cairn__source *source, struct cairn__map *map,
+               struct cairn__changes *changes, char reason[REASON_MAX],
+               struct cairn_error *err)
+{
+  int result;
+
+  if (t->wanted == CAIRN__TRACKER_CLONE)
+    result =
+        find_by_clone(t, o, machine, disk, base, source, changes, reason, err);
+  else
+    result = cairn__source_bitmap_changes(
+        source, cairn__point_id(base->point),
+        json_object_get(base->image, "bitmap_state"), digester, map, o->run,
+        changes, reason, REASON_MAX, err);
+  if (result == 0)
+    result = audit(t, source, changes, map, digester, o->run, reason, err);
+  return result;
+}
+
+int cairn__tracking_changes(
+    struct cairn__tracking *t, const struct cairn__tracking_options *o,
+    const char *machine, const char *disk, const struct cairn__base *base,
+    struct cairn__exports *exports, const struct cairn__digester *digester,
+    struct cairn__source *source, struct cairn_error *err)
+{
+  struct cairn__changes *changes = NULL;
+  char reason[REASON_MAX] = "";
+  struct cairn__map *map = NULL;
+  unsigned tracked = 0;
+  int result;
+
+  t->used = base->point ? CAIRN__TRACKER_DIGEST : CAIRN__TRACKER_FULL;
+  if (!base->point || t->reason || t->wanted == CAIRN__TRACKER_DIGEST)
+    return 0;
+  if (count_tracked(exports, base, machine, disk, &tracked, err) != 0 ||
+      cairn__changes_new(source->length, &changes, err) != 0)
+    return -1;
+  result = cairn__point_open_map(o->io, base->point, base->image, digester,
+                                 &map, err);
+  if (result == 0)
+    result = ask(t, o, machine, disk, base, digester, source, map, changes,
+                 reason, err);
+  cairn__map_close(map);
+  if (result == 0 && tracked + 1 < CAIRN__COMPARE_EVERY) {
+    t->changes = changes;
+    t->used = t->wanted;
+    return 0;
+  }
+  if (result == 0) {
+    t->claims = changes;
+    snprintf(reason, sizeof reason,
+             "every %uth run compares the whole disk with its digests",
+             CAIRN__COMPARE_EVERY);
+    return give_reason(t, reason, 0, err);
+  }
+  cairn__changes_free(changes);
+  return result == 1 ? give_reason(t, reason, 1, err) : -1;
+}
+
+int cairn__tracking_describe(const struct cairn__tracking *t, json_t *entry)
+{
+  if (t->clone_name[0] &&
+      json_object_set_new(entry, "clone", json_string(t->clone_identity)) != 0)
+    return -1;
+  if (t->bitmap_state &&
+      json_object_set(entry, "bitmap_state", t->bitmap_state) != 0)
+    return -1;
+  if (t->audited > 0 &&
+      json_object_set_new(entry, "blocks_audited",
+                          json_integer((json_int_t)t->audited)) != 0)
+    return -1;
+  return 0;
+}
+
+/* ---- the end ------------------------------------------------------------- */
+
+static void warn(const struct cairn__tracking_options *o, const char *what,
+                 const struct cairn_error *why)
+{
+  if (o->run)
+    cairn__run_warn(o->run, "%s: %s", what, why->message);
+}
+
+static int has_bitmaps(const struct cairn__bitmaps *all, const char *point)
+{
+  char id[37];
+  int is_guard;
+
+  for (size_t i = 0; i < all->count; i++) {
+    if (cairn__bitmap_point(all->list[i].name, id, &is_guard) && !is_guard &&
+        strcmp(id, point) == 0)
+      return 1;
+  }
+  return 0;
+}
+
+static size_t count_points(const struct cairn__bitmaps *all)
+{
+  char id[37];
+  size_t n = 0;
+  int is_guard;
+
+  for (size_t i = 0; i < all->count; i++)
+    n += cairn__bitmap_point(all->list[i].name, id, &is_guard) && !is_guard;
+  return n;
+}
+
+/* So that there is room for the next point's: the oldest of this directory's
+ * goes. */
+static void drop_bitmaps(const struct cairn__tracking_options *o,
+                         const struct cairn__source_options *s,
+                         const json_t *points)
+{
+  struct cairn__bitmaps all = {0};
+  struct cairn_error why;
+  size_t count, i;
+  json_t *p;
+
+  cairn__error_clear(&why);
+  if (cairn__bitmaps_list(s, &all, &why) != 0) {
+    warn(o, "cannot look at the bitmaps of the source", &why);
+    return;
+  }
+  count = count_points(&all);
+  json_array_foreach(points, i, p)
+  {
+    const char *id = text_of(p, "ReferencePointGroupId");
+
+    if (count < CAIRN__BITMAP_POINTS_MAX)
+      break;
+    if (!has_bitmaps(&all, id))
+      continue;
+    if (cairn__bitmap_remove(s, id, o->run, &why) != 0) {
+      warn(o, "cannot remove an old bitmap of the source", &why);
+      break;
+    }
+    count--;
+  }
+  cairn__bitmaps_free(&all);
+}
+
+/* The oldest clones go while their file system is nearly full. */
+static void drop_clones(const struct cairn__tracking *t,
+                        const struct cairn__tracking_options *o)
+{
+  struct cairn__clone *list = NULL;
+  struct cairn_error why;
+  struct statvfs fs;
+  size_t count = 0;
+  int is_short = 0;
+
+  cairn__error_clear(&why);
+  if (fstatvfs(t->clone_dirfd, &fs) != 0)
+    return;
+  if (cairn__clones_list(o->io, t->clone_dirfd, t->clone_path, &list, &count,
+                         &why) != 0) {
+    warn(o, "cannot list the clones", &why);
+    return;
+  }
+  for (size_t i = 0; i < count; i++) {
+    uint64_t spare = (uint64_t)fs.f_blocks * fs.f_frsize / SPARE_PART;
+
+    if (strcmp(list[i].point, o->point) == 0)
+      continue;
+    if (cairn__clones_are_short(t->clone_dirfd, t->clone_path, spare, &is_short,
+                                &why) != 0 ||
+        !is_short)
+      break;
+    if (cairn__clone_remove(o->io, t->clone_dirfd, list[i].name, t->clone_path,
+                            &why) != 0) {
+      warn(o, "cannot remove an old clone", &why);
+      break;
+    }
+  }
+  cairn__free(list);
+}
+
+void cairn__tracking_end(struct cairn__tracking *t,
+                         const struct cairn__tracking_options *o,
+                         const struct cairn__source_options *s,
+                         int is_published, const json_t *points)
+{
+  struct cairn_error why;
+
+  cairn__error_clear(&why);
+  /* One that was never seen clean says nothing of the point. */
+  if (t->has_bitmap && is_published && t->bitmap_state)
+    drop_bitmaps(o, s, points);
+  else if (t->has_bitmap && cairn__bitmap_remove(s, o->point, NULL, &why) != 0)
+    warn(o, "cannot remove the bitmap of a point that does not use it", &why);
+  if (t->clone_name[0] && is_published)
+    drop_clones(t, o);
+  if (t->clone_name[0] && !is_published &&
+      cairn__clone_remove(o->io, t->clone_dirfd, t->clone_name, t->clone_path,
+                          &why) != 0)
+    warn(o, "cannot remove the clone of a point that failed", &why);
+  t->has_bitmap = 0;
+  t->clone_name[0] = '\0';
+}
+
+void cairn__tracking_free(struct cairn__tracking *t)
+{
+  if (t->clone_fd >= 0)
+    (void)t->io->close(t->io, t->clone_fd);
+  if (t->clone_dirfd >= 0)
+    (void)t->io->close(t->io, t->clone_dirfd);
+  cairn__source_close(t->original);
+  cairn__changes_free(t->changes);
+  cairn__changes_free(t->claims);
+  json_decref(t->bitmap_state);
+  cairn__free(t->clone_path);
+  cairn__free(t->reason);
+  cairn__tracking_init(t, CAIRN__TRACKER_DIGEST);
+}
