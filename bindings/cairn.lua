@@ -32,6 +32,8 @@ local cairn = {
   doctor = core.with_source(private.doctor),
   verify = core.with_source(private.verify),
   restore = core.with_source(private.restore),
+  stream = core.with_source(private.stream),
+  import = core.with_source(private.import),
   merge = core.with_source(private.merge),
   prune = core.with_source(private.prune),
 

@@ -73,6 +73,20 @@ function cairn.verify(options) end
 ---@return string? # code, when refused: see cairn.errors
 function cairn.restore(options) end
 
+---Writes a disk of a point as a stream `rbd diff v1` on a private engine and waits for it. A stream that failed has no end record.
+---@param options table directory, point, machine and disk (needed when there are several), base (a point's id, or `"none"`; default: what the disk is based on), output (a path, or the number of a descriptor, which stays open), dry_run
+---@return table? # the report; with dry_run the plan
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function cairn.stream(options) end
+
+---Takes a stream `rbd diff v1` in as a new reference point with one disk, on a private engine, and waits for it.
+---@param options table input (a path, or the number of a descriptor, which stays open), directory, collection, machine and disk (needed when there are several), base (a point's id, or `"none"`; default: what the stream starts from), format (`"qcow2"`, the default, or `"raw"`: of a full), digest, dry_run
+---@return table? # the report; with dry_run the plan
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function cairn.import(options) end
+
 ---Merges the chain of a point into a full, or into one increment on `into`, and waits for it. The point keeps its id and its content, and without `to` its place: points that are based on it stay valid.
 ---@param options table directory, point, into (`"full"`, the default, or the id of an older point of its chain), through (ids of the points between, oldest first: checked), to (another directory), dry_run
 ---@return table? # the report; with dry_run the plan
@@ -152,7 +166,7 @@ function cairn.schedule() end
 local engine = {}
 
 ---Creates a job. `run = function(job) ... end` is a body in Lua, run as a task.
----@param spec table writable properties, Name, Caption, Description, ElementName, RecoveryAction, OtherRecoveryAction, queue, once, volatile, and one of export, verify, restore, merge, prune, run
+---@param spec table writable properties, Name, Caption, Description, ElementName, RecoveryAction, OtherRecoveryAction, queue, once, volatile, and one of export, verify, restore, stream, import, merge, prune, run
 ---@return cairn.job? # the job
 ---@return string? # message, when refused
 ---@return string? # code, when refused: see cairn.errors
@@ -312,7 +326,7 @@ function job:resume() end
 ---@return string? # `timeout`, `not_found`, `closed`
 function job:wait(timeout) end
 
----@return table? # what an export, verify or restore reports; nil before it has ended
+---@return table? # what a job of a kind other than run reports; nil before it has ended
 ---@return string? # message, when refused
 ---@return string? # code, when refused: see cairn.errors
 function job:report() end

@@ -66,6 +66,20 @@ static ssize_t system_pwritev(const struct cairn_io *io, int fd,
   return pwritev(fd, iov, count, offset);
 }
 
+static ssize_t system_read(const struct cairn_io *io, int fd, void *buf,
+                           size_t n)
+{
+  (void)io;
+  return read(fd, buf, n);
+}
+
+static ssize_t system_write(const struct cairn_io *io, int fd, const void *buf,
+                            size_t n)
+{
+  (void)io;
+  return write(fd, buf, n);
+}
+
 static int system_fsync(const struct cairn_io *io, int fd)
 {
   int rc;
@@ -243,6 +257,8 @@ const struct cairn_io cairn__system_io = {
     .pread = system_pread,
     .pwrite = system_pwrite,
     .pwritev = system_pwritev,
+    .read = system_read,
+    .write = system_write,
     .fsync = system_fsync,
     .fdatasync = system_fdatasync,
     .ftruncate = system_ftruncate,

@@ -29,6 +29,10 @@ struct cairn_io {
                     size_t n, off_t offset);
   ssize_t (*pwritev)(const struct cairn_io *io, int fd, const struct iovec *iov,
                      int count, off_t offset);
+  /* of pipes and sockets, which have no offset */
+  ssize_t (*read)(const struct cairn_io *io, int fd, void *buf, size_t n);
+  ssize_t (*write)(const struct cairn_io *io, int fd, const void *buf,
+                   size_t n);
   int (*fsync)(const struct cairn_io *io, int fd);
   int (*fdatasync)(const struct cairn_io *io, int fd);
   int (*ftruncate)(const struct cairn_io *io, int fd, off_t length);

@@ -175,6 +175,46 @@ static ssize_t fault_pwritev(const struct cairn_io *io, int fd,
   return -1;
 }
 
+static ssize_t fault_read(const struct cairn_io *io, int fd, void *buf,
+                          size_t n)
+{
+  struct cairn__fault_io *f = fault_of(io);
+  int kind = fault(f, "read", 0, 1);
+
+  if (kind == CAIRN__FAULT_NONE) {
+    return f->base->read(f->base, fd, buf, n);
+  }
+  if (kind != CAIRN__FAULT_SHORT) {
+    return -1;
+  }
+  fire(f, "read");
+  if (shorter(n, 0) > 0) {
+    return f->base->read(f->base, fd, buf, shorter(n, 0));
+  }
+  errno = EINTR;
+  return -1;
+}
+
+static ssize_t fault_write(const struct cairn_io *io, int fd, const void *buf,
+                           size_t n)
+{
+  struct cairn__fault_io *f = fault_of(io);
+  int kind = fault(f, "write", 1, 1);
+
+  if (kind == CAIRN__FAULT_NONE) {
+    return f->base->write(f->base, fd, buf, n);
+  }
+  if (kind != CAIRN__FAULT_SHORT) {
+    return -1;
+  }
+  fire(f, "write");
+  if (shorter(n, 0) > 0) {
+    return f->base->write(f->base, fd, buf, shorter(n, 0));
+  }
+  errno = EINTR;
+  return -1;
+}
+
 static int fault_fsync(const struct cairn_io *io, int fd)
 {
   struct cairn__fault_io *f = fault_of(io);
@@ -375,6 +415,8 @@ void cairn__fault_io_init(struct cairn__fault_io *f, uint64_t at, int kind,
       .pread = fault_pread,
       .pwrite = fault_pwrite,
       .pwritev = fault_pwritev,
+      .read = fault_read,
+      .write = fault_write,
       .fsync = fault_fsync,
       .fdatasync = fault_fdatasync,
       .ftruncate = fault_ftruncate,

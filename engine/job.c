@@ -30,8 +30,9 @@ void cairn__kind_register(const struct cairn__kind *kind)
 const struct cairn__kind *cairn__kind_find(const char *name)
 {
   const struct cairn__kind *const own[] = {
-      &cairn__kind_export, &cairn__kind_verify, &cairn__kind_restore,
-      &cairn__kind_merge,  &cairn__kind_prune,  &cairn__kind_reference};
+      &cairn__kind_export, &cairn__kind_verify,   &cairn__kind_restore,
+      &cairn__kind_stream, &cairn__kind_import,   &cairn__kind_merge,
+      &cairn__kind_prune,  &cairn__kind_reference};
 
   for (size_t i = 0; i < extra_kind_count; i++) {
     if (strcmp(extra_kinds[i]->name, name) == 0)

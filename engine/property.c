@@ -312,16 +312,17 @@ static void give_bytes(const struct cairn__job *j, int is_total,
     give_integer(v, (int64_t)(is_total ? total : done));
 }
 
-static int is_export(const struct cairn__job *j)
+static int makes_point(const struct cairn__job *j)
 {
-  return j->kind && strcmp(j->kind->name, "export") == 0;
+  return j->kind && (strcmp(j->kind->name, "export") == 0 ||
+                     strcmp(j->kind->name, "import") == 0);
 }
 
 /* An export, or what is done to a reference point, once it has begun. */
 static int is_of_point(const struct cairn__job *j)
 {
   return j->kind &&
-         (is_export(j) || strcmp(j->kind->name, "reference_point") == 0) &&
+         (makes_point(j) || strcmp(j->kind->name, "reference_point") == 0) &&
          j->run_number > 0 && !uuid_is_null(j->point);
 }
 
@@ -371,8 +372,17 @@ static void give_base(const struct cairn__job *j, struct cairn_value *v)
 static void give_point(struct cairn_engine *e, const struct cairn__job *j,
                        struct cairn_value *v)
 {
+  const char *id;
+
   if (!is_of_point(j)) {
     give_null(v);
+    return;
+  }
+  /* an import may have brought its own */
+  id = json_string_value(json_object_get(
+      json_object_get(j->report, "properties"), "ReferencePointGroupId"));
+  if (id) {
+    give_string(v, id);
     return;
   }
   uuid_unparse_upper(j->point, e->text);
@@ -390,7 +400,7 @@ static void give_collection(const struct cairn__job *j, struct cairn_value *v)
 {
   const json_t *collection = json_object_get(j->spec, "collection");
 
-  int is_known = j->kind && (is_export(j) ||
+  int is_known = j->kind && (makes_point(j) ||
                              strcmp(j->kind->name, "reference_point") == 0);
 
   give_spec_string(!is_known    ? NULL
@@ -617,7 +627,7 @@ static int get(struct cairn_engine *e, const struct cairn__job *j,
   case CAIRN_PROPERTY_VirtualMachineId:
     return give_machines(e, j, v, err);
   case CAIRN_PROPERTY_ExportDirectory:
-    give_spec_string(is_export(j) ? j->spec : NULL, "directory", v);
+    give_spec_string(makes_point(j) ? j->spec : NULL, "directory", v);
     break;
   case CAIRN_PROPERTY_ExportedDisks:
   case CAIRN_PROPERTY_ExportedLogFilePaths:

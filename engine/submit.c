@@ -71,6 +71,8 @@ static const struct key {
     {"verify", KIND, 0},
     {"restore", KIND, 0},
     {"reference_point", KIND, 0},
+    {"stream", KIND, 0},
+    {"import", KIND, 0},
     {"run", KIND, 0},
     {"merge", KIND, 0},
     {"prune", KIND, 0},
@@ -335,7 +337,9 @@ static int read_kind(struct cairn_engine *e, struct cairn__job *j,
       *err = why;
     return -1;
   }
-  return strcmp(name, "verify") == 0 || strcmp(name, "restore") == 0
+  /* the others add to a directory, or change it */
+  return strcmp(name, "verify") == 0 || strcmp(name, "restore") == 0 ||
+                 strcmp(name, "stream") == 0
              ? 0
              : read_directory(e, j, name, err);
 }
@@ -462,7 +466,7 @@ static int fill(struct cairn_engine *e, struct cairn__job *j, json_t *spec,
   if (!parts.kind)
     return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
                        "what the job does is missing; give one of export, "
-                       "verify, restore, run");
+                       "verify, restore, stream, import, merge, prune, run");
   if (read_kind(e, j, parts.kind, parts.kind_value, err) != 0)
     return -1;
   /* ResumeWithInput must not fail for want of room. */

@@ -89,6 +89,26 @@ they are relative to the working directory.]],
         text = "Restores a point on a private engine and waits for it. A restore "
           .. "that failed gives the report (what was written, what not) as a "
           .. "fourth result." },
+      { name = "cairn.stream",
+        params = { { "options", "table", "directory, point, machine and disk "
+          .. "(needed when there are several), base (a point's id, or "
+          .. "`\"none\"`; default: what the disk is based on), output (a path, "
+          .. "or the number of a descriptor, which stays open), dry_run" } },
+        returns = { { "table?", "the report; with dry_run the plan" }, failure,
+          code },
+        text = "Writes a disk of a point as a stream `rbd diff v1` on a private "
+          .. "engine and waits for it. A stream that failed has no end record." },
+      { name = "cairn.import",
+        params = { { "options", "table", "input (a path, or the number of a "
+          .. "descriptor, which stays open), directory, collection, machine "
+          .. "and disk (needed when there are several), base (a point's id, or "
+          .. "`\"none\"`; default: what the stream starts from), format "
+          .. "(`\"qcow2\"`, the default, or `\"raw\"`: of a full), digest, "
+          .. "dry_run" } },
+        returns = { { "table?", "the report; with dry_run the plan" }, failure,
+          code },
+        text = "Takes a stream `rbd diff v1` in as a new reference point with "
+          .. "one disk, on a private engine, and waits for it." },
       { name = "cairn.merge",
         params = { { "options", "table", "directory, point, into (`\"full\"`, "
           .. "the default, or the id of an older point of its chain), through "
@@ -183,7 +203,7 @@ reading and then calls `step`. Without any of these nothing moves.]],
         params = { { "spec", "table", "writable properties, Name, Caption, "
           .. "Description, ElementName, RecoveryAction, OtherRecoveryAction, "
           .. "queue, once, volatile, and one of export, verify, restore, "
-          .. "merge, prune, run" } },
+          .. "stream, import, merge, prune, run" } },
         returns = { { "cairn.job?", "the job" }, failure, code },
         text = "Creates a job. `run = function(job) ... end` is a body in "
           .. "Lua, run as a task." },
@@ -324,7 +344,7 @@ return their code first.]],
           .. "outside, the engine or its luv loop is driven. In a handler, on "
           .. "a foreign coroutine or under a running loop it raises." },
       { name = "job:report", params = {},
-        returns = { { "table?", "what an export, verify or restore reports; "
+        returns = { { "table?", "what a job of a kind other than run reports; "
           .. "nil before it has ended" }, failure, code }, text = "" },
       { name = "job:query", params = {},
         returns = { { "table?", "{ question =, choices = } while the job is "

@@ -880,11 +880,11 @@ local function prepared(S, spec, what)
   end
   local copy, body = {}, nil
   for key, value in pairs(spec) do copy[key] = value end
-  for _, kind in ipairs { "export", "verify", "restore", "merge", "prune",
-    "reference_point" } do
+  for _, kind in ipairs { "export", "verify", "restore", "stream", "import",
+    "merge", "prune", "reference_point" } do
     local t = copy[kind]
     if type(t) == "table" then
-      t = resolved(t, { "directory", "to" })
+      t = resolved(t, { "directory", "to", "output", "input" })
       for _, name in ipairs { "collection", "source" } do
         if kind == "prune" and type(t[name]) == "table" then
           t[name] = t[name].CollectionId

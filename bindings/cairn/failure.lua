@@ -127,7 +127,7 @@ function failure.check_fields(t, fields, what, unbuilt)
     if value == nil then
       if required == "!" then
         failure.raise("invalid_argument", "%s: %s is missing (a %s)", what,
-          name, wanted)
+          name, wanted == "any" and "value" or wanted)
       end
     elseif wanted == "list" then
       local wrong = type(value) ~= "table" and type(value)

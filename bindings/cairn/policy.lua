@@ -17,7 +17,8 @@ local Policy = { __name = "cairn.policy" }
 -- Decided in an isolated state, which this version does not have.
 local decisions = { "base", "select", "on_failure", "retain", "throttle",
   "notify" }
-local kinds = { "export", "verify", "restore", "merge", "prune", "run" }
+local kinds = { "export", "verify", "restore", "stream", "import", "merge",
+  "prune", "run" }
 
 -- Known, so that they are refused by what they are, but not listed as valid.
 local unbuilt = {}
@@ -33,8 +34,8 @@ local lua_types = { string = "string", boolean = "boolean", datetime = "any",
 local job_fields = { queue = "string", once = "boolean", volatile = "boolean",
   zone = "string", gap = "string", overlap = "string", catch_up = "string",
   RecoveryJob = "string", wait = "boolean", run = "function",
-  export = "table", verify = "table", restore = "table", merge = "table",
-  prune = "table" }
+  export = "table", verify = "table", restore = "table", stream = "table",
+  import = "table", merge = "table", prune = "table" }
 for _, row in ipairs(E.properties) do
   if row.is_writable then
     job_fields[row.name] = row.values and "any" or lua_types[row.type]
@@ -59,6 +60,11 @@ local kind_fields = {
   restore = { directory = "string!", point = "string!", to = "string!",
     machine = "string", disk = "string", format = "string",
     overwrite = "boolean" },
+  stream = { directory = "string!", point = "string!", machine = "string",
+    disk = "string", base = "string", output = "any!" },
+  import = { input = "any!", directory = "string!", collection = "table!",
+    machine = "string", disk = "string", base = "string", format = "string",
+    digest = "string" },
   merge = { directory = "string!", point = "string!", into = "string",
     through = "list", to = "string" },
   prune = { directory = "string!", collection = "any", keep = "table!" },
@@ -99,7 +105,9 @@ local function check_job(key, spec, base, what)
     local t = {}
     for name, value in pairs(spec[found]) do t[name] = value end
     t.directory = path.absolute(t.directory, base)
-    t.to = path.absolute(t.to, base)
+    for _, name in ipairs { "to", "output", "input" } do
+      t[name] = path.absolute(t[name], base)
+    end
     for _, name in ipairs { "collection", "source" } do
       if found == "prune" and type(t[name]) == "table" then
         t[name] = t[name].CollectionId

@@ -1,6 +1,7 @@
 -- Work on exports without an engine of one's own: cairn.points reads,
--- cairn.verify, restore, merge and prune submit one job to a private engine in
--- memory and wait for it (with dry_run they plan it). Paths are relative to the working directory.
+-- cairn.verify, restore, stream, import, merge and prune submit one job to a
+-- private engine in memory and wait for it (with dry_run they plan it). Paths
+-- are relative to the working directory.
 
 local core = require "cairn.core"
 core.trust()
@@ -84,13 +85,22 @@ local restore_fields = { directory = "string!", point = "string!",
   to = "string!", machine = "string", disk = "string", format = "string",
   overwrite = "boolean" }
 
+local stream_fields = { directory = "string!", point = "string!",
+  machine = "string", disk = "string", base = "string", output = "any!",
+  dry_run = "boolean" }
+local import_fields = { input = "any!", directory = "string!",
+  collection = "table!", machine = "string", disk = "string", base = "string",
+  format = "string", digest = "string", dry_run = "boolean" }
+
 local function checked(source, t, fields, what)
   failure.check_fields(t, fields, what)
   local copy = {}
   for key, value in pairs(t) do copy[key] = value end
-  if copy.source then
-    copy.source = collection.check(copy.source, path.base_of(source),
-      what .. ": source")
+  for _, name in ipairs { "source", "collection" } do
+    if copy[name] and fields[name]:find "^table" then
+      copy[name] = collection.check(copy[name], path.base_of(source),
+        what .. ": " .. name)
+    end
   end
   return copy
 end
@@ -123,6 +133,8 @@ end
 
 M.verify = caller("verify", verify_fields)
 M.restore = caller("restore", restore_fields)
+M.stream = caller("stream", stream_fields)
+M.import = caller("import", import_fields)
 M.merge = caller("merge", { directory = "string!", point = "string!",
   into = "string", through = "list", to = "string", dry_run = "boolean" })
 M.prune = caller("prune", { directory = "string!", collection = "any",

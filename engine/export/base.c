@@ -107,8 +107,15 @@ static int find_wanted(struct cairn__bases *b, struct cairn_error *err)
                        "export.base: the reference point %s is newer than the "
                        "one that is exported",
                        id);
-  if (strcmp(collection, b->o.collection) == 0)
+  if (strcmp(collection, b->o.collection) == 0) {
+    json_int_t n =
+        json_integer_value(json_object_get(b->point->manifest, "sequence"));
+
+    /* read again, it may be readable only now; what is based on it is newer */
+    if (b->sequence < n)
+      b->sequence = n;
     return 0;
+  }
   return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
                      "export.base: the reference point %s is of collection %s, "
                      "not of %s",

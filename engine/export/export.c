@@ -82,25 +82,15 @@ static int open_bases(struct cairn__export *x, int algorithm,
       .before = json_integer_value(json_object_get(x->marker, "sequence")),
       .algorithm = algorithm,
   };
-  char shown[512];
 
   if (cairn__bases_open(&o, &x->bases, err) != 0)
     return -1;
-  x->sequence = cairn__publication_last_sequence(&x->publication, collection);
-  if (x->sequence < x->bases.sequence)
-    x->sequence = x->bases.sequence;
   if (x->marker) {
     x->sequence = x->bases.o.before;
     return 0;
   }
-  if (++x->sequence <= CAIRN__SEQUENCE_MAX)
-    return 0;
-  return cairn__fail(err, CAIRN_E_OUT_OF_RANGE,
-                     "\"%s\" holds a point of this collection with the "
-                     "sequence %lld, and none is higher; export into "
-                     "another directory",
-                     cairn__printable(x->publication.path, shown, sizeof shown),
-                     (long long)CAIRN__SEQUENCE_MAX);
+  return cairn__publication_next_sequence(&x->publication, collection,
+                                          x->bases.sequence, &x->sequence, err);
 }
 
 static int prepare(struct cairn__export *x, struct cairn_error *err)
@@ -122,7 +112,7 @@ static int prepare(struct cairn__export *x, struct cairn_error *err)
       cairn__publication_check_free(&x->publication, x->run->point_uuid, err) !=
           0 ||
       cairn__publication_clean(
-          &x->publication, x->run, &wanted,
+          &x->publication, x->run, text_of(x->spec, "point") ? NULL : &wanted,
           json_is_false(json_object_get(x->spec, "resume")), err) != 0 ||
       cairn__export_take_marker(x, x->publication.dirfd, x->publication.path,
                                 err) != 0 ||
@@ -353,43 +343,6 @@ static int export_machine(struct cairn__export *x, struct cairn__member *m,
 
 /* ---- the manifest -------------------------------------------------------- */
 
-static int write_secret(struct cairn__export *x, struct cairn_error *err)
-{
-  unsigned char *block, leaf[CAIRN__DIGEST_MAX], root[CAIRN__DIGEST_MAX];
-  char text[CAIRN__DIGEST_TEXT];
-  struct cairn__tree *tree;
-  int result = -1;
-
-  if (x->digester.algorithm != CAIRN__XXH3_128)
-    return 0;
-  if (cairn__secret_write(x->io, x->publication.pointfd,
-                          x->publication.point_path, x->digester.secret,
-                          err) != 0)
-    return -1;
-  block = cairn__calloc(1, CAIRN__BLOCK);
-  tree = cairn__tree_new(&x->digester);
-  if (block && tree) {
-    memcpy(block, x->digester.secret, CAIRN__SECRET_SIZE);
-    cairn__digest_block(&x->digester, block, leaf);
-    result = cairn__tree_append(tree, leaf, 1);
-  }
-  if (result == 0) {
-    cairn__tree_root(tree, CAIRN__SECRET_SIZE, root);
-    cairn__digest_format(&x->digester, root, text);
-    result =
-        append(x->files,
-               json_pack("{s:s, s:s, s:i, s:s, s:n}", "role", "secret", "path",
-                         CAIRN__SECRET_NAME, "size", (int)CAIRN__SECRET_SIZE,
-                         "digest", text, "VirtualMachineId"),
-               err);
-  } else {
-    cairn__fail_memory(err);
-  }
-  cairn__tree_free(tree);
-  cairn__free(block);
-  return result;
-}
-
 /* Those that are in the point, or those that failed. */
 static json_t *list_machines(const struct cairn__export *x, int is_failed)
 {
@@ -476,8 +429,10 @@ static int check_still(struct cairn__export *x, struct cairn_error *err)
 
 static int publish(struct cairn__export *x, struct cairn_error *err)
 {
-  if (write_secret(x, err) != 0 || write_manifest(x, err) != 0 ||
-      cairn__run_gate(x->run, err) != 0)
+  if (cairn__secret_publish(x->io, x->publication.pointfd,
+                            x->publication.point_path, &x->digester, x->files,
+                            err) != 0 ||
+      write_manifest(x, err) != 0 || cairn__run_gate(x->run, err) != 0)
     return -1;
   /* a marker's was kept when it was made, and may not be the last */
   if (!x->marker && cairn__publication_keep_sequence(

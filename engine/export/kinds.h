@@ -23,6 +23,14 @@
  *            CollectionId?, dependants?: bool }
  * restore: { directory, point, to, machine?: id, disk?: id,
  *            format?: "raw"|"qcow2" (default: raw), overwrite?: bool }
+ * stream:  { directory, point, machine?: id, disk?: id,
+ *            base?: "none"|id (default: what the disk is based on),
+ *            output: path|descriptor }
+ * import:  { input: path|descriptor, directory, collection,
+ *            machine?: id, disk?: id,
+ *            base?: "none"|id (default: what the stream starts from),
+ *            format?: "qcow2"|"raw" (of a full),
+ *            digest?: "xxh3-128"|"sha-256"|"blake2b-256" }
  * merge:   { directory, point, into?: "full" (default)|id, through?: [id]
  *            (the points between, oldest first: checked), to?: directory }
  * prune:   { directory, collection?: id, keep: { last?, daily?, weekly?,
@@ -47,6 +55,8 @@ struct cairn__kind {
 extern const struct cairn__kind cairn__kind_export;
 extern const struct cairn__kind cairn__kind_verify;
 extern const struct cairn__kind cairn__kind_restore;
+extern const struct cairn__kind cairn__kind_stream;
+extern const struct cairn__kind cairn__kind_import;
 extern const struct cairn__kind cairn__kind_merge;
 extern const struct cairn__kind cairn__kind_prune;
 extern const struct cairn__kind cairn__kind_reference;

@@ -873,6 +873,37 @@ int cairn__secret_write(const struct cairn_io *io, int dirfd, const char *path,
                         CAIRN__SECRET_SIZE, path, err);
 }
 
+int cairn__secret_publish(const struct cairn_io *io, int dirfd,
+                          const char *path, const struct cairn__digester *d,
+                          json_t *files, struct cairn_error *err)
+{
+  unsigned char leaf[CAIRN__DIGEST_MAX], root[CAIRN__DIGEST_MAX];
+  char text[CAIRN__DIGEST_TEXT];
+  if (d->algorithm != CAIRN__XXH3_128)
+    return 0;
+  if (cairn__secret_write(io, dirfd, path, d->secret, err) != 0)
+    return -1;
+  unsigned char *block = cairn__calloc(1, CAIRN__BLOCK);
+  struct cairn__tree *tree = cairn__tree_new(d);
+  int result = -1;
+  if (block && tree) {
+    memcpy(block, d->secret, CAIRN__SECRET_SIZE);
+    cairn__digest_block(d, block, leaf);
+    result = cairn__tree_append(tree, leaf, 1);
+  }
+  if (result == 0) {
+    cairn__tree_root(tree, CAIRN__SECRET_SIZE, root);
+    cairn__digest_format(d, root, text);
+    result = json_array_append_new(
+        files, json_pack("{s:s, s:s, s:i, s:s, s:n}", "role", "secret", "path",
+                         CAIRN__SECRET_NAME, "size", (int)CAIRN__SECRET_SIZE,
+                         "digest", text, "VirtualMachineId"));
+  }
+  cairn__tree_free(tree);
+  cairn__free(block);
+  return result == 0 ? 0 : cairn__fail_memory(err);
+}
+
 int cairn__secret_read(const struct cairn_io *io, int dirfd, const char *path,
                        unsigned char secret[CAIRN__SECRET_SIZE],
                        struct cairn_error *err)

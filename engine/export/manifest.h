@@ -49,6 +49,11 @@ int cairn__points_sort(json_t *points, struct cairn_error *err);
 int cairn__secret_write(const struct cairn_io *io, int dirfd, const char *path,
                         const unsigned char secret[CAIRN__SECRET_SIZE],
                         struct cairn_error *err);
+/* Writes that of the digester where its algorithm has one, and appends the
+ * file's entry to `files`. */
+int cairn__secret_publish(const struct cairn_io *io, int dirfd,
+                          const char *path, const struct cairn__digester *d,
+                          json_t *files, struct cairn_error *err);
 int cairn__secret_read(const struct cairn_io *io, int dirfd, const char *path,
                        unsigned char secret[CAIRN__SECRET_SIZE],
                        struct cairn_error *err);

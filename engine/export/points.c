@@ -612,6 +612,118 @@ const json_t *cairn__point_map(const struct cairn__point *p, const char *vm,
   return find_file(p, vm, disk, 1);
 }
 
+const json_t *cairn__point_machine(const struct cairn__point *p, const char *id)
+{
+  size_t i;
+  json_t *machine;
+  json_array_foreach(json_object_get(p->manifest, "machines"), i, machine)
+  {
+    if (strcmp(text_of(machine, "VirtualMachineId"), id) == 0)
+      return machine;
+  }
+  return NULL;
+}
+
+int cairn__point_find_machine(const struct cairn__point *p, const char *wanted,
+                              const char **id, struct cairn_error *err)
+{
+  size_t i, found = 0;
+  json_t *machine;
+  char canonical[37] = "", list[700] = "", printable[200];
+  cairn__guid_canonical(wanted, canonical);
+  json_array_foreach(json_object_get(p->manifest, "machines"), i, machine)
+  {
+    const char *vm = text_of(machine, "VirtualMachineId");
+    const char *name = text_of(machine, "ElementName");
+    if (strcmp(vm, canonical) == 0) {
+      *id = vm;
+      return 0;
+    }
+    if (name && strcmp(name, wanted) == 0) {
+      *id = vm;
+      found++;
+    }
+    size_t used = strlen(list);
+    if (used < sizeof list - 160)
+      snprintf(list + used, sizeof list - used, "%s%s (%s)", used ? ", " : "",
+               vm,
+               cairn__printable(name ? name : "no name", printable,
+                                sizeof printable < 64 ? sizeof printable : 64));
+    else if (strcmp(list + used - 3, "...") != 0)
+      snprintf(list + used, sizeof list - used, ", ...");
+  }
+  if (found == 1)
+    return 0;
+  cairn__printable(wanted, printable, sizeof printable);
+  if (found > 1)
+    return cairn__fail(err, CAIRN_E_AMBIGUOUS,
+                       "%zu machines are named \"%s\"; give an id: %s", found,
+                       printable, list);
+  return cairn__fail(err, CAIRN_E_NOT_FOUND,
+                     "reference point %s has no machine \"%s\"; it has %s",
+                     cairn__point_id(p), printable, list[0] ? list : "none");
+}
+
+static int is_image(const json_t *file, const char *vm, const char *disk)
+{
+  const char *role = text_of(file, "role");
+  return (strcmp(role, "disk") == 0 || strcmp(role, "log") == 0) &&
+         (!vm || strcmp(vm, text_of(file, "VirtualMachineId")) == 0) &&
+         (!disk || strcmp(disk, text_of(file, "disk")) == 0);
+}
+
+int cairn__point_fail_disk(const struct cairn__point *p, const char *vm,
+                           const char *disk, size_t found,
+                           struct cairn_error *err)
+{
+  char list[700] = "", item[160], printable[200];
+  const json_t *files = json_object_get(p->manifest, "files");
+  size_t i;
+  json_t *file;
+  json_array_foreach(files, i, file)
+  {
+    if (!is_image(file, vm, found ? disk : NULL))
+      continue;
+    snprintf(item, sizeof item, "%s/%s", text_of(file, "VirtualMachineId"),
+             text_of(file, "disk"));
+    list_append(list, sizeof list, item);
+  }
+  if (found > 1)
+    return cairn__fail(
+        err, CAIRN_E_AMBIGUOUS,
+        "reference point %s has %zu such disks; name the machine "
+        "and the disk of one: %s",
+        cairn__point_id(p), found, list);
+  if (!disk)
+    return cairn__fail(err, CAIRN_E_NOT_FOUND,
+                       "reference point %s has no disk%s%s", cairn__point_id(p),
+                       vm ? " of machine " : "", vm ? vm : "");
+  return cairn__fail(err, CAIRN_E_NOT_FOUND,
+                     "reference point %s has no disk \"%s\"; it has %s",
+                     cairn__point_id(p),
+                     cairn__printable(disk, printable, sizeof printable),
+                     list[0] ? list : "none");
+}
+
+int cairn__point_choose_disk(const struct cairn__point *p, const char *machine,
+                             const char *disk, const json_t **image,
+                             struct cairn_error *err)
+{
+  const char *vm = NULL;
+  size_t i, found = 0;
+  json_t *file;
+  if (machine && cairn__point_find_machine(p, machine, &vm, err) != 0)
+    return -1;
+  json_array_foreach(json_object_get(p->manifest, "files"), i, file)
+  {
+    if (is_image(file, vm, disk)) {
+      *image = file;
+      found++;
+    }
+  }
+  return found == 1 ? 0 : cairn__point_fail_disk(p, vm, disk, found, err);
+}
+
 /* A failed open below a point: what is missing or not a plain file there is
  * damage, the rest is the system's trouble. */
 static int fail_open(struct cairn_error *err, int errnum,

@@ -85,6 +85,22 @@ int cairn__point_open_parent(const struct cairn_io *io,
                              const struct cairn__point *p, const char *path,
                              int *parent, const char **name,
                              struct cairn_error *err);
+/* Of "machines" in the manifest; NULL when it is not there. Borrowed. */
+const json_t *cairn__point_machine(const struct cairn__point *p,
+                                   const char *id);
+/* By id in any form, or by ElementName. *id: of the only one that matches. */
+int cairn__point_find_machine(const struct cairn__point *p, const char *wanted,
+                              const char **id, struct cairn_error *err);
+/* The only image of the machine (as above) and the disk; both may be NULL.
+ * NOT_FOUND, AMBIGUOUS. */
+int cairn__point_choose_disk(const struct cairn__point *p, const char *machine,
+                             const char *disk, const json_t **image,
+                             struct cairn_error *err);
+/* The error when not one but `found` images are of this machine (an id) and
+ * disk: names those that are there. */
+int cairn__point_fail_disk(const struct cairn__point *p, const char *vm,
+                           const char *disk, size_t found,
+                           struct cairn_error *err);
 
 /* Opens a regular file of the point for reading (`path` relative, as in its
  * manifest). EXPORT_CORRUPT when it is missing, a symbolic link or no regular

@@ -152,6 +152,25 @@ json_int_t cairn__publication_last_sequence(const struct cairn__publication *p,
   return json_integer_value(json_object_get(p->sequences, collection));
 }
 
+int cairn__publication_next_sequence(const struct cairn__publication *p,
+                                     const char *collection, json_int_t highest,
+                                     json_int_t *next, struct cairn_error *err)
+{
+  char shown[512];
+
+  *next = cairn__publication_last_sequence(p, collection);
+  if (*next < highest)
+    *next = highest;
+  if (++*next <= CAIRN__SEQUENCE_MAX)
+    return 0;
+  return cairn__fail(err, CAIRN_E_OUT_OF_RANGE,
+                     "\"%s\" holds a point of this collection with the "
+                     "sequence %lld, and none is higher; export into "
+                     "another directory",
+                     cairn__printable(p->path, shown, sizeof shown),
+                     (long long)CAIRN__SEQUENCE_MAX);
+}
+
 /* Every line has its length and keeps its place, so what is written over is
  * what was there, but for the one that changes. */
 int cairn__publication_keep_sequence(struct cairn__publication *p,

@@ -84,6 +84,11 @@ int cairn__publication_begin(struct cairn__publication *p,
  * that point is damaged or gone by now; 0 = none that is known of. */
 json_int_t cairn__publication_last_sequence(const struct cairn__publication *p,
                                             const char *collection);
+/* The one for the next point; `highest`: of those that are here.
+ * OUT_OF_RANGE. */
+int cairn__publication_next_sequence(const struct cairn__publication *p,
+                                     const char *collection, json_int_t highest,
+                                     json_int_t *next, struct cairn_error *err);
 /* Keeps it, synced: before the point that has it can be seen. */
 int cairn__publication_keep_sequence(struct cairn__publication *p,
                                      const char *collection,

@@ -104,85 +104,6 @@ static const char *to_of(const struct restore *r)
   return text_of(r->spec, "to");
 }
 
-static const json_t *machine_of(const struct cairn__point *p, const char *id)
-{
-  size_t i;
-  json_t *machine;
-  json_array_foreach(json_object_get(p->manifest, "machines"), i, machine)
-  {
-    if (strcmp(text_of(machine, "VirtualMachineId"), id) == 0)
-      return machine;
-  }
-  return NULL;
-}
-
-/* By id in any form, or by ElementName. *id: of the only one that matches. */
-static int find_machine(const struct cairn__point *p, const char *wanted,
-                        const char **id, struct cairn_error *err)
-{
-  size_t i, found = 0;
-  json_t *machine;
-  char canonical[37] = "", list[700] = "", printable[200];
-  cairn__guid_canonical(wanted, canonical);
-  json_array_foreach(json_object_get(p->manifest, "machines"), i, machine)
-  {
-    const char *vm = text_of(machine, "VirtualMachineId");
-    const char *name = text_of(machine, "ElementName");
-    if (strcmp(vm, canonical) == 0) {
-      *id = vm;
-      return 0;
-    }
-    if (name && strcmp(name, wanted) == 0) {
-      *id = vm;
-      found++;
-    }
-    size_t used = strlen(list);
-    if (used < sizeof list - 160)
-      snprintf(list + used, sizeof list - used, "%s%s (%s)", used ? ", " : "",
-               vm,
-               cairn__printable(name ? name : "no name", printable,
-                                sizeof printable < 64 ? sizeof printable : 64));
-    else if (strcmp(list + used - 3, "...") != 0)
-      snprintf(list + used, sizeof list - used, ", ...");
-  }
-  if (found == 1)
-    return 0;
-  cairn__printable(wanted, printable, sizeof printable);
-  if (found > 1)
-    return cairn__fail(err, CAIRN_E_AMBIGUOUS,
-                       "%zu machines are named \"%s\"; give an id: %s", found,
-                       printable, list);
-  return cairn__fail(err, CAIRN_E_NOT_FOUND,
-                     "reference point %s has no machine \"%s\"; it has %s",
-                     cairn__point_id(p), printable, list[0] ? list : "none");
-}
-
-static int fail_no_disk(const struct restore *r, const char *vm,
-                        const char *disk, struct cairn_error *err)
-{
-  char list[700] = "", printable[200];
-  size_t i;
-  json_t *file;
-  json_array_foreach(json_object_get(r->p->manifest, "files"), i, file)
-  {
-    const char *role = text_of(file, "role");
-    if ((strcmp(role, "disk") != 0 && strcmp(role, "log") != 0) ||
-        (vm && strcmp(vm, text_of(file, "VirtualMachineId")) != 0))
-      continue;
-    size_t used = strlen(list);
-    if (used < sizeof list - 120)
-      snprintf(list + used, sizeof list - used, "%s%s/%s", used ? ", " : "",
-               text_of(file, "VirtualMachineId"), text_of(file, "disk"));
-    else if (strcmp(list + used - 3, "...") != 0)
-      snprintf(list + used, sizeof list - used, ", ...");
-  }
-  return cairn__fail(err, CAIRN_E_NOT_FOUND,
-                     "reference point %s has no disk \"%s\"; it has %s",
-                     cairn__point_id(r->p),
-                     cairn__printable(disk, printable, sizeof printable),
-                     list[0] ? list : "none");
-}
-
 static int choose_targets(struct restore *r, struct cairn_error *err)
 {
   const char *machine = text_of(r->spec, "machine");
@@ -192,7 +113,7 @@ static int choose_targets(struct restore *r, struct cairn_error *err)
   const char *vm = NULL;
   size_t i;
   json_t *file;
-  if (machine && find_machine(r->p, machine, &vm, err) != 0)
+  if (machine && cairn__point_find_machine(r->p, machine, &vm, err) != 0)
     return -1;
   r->targets = cairn__calloc(json_array_size(files) + 1, sizeof *r->targets);
   if (!r->targets)
@@ -221,7 +142,7 @@ static int choose_targets(struct restore *r, struct cairn_error *err)
   if (r->count > 0)
     return 0;
   if (disk)
-    return fail_no_disk(r, vm, disk, err);
+    return cairn__point_fail_disk(r->p, vm, disk, 0, err);
   return cairn__fail(
       err, CAIRN_E_NOT_FOUND, "reference point %s has no files%s%s to restore",
       cairn__point_id(r->p), vm ? " of machine " : "", vm ? vm : "");
@@ -498,8 +419,8 @@ static void locate(const struct restore *r, const struct target *t,
   const char *vm = text_of(t->file, "VirtualMachineId");
   cairn__error_locate(err, vm, text_of(t->file, "disk"));
   if (vm)
-    cairn__error_name_machine(err,
-                              text_of(machine_of(r->p, vm), "ElementName"));
+    cairn__error_name_machine(
+        err, text_of(cairn__point_machine(r->p, vm), "ElementName"));
 }
 
 /* ---- writing ------------------------------------------------------------ */
@@ -1030,7 +951,7 @@ static int plan_targets(struct restore *r, json_t *files, json_t *conflicts,
   for (size_t i = 0; i < r->count; i++) {
     const struct target *t = &r->targets[i];
     const json_t *machine =
-        machine_of(r->p, text_of(t->file, "VirtualMachineId"));
+        cairn__point_machine(r->p, text_of(t->file, "VirtualMachineId"));
     uint64_t bytes;
     int is_there = exists(r, t, err);
     if (is_there < 0 || target_bytes(r, t, &bytes, err) != 0)

@@ -2,6 +2,7 @@
  * message says what would have been right. */
 #include "spec.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -128,6 +129,10 @@ static int has_type(int type, const json_t *v)
     return json_is_integer(v) && json_integer_value(v) >= 0;
   case CAIRN__SPEC_STRINGS:
     return is_strings(v);
+  case CAIRN__SPEC_STREAM:
+    return json_is_string(v) ||
+           (json_is_integer(v) && json_integer_value(v) >= 0 &&
+            json_integer_value(v) <= INT_MAX);
   case CAIRN__SPEC_DURATION: {
     double seconds;
     return cairn__spec_seconds(v, &seconds) == 0;
@@ -148,7 +153,8 @@ static int check_value(const char *kind, const struct cairn__spec_key *k,
       "an absolute path",
       "a whole number from 0",
       "an array of strings",
-      "a duration (seconds, or text such as \"30d\")"};
+      "a duration (seconds, or text such as \"30d\")",
+      "an absolute path or the number of a descriptor"};
   int is_right = has_type(k->type, v);
   if (!is_right)
     return cairn__fail(err, CAIRN_E_WRONG_TYPE, "%s: \"%s\" must be %s, not %s",
@@ -161,11 +167,12 @@ static int check_value(const char *kind, const struct cairn__spec_key *k,
     return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
                        "%s: \"%s\" must not contain a NUL character", kind,
                        k->name);
-  if (k->type == CAIRN__SPEC_ABSOLUTE && text[0] != '/') {
+  if ((k->type == CAIRN__SPEC_ABSOLUTE || k->type == CAIRN__SPEC_STREAM) &&
+      text[0] != '/') {
     char printable[1024];
     return cairn__fail(err, CAIRN_E_BAD_PATH,
-                       "%s: \"%s\" must be an absolute path, not \"%s\"", kind,
-                       k->name,
+                       "%s: \"%s\" must be %s, not \"%s\"", kind, k->name,
+                       wanted[k->type],
                        cairn__printable(text, printable, sizeof printable));
   }
   return k->choices ? check_choice(kind, k, text, err) : 0;

@@ -14,7 +14,8 @@ enum cairn__spec_type {
   CAIRN__SPEC_ABSOLUTE, /* a string: an absolute path */
   CAIRN__SPEC_INTEGER,  /* from 0 */
   CAIRN__SPEC_STRINGS,  /* an array of strings */
-  CAIRN__SPEC_DURATION  /* seconds, or a string such as "30d" or "1d12h" */
+  CAIRN__SPEC_DURATION, /* seconds, or a string such as "30d" or "1d12h" */
+  CAIRN__SPEC_STREAM    /* an absolute path, or the number of a descriptor */
 };
 
 struct cairn__spec_key {

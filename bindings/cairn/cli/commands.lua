@@ -5,7 +5,8 @@
 -- An argument: { name = "DIR", key = "dir", optional = , rest = , help = }.
 -- An option: { name = "to" (--to), short = "e" (-e), value = "DIR" (absent: a
 -- flag), key = (default: name, '-' as '_'), is_repeated =, required =,
--- choices = {}, is_hidden =, check = function(value) -> nil | message,
+-- unless = (the key of an option with which it is not), choices = {},
+-- is_hidden =, check = function(value) -> nil | message,
 -- help = }.
 
 local commands = {}
@@ -96,12 +97,19 @@ An export that was interrupted (killed, out of space, cut off) goes on when the
 command runs again: what was written already is compared, not written again.
 
 --dry-run reads and compares the disks that become increments, so that it tells
-their exact size; --json lists the ranges too.]],
+their exact size; --json lists the ranges too.
+
+With --stream writes one disk of the point DIR/ID as a stream "rbd diff v1"
+instead, to standard output or a file: what changed since its base, or since
+any other point with --base, or everything with --base none. rbd import-diff
+and cairn import read it. A stream that could not be completed lacks its end
+record, and no reader takes it for a whole one.]],
     arguments = {},
     options = {
       { name = "collection", value = "FILE.lua", required = true,
+        unless = "stream",
         help = "a Lua file that returns cairn.collection{...}" },
-      { name = "to", value = "DIR", required = true,
+      { name = "to", value = "DIR", required = true, unless = "stream",
         help = "the export directory; created if it is missing, but not the "
           .. "directory that it is in, which may be an absent mount" },
       { name = "base", value = "ID",
@@ -130,12 +138,67 @@ their exact size; --json lists the ranges too.]],
         help = "remove what an interrupted export of this collection has left "
           .. "there instead of going on from it" },
       { name = "name", value = "N", help = "name of the job" },
+      { name = "stream", value = "DIR/ID",
+        help = "write a disk of this point as a stream" },
+      { name = "vm", value = "V", help = "with --stream: the machine, by its "
+        .. "VirtualMachineId or ElementName; needed when there are several" },
+      { name = "disk", value = "D", help =
+        "with --stream: the disk; needed when there are several" },
+      { name = "output", value = "FILE", help = "with --stream: a file that "
+        .. "does not exist yet, instead of standard output" },
       json, numbers, dry_run,
     },
     exits = exit_jobs,
     examples = {
       "cairn export --collection farm.lua --to /srv/backup/farm",
       "cairn export --collection farm.lua --to /srv/backup/farm --dry-run",
+      "cairn export --stream /srv/backup/farm/6F1D --disk vda >vda.diff",
+    },
+  },
+  {
+    name = "import",
+    summary = "take a stream in as a new reference point",
+    description = [[
+Reads a stream "rbd diff v1", as rbd export-diff and cairn export --stream
+write it, into a new reference point under --to. A stream of changes becomes an
+increment on the point that it starts from, any other a full; its end is a new
+point, with the id that the stream gives it where that is new here. The point
+holds this one disk, and no other disk or file of the collection.
+
+The collection says whose disk it is; its paths are not opened. A stream that
+is cut off, damaged or followed by anything leaves nothing.]],
+    arguments = {
+      { name = "FILE", key = "file",
+        help = "the stream; - is standard input" },
+    },
+    options = {
+      { name = "to", value = "DIR", required = true,
+        help = "the export directory; created if it is missing, but not the "
+          .. "directory that it is in, which may be an absent mount" },
+      { name = "collection", value = "FILE.lua", required = true,
+        help = "a Lua file that returns cairn.collection{...}" },
+      { name = "vm", value = "V", help = "the machine of the collection, by "
+        .. "its VirtualMachineId or ElementName; needed when there are "
+        .. "several" },
+      { name = "disk", value = "D",
+        help = "the disk; needed when there are several" },
+      { name = "base", value = "ID",
+        help = "the point that the stream starts from, where it does not say "
+          .. "so by id; none: it holds everything" },
+      { name = "format", value = "FORMAT", choices = { "qcow2", "raw" },
+        help = "format of a full: qcow2 (the default) or raw" },
+      { name = "digest", value = "ALG",
+        choices = { "xxh3-128", "sha-256", "blake2b-256" },
+        help = "digests of a full: xxh3-128 (the default), sha-256 or "
+          .. "blake2b-256; an increment has those of its base" },
+      { name = "name", value = "N", help = "name of the job" },
+      json, numbers, dry_run,
+    },
+    exits = exit_jobs,
+    examples = {
+      "cairn import vda.diff --to /srv/copy --collection farm.lua",
+      "rbd export-diff rbd/vda@mon - | cairn import - --to /srv/b "
+        .. "--collection f.lua",
     },
   },
   {
@@ -414,7 +477,6 @@ commands.exits = exit_jobs
 commands.later = {
   "serve", "jobs", "show", "why", "history", "start", "suspend", "resume",
   "terminate", "kill", "set", "answer", "delete", "preview", "simulate", "top",
-  "import",
 }
 
 commands.by_name = {}

@@ -1,4 +1,4 @@
--- cairn export, points, verify, restore, merge, prune: exports on disk.
+-- cairn export, import, points, verify, restore, merge, prune: exports on disk.
 
 local core = require "cairn.core"
 local failure = require "cairn.failure"
@@ -88,9 +88,124 @@ local function split_target(uv, target, needs_point)
   return directory, id
 end
 
+-- What is wrong with the request itself is said before a job exists; damage is
+-- left to the job, which reports it.
+local is_request_error = { not_found = true, ambiguous = true,
+  not_an_export = true, bad_path = true, invalid_argument = true,
+  exists = true,
+  permission_denied = true, version = true,
+  wrong_type = true, unknown_key = true }
+
+local function run_reporting(cairn, uv, spec)
+  local engine, message, code = cairn.open { store = ":memory:" }
+  if not engine then say.fail_with(cairn, message, code) end
+  local plan
+  plan, message, code = engine:plan(spec)
+  engine:close { mode = "kill", timeout = 1 }
+  if not plan and is_request_error[code] then
+    say.fail_with(cairn, message, code)
+  end
+  local outcomes, exit = session.run({ cairn = cairn, uv = uv }, { spec })
+  return outcomes[1], exit
+end
+
+-- ---- streams ----------------------------------------------------------------------
+
+local not_with_stream = { "collection", "to", "format", "digest" }
+local only_with_stream = { "vm", "disk", "output" }
+
+local function refuse_options(options, names, what)
+  for _, name in ipairs(names) do
+    if options[name] ~= nil then say.fail(2, "--%s %s", name, what) end
+  end
+end
+
+local function refuse_terminal(uv, descriptor, what)
+  if uv.guess_handle(descriptor) == "tty" then
+    say.fail(2, "%s is a terminal; a stream is binary: %s", descriptor == 0
+      and "standard input" or "standard output", what)
+  end
+end
+
+-- What the stream had, on a stream that is not in the way.
+local function print_streamed(cairn, options, outcome)
+  local report = outcome.report or {}
+  report.JobState = outcome.state
+  if options.json then return say.json(cairn, report) end
+  local put = options.output and say.result or say.note
+  if session.is_well(outcome) then
+    put(("disk %s of point %s since %s: %s of data, %s of zeros, %s"):format(
+      report.disk, report.ReferencePointGroupId,
+      report.BaseReferencePointGroupId or "nothing",
+      text.bytes(report.bytes_data), text.bytes(report.bytes_zero),
+      text.count(report.records, "record")))
+  end
+  put(summary.line(outcome))
+end
+
+local function stream(cairn, uv, options)
+  refuse_options(options, not_with_stream, "does not go with --stream")
+  local directory, id = split_target(uv, options.stream, true)
+  local spec = {
+    Name = options.name or "stream " .. last_part(options.stream),
+    once = true,
+    stream = {
+      directory = absolute(uv, directory),
+      point = id,
+      machine = options.vm,
+      disk = options.disk,
+      base = options.base,
+      output = options.output and absolute(uv, options.output) or 1,
+    },
+  }
+  if options.dry_run then return summary.plan(cairn, { spec }, options) end
+  if not options.output then
+    refuse_terminal(uv, 1, "redirect it, or give --output FILE")
+    if options.json then
+      say.fail(2, "--json prints on standard output, where the stream goes; "
+        .. "give --output FILE")
+    end
+  end
+  local outcome, exit = run_reporting(cairn, uv, spec)
+  print_streamed(cairn, options, outcome)
+  return exit
+end
+
+function exports.import(cairn, uv, options)
+  local is_standard = options.file == "-"
+  local spec = {
+    Name = options.name or "import " .. (is_standard and "standard input"
+      or last_part(options.file)),
+    once = true,
+    import = {
+      input = is_standard and 0 or absolute(uv, options.file),
+      directory = absolute(uv, options.to),
+      collection = load_collection(cairn, options.collection),
+      machine = options.vm,
+      disk = options.disk,
+      base = options.base,
+      format = options.format,
+      digest = options.digest,
+    },
+  }
+  if is_standard then
+    refuse_terminal(uv, 0, "redirect it, or name a file")
+  end
+  if options.dry_run then return summary.plan(cairn, { spec }, options) end
+  local outcomes, exit = session.run({ cairn = cairn, uv = uv }, { spec })
+  if options.json then
+    say.result(outcomes[1].json(options.numbers))
+  else
+    say.result(summary.line(outcomes[1]))
+  end
+  return exit
+end
+
 -- ---- export -----------------------------------------------------------------------
 
 function exports.export(cairn, uv, options)
+  if options.stream then return stream(cairn, uv, options) end
+  refuse_options(options, only_with_stream, "is for --stream only")
   local collection = load_collection(cairn, options.collection)
   local spec = {
     Name = options.name or ("export %s"):format(collection.ElementName
@@ -233,26 +348,6 @@ local function findings_of(point)
       disk.what and ": " .. text.printable_lines(disk.what) or "")
   end
   return lines
-end
-
--- What is wrong with the request itself is said before a job exists; damage is
--- left to the job, which reports it.
-local is_request_error = { not_found = true, ambiguous = true,
-  not_an_export = true, bad_path = true, invalid_argument = true,
-  permission_denied = true, version = true, exists = true,
-  wrong_type = true, unknown_key = true }
-
-local function run_reporting(cairn, uv, spec)
-  local engine, message, code = cairn.open { store = ":memory:" }
-  if not engine then say.fail_with(cairn, message, code) end
-  local plan
-  plan, message, code = engine:plan(spec)
-  engine:close { mode = "kill", timeout = 1 }
-  if not plan and is_request_error[code] then
-    say.fail_with(cairn, message, code)
-  end
-  local outcomes, exit = session.run({ cairn = cairn, uv = uv }, { spec })
-  return outcomes[1], exit
 end
 
 -- One line a point with what was found, then the job's.

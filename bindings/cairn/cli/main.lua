@@ -13,6 +13,7 @@ local main = {}
 local modules = {
   run = "cairn.cli.run",
   export = "cairn.cli.exports",
+  import = "cairn.cli.exports",
   points = "cairn.cli.exports",
   doctor = "cairn.cli.doctor",
   verify = "cairn.cli.exports",

@@ -137,7 +137,8 @@ function options.parse(command, argv)
       text.printable(positional[next_argument]))
   end
   for _, option in ipairs(command.options) do
-    if option.required and result[key_of(option)] == nil then
+    if option.required and result[key_of(option)] == nil
+      and not result[option.unless] then
       return nil, ("--%s %s is missing: %s"):format(option.name, option.value,
         option.help)
     end
@@ -151,7 +152,7 @@ end
 local function usage_of(option)
   local out = option.short and "-" .. option.short or "--" .. option.name
   if option.value then out = out .. " " .. option.value end
-  if not option.required then out = "[" .. out .. "]" end
+  if not option.required or option.unless then out = "[" .. out .. "]" end
   return option.is_repeated and out .. "..." or out
 end
 
