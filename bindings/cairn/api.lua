@@ -239,7 +239,8 @@ reading and then calls `step`. Without any of these nothing moves.]],
         { "collection", "cairn.collection", "" },
         { "directory", "string", "" },
         { "setting_data", "table?", "base, format, digest, on_disk_error, "
-          .. "depth_limit, tracker, resume, Name, machines: a list of VirtualMachineId and disks (ids); a machine without "
+          .. "depth_limit, tracker, resume, Name, machines: a list of "
+          .. "VirtualMachineId and disks (ids); a machine without "
           .. "disks gives its configuration only" } },
         returns = { { "integer", "4096 started, 1 not supported, 2 failed, 3 "
           .. "time-out, 4 invalid parameter, 5 invalid state, 6 invalid type" },

@@ -231,7 +231,8 @@ static int open_sources(struct cairn__export *x, struct cairn_error *err)
       .argument = x,
   };
 
-  if (cairn__members_open(&o, &x->members, err) != 0)
+  if (cairn__export_note_intents(x, err) != 0 ||
+      cairn__members_open(&o, &x->members, err) != 0)
     return -1;
   x->time_us = wall_us(x);
   cairn__members_release(&x->members);
@@ -485,7 +486,9 @@ static void export_main(struct cairn__run *run)
   cairn__run_leave(run);
   /* Servers and locks first: their files lie in the work directory. */
   cairn__members_close_sources(&x.members);
-  cairn__members_end(&x.members, x.publication.is_published, x.bases.points);
+  if (cairn__members_end(&x.members, x.publication.is_published,
+                         x.bases.points) == 0)
+    cairn__export_forget_intents(&x);
   cairn__export_report(&x, &err, result == 0 ? properties : NULL);
   is_kept = result != 0 && cairn__export_is_kept(&x, err.id);
   cairn__publication_close(&x.publication, run, is_kept);

@@ -36,6 +36,7 @@ struct cairn__export {
                       bases, and no longer in the collection */
   json_t *plan;    /* of the work directory */
   int has_written; /* what a later run can use */
+  int has_intents; /* noted in the index */
 };
 
 static inline const char *cairn__text_of(const json_t *object, const char *name)
@@ -95,6 +96,17 @@ void cairn__export_free_marker(struct cairn__export *x); /* idempotent */
  * clones. An index that cannot be used is a warning. */
 int cairn__export_look_after_index(struct cairn__export *x,
                                    struct cairn_error *err);
+/* Before the sources are opened: notes the bitmaps and clones that are going to
+ * be made, so that a crash leaves none that nobody knows. */
+int cairn__export_note_intents(struct cairn__export *x,
+                               struct cairn_error *err);
+/* In the end, when none of them is left that is to go. */
+void cairn__export_forget_intents(struct cairn__export *x);
+/* A tracker has missed a change: the base, and what lies below it back to the
+ * last image that was compared as a whole, are noted as suspect. */
+void cairn__export_mark_suspect(struct cairn__export *x,
+                                const struct cairn__member *m,
+                                const struct cairn__member_disk *d);
 
 /* ---- export_report.c */
 

@@ -117,6 +117,8 @@ static int find_changes(struct cairn__export *x, struct cairn__member *m,
   if (cairn__tracking_changes(t, &x->members.tracking, m->id, d->id, &d->base,
                               &x->bases.x, &x->digester, d->source, err) != 0)
     return cairn__member_fail(m, d, err);
+  if (t->is_refuted && x->members.tracking.point)
+    cairn__export_mark_suspect(x, m, d);
   if (t->reason && t->is_notable)
     cairn__run_warn(x->run,
                     "disk %s of machine %s goes without the %s tracker: %s",
@@ -466,6 +468,7 @@ static void warn_of_refuted(struct disk_job *j)
 
   if (j->copy.blocks_refuted == 0)
     return;
+  cairn__export_mark_suspect(j->x, j->m, j->d);
   cairn__run_warn(j->x->run,
                   "disk %s of machine %s: the %s tracker missed %llu of %llu "
                   "changed blocks; this point is right, those back to the last "

@@ -3,6 +3,7 @@
  * themselves where a bitmap proves that they have not changed. What is
  * published has the marker's id, time and sequence, and so the place among the
  * points that it was given when it was made. */
+#include <stdio.h>
 #include <string.h>
 
 #include "error.h"
@@ -145,4 +146,103 @@ int cairn__export_look_after_index(struct cairn__export *x,
   /* no export needs it */
   cairn__run_warn(x->run, "%s", why.message);
   return 0;
+}
+
+/* ---- what its trackers make -----------------------------------------------
+ */
+
+static int note_intents(struct cairn__export *x, json_t *disks,
+                        struct cairn_error *err)
+{
+  const struct cairn__publication *p = &x->publication;
+  json_t *index = NULL;
+  int result = cairn__index_read(x->io, p->dirfd, p->path, &index, err);
+
+  if (result == 0)
+    result = cairn__index_add_unfinished(index, x->run->point_uuid,
+                                         json_incref(disks), err);
+  if (result == 0)
+    result = cairn__index_write(x->io, p->dirfd, p->path, index, err);
+  json_decref(index);
+  return result;
+}
+
+int cairn__export_note_intents(struct cairn__export *x, struct cairn_error *err)
+{
+  struct cairn_error why;
+  json_t *disks;
+
+  if (x->marker)
+    return 0;
+  if (cairn__marker_intents(x->run->point_uuid, x->collection,
+                            text_of(x->spec, "tracker"), &disks, err) != 0)
+    return -1;
+  cairn__error_clear(&why);
+  if (json_array_size(disks) > 0) {
+    x->has_intents = note_intents(x, disks, &why) == 0;
+    /* a damaged index was warned of already; a full disk is the run's end */
+    if (!x->has_intents && why.id != CAIRN_E_EXPORT_CORRUPT &&
+        why.id != CAIRN_E_VERSION) {
+      json_decref(disks);
+      if (err)
+        *err = why;
+      return -1;
+    }
+  }
+  json_decref(disks);
+  return 0;
+}
+
+void cairn__export_forget_intents(struct cairn__export *x)
+{
+  const struct cairn__publication *p = &x->publication;
+  struct cairn_error why;
+  json_t *index = NULL;
+
+  if (!x->has_intents)
+    return;
+  cairn__error_clear(&why);
+  if (cairn__index_read(x->io, p->dirfd, p->path, &index, &why) == 0) {
+    cairn__index_remove_unfinished(index, x->run->point_uuid);
+    (void)cairn__index_write(x->io, p->dirfd, p->path, index, &why);
+  }
+  json_decref(index);
+  if (why.id != CAIRN_OK)
+    cairn__run_warn(x->run,
+                    "the index of the export directory still says "
+                    "that this export is under way: %s",
+                    why.message);
+}
+
+void cairn__export_mark_suspect(struct cairn__export *x,
+                                const struct cairn__member *m,
+                                const struct cairn__member_disk *d)
+{
+  const struct cairn__publication *p = &x->publication;
+  const struct cairn__point *point = d->base.point;
+  const json_t *image = d->base.image;
+  struct cairn_error why;
+  char reason[256];
+
+  cairn__error_clear(&why);
+  snprintf(reason, sizeof reason,
+           "the %s tracker of disk %s of machine %s was found to have missed a "
+           "change",
+           cairn__tracker_names[d->tracking.wanted], d->id, m->id);
+  while (point && image && why.id == CAIRN_OK) {
+    const char *tracker = text_of(image, "tracker");
+    const char *base = text_of(image, "base");
+
+    if (strcmp(tracker, "clone") != 0 && strcmp(tracker, "bitmap") != 0)
+      return;
+    if (cairn__index_mark_suspect(x->io, p->dirfd, p->path,
+                                  cairn__point_id(point), reason, x->time_us,
+                                  &why) != 0 ||
+        !base || cairn__exports_base(&x->bases.x, base, &point, &why) != 0)
+      break;
+    image = cairn__point_image(point, m->id, d->id);
+  }
+  if (why.id != CAIRN_OK)
+    cairn__run_warn(x->run, "cannot note which points are suspect: %s",
+                    why.message);
 }

@@ -407,9 +407,11 @@ void cairn__members_close_sources(struct cairn__members *all)
     close_member(&all->list[i]);
 }
 
-void cairn__members_end(struct cairn__members *all, int is_published,
-                        const json_t *points)
+int cairn__members_end(struct cairn__members *all, int is_published,
+                       const json_t *points)
 {
+  int is_left = 0;
+
   for (size_t i = 0; i < all->count; i++) {
     struct cairn__member *m = &all->list[i];
 
@@ -417,11 +419,12 @@ void cairn__members_end(struct cairn__members *all, int is_published,
       struct cairn__source_options s;
 
       make_options(all, &m->disks[j], &s);
-      cairn__tracking_end(&m->disks[j].tracking, &all->tracking, &s,
-                          is_published && m->result != CAIRN__MEMBER_FAILED,
-                          points);
+      is_left |= cairn__tracking_end(
+          &m->disks[j].tracking, &all->tracking, &s,
+          is_published && m->result != CAIRN__MEMBER_FAILED, points);
     }
   }
+  return is_left;
 }
 
 void cairn__members_free(struct cairn__members *all)

@@ -94,9 +94,9 @@ uint32_t cairn__member_snapshots(const struct cairn__member_disk *d);
 void cairn__members_close_sources(struct cairn__members *m);
 /* With the sources closed: keeps what trackers have made for the machines that
  * are in the published point, removes it for others. points: manifests of the
- * collection, oldest first. */
-void cairn__members_end(struct cairn__members *m, int is_published,
-                        const json_t *points);
+ * collection, oldest first. 1 when something that is to go is still there. */
+int cairn__members_end(struct cairn__members *m, int is_published,
+                       const json_t *points);
 void cairn__members_free(struct cairn__members *m); /* idempotent */
 
 /* Marks a failure (a request to end is none) and names where it happened;

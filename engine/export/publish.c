@@ -10,7 +10,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "clone.h"
 #include "error.h"
+#include "index.h"
 #include "manifest.h"
 #include "memory.h"
 #include "resume.h"
@@ -944,8 +946,11 @@ void cairn__publication_close(struct cairn__publication *p,
   close_fd(io, &p->workfd);
   if (p->is_new && !p->is_published && !is_kept) {
     /* Whoever opened the lock file meanwhile sees that it has no name. */
-    if (p->is_locked)
+    if (p->is_locked) {
+      (void)io->unlinkat(io, p->dirfd, CAIRN__CLONES_DIRECTORY, AT_REMOVEDIR);
+      (void)io->unlinkat(io, p->dirfd, CAIRN__INDEX_NAME, 0);
       (void)io->unlinkat(io, p->dirfd, DIRECTORY_LOCK, 0);
+    }
     (void)io->unlinkat(io, AT_FDCWD, p->path, AT_REMOVEDIR);
   }
   close_fd(io, &p->lock_fd);

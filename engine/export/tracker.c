@@ -343,6 +343,7 @@ static int audit(struct cairn__tracking *t, struct cairn__source *source,
              ", and "
              "the audit found that it did",
              cairn__tracker_names[t->wanted], block * CAIRN__BLOCK);
+    t->is_refuted = 1;
     result = 1;
   }
   cairn__free_aligned(buf);
@@ -530,27 +531,34 @@ static void drop_clones(const struct cairn__tracking *t,
   cairn__free(list);
 }
 
-void cairn__tracking_end(struct cairn__tracking *t,
-                         const struct cairn__tracking_options *o,
-                         const struct cairn__source_options *s,
-                         int is_published, const json_t *points)
+int cairn__tracking_end(struct cairn__tracking *t,
+                        const struct cairn__tracking_options *o,
+                        const struct cairn__source_options *s, int is_published,
+                        const json_t *points)
 {
   struct cairn_error why;
+  int is_left = 0;
 
   cairn__error_clear(&why);
   /* One that was never seen clean says nothing of the point. */
-  if (t->has_bitmap && is_published && t->bitmap_state)
+  if (t->has_bitmap && is_published && t->bitmap_state) {
     drop_bitmaps(o, s, points);
-  else if (t->has_bitmap && cairn__bitmap_remove(s, o->point, NULL, &why) != 0)
+  } else if (t->has_bitmap &&
+             cairn__bitmap_remove(s, o->point, NULL, &why) != 0) {
     warn(o, "cannot remove the bitmap of a point that does not use it", &why);
-  if (t->clone_name[0] && is_published)
+    is_left = 1;
+  }
+  if (t->clone_name[0] && is_published) {
     drop_clones(t, o);
-  if (t->clone_name[0] && !is_published &&
-      cairn__clone_remove(o->io, t->clone_dirfd, t->clone_name, t->clone_path,
-                          &why) != 0)
+  } else if (t->clone_name[0] &&
+             cairn__clone_remove(o->io, t->clone_dirfd, t->clone_name,
+                                 t->clone_path, &why) != 0) {
     warn(o, "cannot remove the clone of a point that failed", &why);
+    is_left = 1;
+  }
   t->has_bitmap = 0;
   t->clone_name[0] = '\0';
+  return is_left;
 }
 
 void cairn__tracking_free(struct cairn__tracking *t)

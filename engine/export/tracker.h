@@ -73,6 +73,7 @@ struct cairn__tracking {
   struct cairn__changes *claims;  /* a run that compares all: what the tracker
                                      would have said; or NULL */
   uint64_t audited;               /* blocks that were read to check */
+  int is_refuted;                 /* it missed a change */
 };
 
 void cairn__tracking_init(struct cairn__tracking *t, int wanted);
@@ -105,11 +106,12 @@ int cairn__tracking_changes(
 int cairn__tracking_describe(const struct cairn__tracking *t, json_t *entry);
 /* With the source closed. is_published: what is kept for too long is dropped,
  * `points` (manifests, oldest first) telling the age; else what was made for
- * the new point is. Troubles become warnings. */
-void cairn__tracking_end(struct cairn__tracking *t,
-                         const struct cairn__tracking_options *o,
-                         const struct cairn__source_options *s,
-                         int is_published, const json_t *points);
+ * the new point is. Troubles become warnings; 1 when something that is to go is
+ * still there. */
+int cairn__tracking_end(struct cairn__tracking *t,
+                        const struct cairn__tracking_options *o,
+                        const struct cairn__source_options *s, int is_published,
+                        const json_t *points);
 void cairn__tracking_free(struct cairn__tracking *t); /* idempotent */
 
 #endif

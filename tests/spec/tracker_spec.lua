@@ -9,6 +9,7 @@ local support = _G.support
 local FARM = "6F1D0000-0000-4000-8000-000000000001"
 local WEB = "6F1D0000-0000-4000-8000-000000000002"
 
+local io_open = io.open
 local directory, remove, engine
 
 local function at(name) return directory .. "/" .. name end
@@ -203,6 +204,77 @@ describe("the bitmap tracker", function()
     local report = exported(farm { { "vda", "a.qcow2", "qcow2", "bitmap" } },
       { base = ids[9] })
     assert.equal("bitmap", disk_of(report).tracker)
+    expect_same(report, "a.qcow2", "qcow2")
+  end)
+
+  it("is caught when it misses a change, and the points are suspect", function()
+    must("qemu-img", "create", "-q", "-f", "qcow2", at "a.qcow2", "4M")
+    io("a.qcow2", "write -P 1 0 4M")
+    local function all() return farm { { "vda", "a.qcow2", "qcow2",
+      "bitmap" } } end
+    local first = exported(all())
+    local second = exported(all())
+    assert.equal("bitmap", disk_of(second).tracker)
+    -- behind QEMU's back: bytes of the data clusters themselves
+    local map = must("qemu-img", "map", "--output=json", "-f", "qcow2",
+      at "a.qcow2")
+    local file = assert(io_open(at "a.qcow2", "r+b"))
+    for start, length, offset in map:gmatch
+      '"start": (%d+), "length": (%d+),[^}]-"offset": (%d+)' do
+      for i = 0, tonumber(length) - 1, 65536 do
+        if tonumber(start) + i < 2097152 then
+          file:seek("set", math.tointeger(offset) + i + 100)
+          file:write "x"
+        end
+      end
+    end
+    file:close()
+    local third, job, state = export(all())
+    assert.equal("Completed With Warnings", state)
+    assert.equal("digest", disk_of(third).tracker)
+    assert.is_truthy(warnings_of(job):find("the audit found", 1, true))
+    expect_same(third, "a.qcow2", "qcow2")
+    local remarks = {}
+    for _, point in ipairs(cairn.points(at "out")) do
+      remarks[point.ReferencePointGroupId] = point.remark or ""
+    end
+    assert.is_truthy(remarks[second.ReferencePointGroupId]:find("suspect", 1,
+      true) or remarks[second.ReferencePointGroupId]:find("missed", 1, true),
+      remarks[second.ReferencePointGroupId])
+    assert.equal("", remarks[first.ReferencePointGroupId])
+    assert.equal("", remarks[third.ReferencePointGroupId])
+  end)
+
+  it("leaves nothing in the source after kill -9 and another run", function()
+    make "a.qcow2"
+    io("a.qcow2", "write -P 3 0 64M")
+    support.write(at "farm.lua", ([[
+      return require "cairn".collection { CollectionId = %q, machines = { {
+        VirtualMachineId = %q, disks = { { id = "vda", path = "a.qcow2",
+        format = "qcow2", tracker = "bitmap" } } } } }]]):format(FARM, WEB))
+    local build = assert(os.getenv "CAIRN_BUILD")
+    must("sh", "-c", ([[
+      cd '%s' && ulimit -c 0
+      '%s/bin/cairn' export --collection farm.lua --to out >/dev/null 2>&1 &
+      pid=$!
+      i=0
+      until [ -n "$(ls out/.partial-*/point/*/vda.qcow2 2>/dev/null)" ] ||
+        [ $i -gt 2000 ]; do i=$((i + 1)); sleep 0.005; done
+      kill -9 $pid 2>/dev/null
+      wait $pid 2>/dev/null
+      true]]):format(directory, build))
+    if #cairn.points(at "out") == 0 then
+      assert.is_true(#bitmaps "a.qcow2" > 0)
+    end
+    local report = exported(farm { { "vda", "a.qcow2", "qcow2", "bitmap" } })
+    for _, name in ipairs(bitmaps "a.qcow2") do
+      local id = name:match "^cairn%-(%x+%-%x+%-%x+%-%x+%-%x+)"
+      local is_known = id == report.ReferencePointGroupId
+      for _, point in ipairs(cairn.points(at "out")) do
+        is_known = is_known or id == point.ReferencePointGroupId
+      end
+      assert.is_true(is_known, name)
+    end
     expect_same(report, "a.qcow2", "qcow2")
   end)
 
