@@ -52,12 +52,20 @@ function cairn.policy(policy) end
 ---@return string? # code, when refused: see cairn.errors
 function cairn.policy_load(path, settings) end
 
----Lists the reference points in a directory.
+---Lists the reference points in a directory. `kind` is `"export"`, or `"marker"` for one without an export; `has_associated_data` says whether a clone or bitmap is kept.
 ---@param directory string an export directory
 ---@return table[]? # the reference points in it, by sequence; a damaged one has `error`
 ---@return string? # message, when refused
 ---@return string? # code, when refused: see cairn.errors
 function cairn.points(directory) end
+
+---What may be wrong in an export directory, what to do about it, and what the next export will do and why. Reads no disk. `what` is one of damaged, index, missing_base, base_elsewhere, misnamed, duplicate, suspect, wide_modes, stale_work, half_removed, unfinished, left_clone, left_bitmap, bitmap_in_use, lost_data, next_export, low_space, unreadable, not_fixed.
+---@param directory string an export directory
+---@param options? table collection (its next export is planned; default: that of the newest point), fix (removes what is nobody's first), also (a list of export directories whose points are known too)
+---@return table? # directory, findings: a list of what, subject, text, advice, is_fixable; fixed: a list of texts; chains: CollectionId, VirtualMachineId, disk, ReferencePointGroupId, depth; next: a plan; next_error; is_busy, point_count, marker_count, free_bytes, total_bytes
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function cairn.doctor(directory, options) end
 
 ---Verifies exports on a private engine and waits for it. A check that failed gives the report too, as a fourth result.
 ---@param options table directory, point (all points when left out), depth (`"set"`, `"chain"`, `"content"`, the default), source (a collection to compare with)
@@ -208,14 +216,48 @@ function engine:why(id) end
 ---@return fun() # ends the subscription
 function engine:on(name, fn) end
 
----The published service's method.
----@param collection cairn.collection
+---The published service's method. A marker is exported from the clones that were kept, or while bitmaps prove that nothing has changed; else the code is 5, and the message names the first disk or file.
+---@param collection cairn.collection or a point that is a marker, as cairn.points gives it: setting_data then has base, format, digest, depth_limit and Name only
 ---@param directory string
 ---@param setting_data? table base, format, digest, on_disk_error, depth_limit, tracker, resume, Name, machines: a list of VirtualMachineId and disks (ids); a machine without disks gives its configuration only
 ---@return integer # 4096 started, 1 not supported, 2 failed, 3 time-out, 4 invalid parameter, 5 invalid state, 6 invalid type
 ---@return cairn.job?
 ---@return string? # message
 function engine:ExportReferencePoint(collection, directory, setting_data) end
+
+---Makes a marker: a reference point without an export. The sources are locked together for a moment.
+---@param collection cairn.collection
+---@param directory string an export directory, which lists the point
+---@param setting_data? table tracker (of disks that name none: `"clone"`, `"bitmap"`), machines (as above), Name
+---@return integer # 4096 started, or as above
+---@return cairn.job? # its report is the point
+---@return string? # message
+function engine:CreateReferencePoint(collection, directory, setting_data) end
+
+---Removes a point or marker, its bitmaps and its clones.
+---@param directory string
+---@param point string|table an id (4 or more characters), or a point as cairn.points gives it, whose CollectionId must be right
+---@param setting_data? table dependants: take along what is based on it, the newest first; Name
+---@return integer # 4096 started; 5 others are based on it; 4 no such point
+---@return cairn.job? # its report lists `destroyed`
+---@return string? # message
+function engine:DestroyReferencePoint(directory, point, setting_data) end
+
+---Removes the clones and bitmaps kept for a point. A marker stays a marker, an export an export.
+---@param directory string
+---@param point string|table
+---@return integer # 4096 started, or as above
+---@return cairn.job?
+---@return string? # message
+function engine:RemoveAssociatedData(directory, point) end
+
+---Looks for the clones and bitmaps themselves.
+---@param directory string
+---@param point string|table a whole id, or a point
+---@return integer # 0, or as above
+---@return boolean? # whether something is kept
+---@return table[]|string|nil # what: tracker, name, VirtualMachineId, disk, exists (or error); else the message
+function engine:HasAssociatedData(directory, point) end
 
 ---Does what is due: one turn.
 ---@param seconds? number wait at most so long for something to do

@@ -73,7 +73,28 @@ they are relative to the working directory.]],
         params = { { "directory", "string", "an export directory" } },
         returns = { { "table[]?", "the reference points in it, by sequence; "
           .. "a damaged one has `error`" }, failure, code },
-        text = "Lists the reference points in a directory." },
+        text = "Lists the reference points in a directory. `kind` is "
+          .. "`\"export\"`, or `\"marker\"` for one without an export; "
+          .. "`has_associated_data` says whether a clone or bitmap is kept." },
+      { name = "cairn.doctor",
+        params = { { "directory", "string", "an export directory" },
+          { "options", "table?", "collection (its next export is planned; "
+            .. "default: that of the newest point), fix (removes what is "
+            .. "nobody's first), also (a list of export directories whose "
+            .. "points are known too)" } },
+        returns = { { "table?", "directory, findings: a list of what, "
+          .. "subject, text, advice, is_fixable; fixed: a list of texts; "
+          .. "chains: CollectionId, VirtualMachineId, disk, "
+          .. "ReferencePointGroupId, depth; next: a plan; next_error; "
+          .. "is_busy, point_count, marker_count, free_bytes, total_bytes" },
+          failure, code },
+        text = "What may be wrong in an export directory, what to do about it, "
+          .. "and what the next export will do and why. Reads no disk. `what` "
+          .. "is one of damaged, index, missing_base, base_elsewhere, "
+          .. "misnamed, duplicate, suspect, wide_modes, stale_work, "
+          .. "half_removed, unfinished, left_clone, left_bitmap, "
+          .. "bitmap_in_use, lost_data, next_export, low_space, unreadable, "
+          .. "not_fixed." },
       { name = "cairn.verify",
         params = { { "options", "table", "directory, point (all points when "
           .. "left out), depth (`\"set\"`, `\"chain\"`, `\"content\"`, the "
@@ -236,7 +257,9 @@ reading and then calls `step`. Without any of these nothing moves.]],
         text = "Handlers are called in turns. They cannot wait; an error in "
           .. "one is logged and stops nothing." },
       { name = "engine:ExportReferencePoint", params = {
-        { "collection", "cairn.collection", "" },
+        { "collection", "cairn.collection", "or a point that is a marker, as "
+          .. "cairn.points gives it: setting_data then has base, format, "
+          .. "digest, depth_limit and Name only" },
         { "directory", "string", "" },
         { "setting_data", "table?", "base, format, digest, on_disk_error, "
           .. "depth_limit, tracker, resume, Name, machines: a list of "
@@ -245,7 +268,44 @@ reading and then calls `step`. Without any of these nothing moves.]],
         returns = { { "integer", "4096 started, 1 not supported, 2 failed, 3 "
           .. "time-out, 4 invalid parameter, 5 invalid state, 6 invalid type" },
           { "cairn.job?", "" }, { "string?", "message" } },
-        text = "The published service's method." },
+        text = "The published service's method. A marker is exported from the "
+          .. "clones that were kept, or while bitmaps prove that nothing has "
+          .. "changed; else the code is 5, and the message names the first disk "
+          .. "or file." },
+      { name = "engine:CreateReferencePoint", params = {
+        { "collection", "cairn.collection", "" },
+        { "directory", "string", "an export directory, which lists the point" },
+        { "setting_data", "table?", "tracker (of disks that name none: "
+          .. "`\"clone\"`, `\"bitmap\"`), machines (as above), Name" } },
+        returns = { { "integer", "4096 started, or as above" },
+          { "cairn.job?", "its report is the point" },
+          { "string?", "message" } },
+        text = "Makes a marker: a reference point without an export. The "
+          .. "sources are locked together for a moment." },
+      { name = "engine:DestroyReferencePoint", params = {
+        { "directory", "string", "" },
+        { "point", "string|table", "an id (4 or more characters), or a point "
+          .. "as cairn.points gives it, whose CollectionId must be right" },
+        { "setting_data", "table?", "dependants: take along what is based on "
+          .. "it, the newest first; Name" } },
+        returns = { { "integer", "4096 started; 5 others are based on it; 4 no "
+          .. "such point" }, { "cairn.job?", "its report lists `destroyed`" },
+          { "string?", "message" } },
+        text = "Removes a point or marker, its bitmaps and its clones." },
+      { name = "engine:RemoveAssociatedData", params = {
+        { "directory", "string", "" }, { "point", "string|table", "" } },
+        returns = { { "integer", "4096 started, or as above" },
+          { "cairn.job?", "" }, { "string?", "message" } },
+        text = "Removes the clones and bitmaps kept for a point. A marker "
+          .. "stays a marker, an export an export." },
+      { name = "engine:HasAssociatedData", params = {
+        { "directory", "string", "" },
+        { "point", "string|table", "a whole id, or a point" } },
+        returns = { { "integer", "0, or as above" },
+          { "boolean?", "whether something is kept" },
+          { "table[]|string|nil", "what: tracker, name, VirtualMachineId, "
+            .. "disk, exists (or error); else the message" } },
+        text = "Looks for the clones and bitmaps themselves." },
       { name = "engine:step", params = { { "seconds", "number?",
         "wait at most so long for something to do" } },
         returns = { { "boolean", "whether there may be more to do at once" } },

@@ -364,8 +364,8 @@ static int seal(const json_t *index, char **out, size_t *size,
     return cairn__fail_memory(err);
   }
   n -= 2; /* the closing "\n}" moves behind the digest */
-  memcpy(text + n, ",\n", 2);
-  n += 2;
+  text[n++] = ',';
+  text[n++] = '\n';
   n += (size_t)make_tail(text, n, text + n);
   *out = text;
   *size = n;
