@@ -322,37 +322,6 @@ disks with --also, so that their bitmaps are known.]],
     },
   },
   {
-    name = "restore",
-    summary = "write the disks and files of a point back",
-    description = [[
-Writes the machines of the point DIR/ID under --to, verifying what it writes.
-A raw disk gets its exact length, sparse. Nothing that exists is overwritten
-unless --overwrite is given.
-
-ID is a ReferencePointGroupId or a unique prefix of 4 or more of its
-characters.]],
-    arguments = {
-      { name = "DIR/ID", key = "target", help = "a point" },
-    },
-    options = {
-      { name = "to", value = "DIR", required = true,
-        help = "where to write; created, with all directories above it, if "
-          .. "it is missing" },
-      { name = "vm", value = "V",
-        help = "only this machine: its VirtualMachineId or ElementName" },
-      { name = "disk", value = "D", help = "only this disk, by its id" },
-      { name = "format", value = "FORMAT", choices = { "raw", "qcow2" },
-        help = "format of the restored disks: raw (the default) or qcow2" },
-      { name = "overwrite", help = "replace files that exist" },
-      json, dry_run,
-    },
-    exits = exit_jobs,
-    examples = {
-      "cairn restore /srv/backup/farm/6F1D --to /srv/restored",
-      "cairn restore /srv/backup/farm/6F1D --to . --vm web1 --disk vda",
-    },
-  },
-  {
     name = "merge",
     summary = "merge a chain of points into a full or one increment",
     description = [[
