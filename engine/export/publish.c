@@ -577,7 +577,7 @@ int cairn__publication_clean(struct cairn__publication *p,
   DIR *directory = p->io->fdopendir(p->io, p->dirfd);
   struct dirent *e;
   struct cairn_error why;
-  int result = 0;
+  int result = 0, is_removed;
 
   if (!directory)
     return fail_path(err, errno, "list", p->path);
@@ -589,10 +589,11 @@ int cairn__publication_clean(struct cairn__publication *p,
         result = fail_path(err, errno, "list", p->path);
       break;
     }
-    if (cairn__publication_is_removed(e->d_name)
-            ? cairn__io_remove_tree(p->io, p->dirfd, e->d_name) != 0
-            : cairn__publication_is_work(e->d_name) &&
-                  clean_one(p, e->d_name, wanted, is_fresh) != 0) {
+    is_removed = cairn__publication_is_removed(e->d_name);
+    if (!is_removed && !cairn__publication_is_work(e->d_name))
+      continue;
+    if (is_removed ? cairn__io_remove_tree(p->io, p->dirfd, e->d_name) != 0
+                   : clean_one(p, e->d_name, wanted, is_fresh) != 0) {
       cairn__error_clear(&why);
       fail_name(&why, errno, "remove what an earlier run has left,", p->path,
                 e->d_name);

@@ -379,7 +379,16 @@ static void refuses_a_wrong_specification_and_says_where(void **state)
     const char *says;
   } cases[] = {
       {"[]", CAIRN_E_WRONG_TYPE, "export must be an object, not an array"},
-      {"{}", CAIRN_E_INVALID_ARGUMENT, "export.collection is missing"},
+      {"{}", CAIRN_E_INVALID_ARGUMENT, "export.directory is missing"},
+      {"{'directory':'/x'}", CAIRN_E_INVALID_ARGUMENT,
+       "export.collection is missing"},
+      {"{'directory':'/"
+       "x','point':'BBBBBBBB-0000-4000-8000-000000000001','collection':{" FARM
+       ",'machines':[" MACHINE("") "]}}",
+       CAIRN_E_INVALID_ARGUMENT,
+       "export.collection does not go with export.point"},
+      {"{'directory':'/x','point':'66'}", CAIRN_E_INVALID_ARGUMENT,
+       "export.point must be a GUID"},
       {"{'collektion':{}}", CAIRN_E_UNKNOWN_KEY, "\"collection\"?"},
       {"{'collection':{" FARM ",'machines':[]},'directory':'/x'}",
        CAIRN_E_INVALID_ARGUMENT, "export.collection.machines must name"},
@@ -1254,8 +1263,11 @@ static ssize_t read_bad(const struct cairn_io *io, int fd, void *buf, size_t n,
                         off_t offset)
 {
   const struct hook *h = (const struct hook *)io;
+  struct stat st;
 
-  if ((uint64_t)offset <= h->bad_offset &&
+  /* there is no bad place behind the end of a file */
+  if (fstat(fd, &st) == 0 && (uint64_t)st.st_size > h->bad_offset &&
+      (uint64_t)offset <= h->bad_offset &&
       h->bad_offset < (uint64_t)offset + n && n >= 4096) {
     errno = EIO;
     return -1;
@@ -1503,8 +1515,8 @@ static void notices_that_the_server_died(void **state)
   r = export_with(DISKS(QCOW2("vda", "big.q")), &h.io);
   assert_int_equal(err.id, CAIRN_E_HELPER_FAILED);
   assert_non_null(strstr(err.message, "killed by signal 9"));
-  assert_non_null(strstr(
-      json_string_value(json_array_get(r->warnings, 0)), "out/.partial-"));
+  assert_non_null(strstr(json_string_value(json_array_get(r->warnings, 0)),
+                         "out/.partial-"));
   cairn__run_release(r);
   expect_entries(0, 1);
 }
