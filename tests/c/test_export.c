@@ -1503,8 +1503,8 @@ static void notices_that_the_server_died(void **state)
   r = export_with(DISKS(QCOW2("vda", "big.q")), &h.io);
   assert_int_equal(err.id, CAIRN_E_HELPER_FAILED);
   assert_non_null(strstr(err.message, "killed by signal 9"));
-  assert_non_null(strstr(
-      json_string_value(json_array_get(r->warnings, 0)), "out/.partial-"));
+  assert_non_null(strstr(json_string_value(json_array_get(r->warnings, 0)),
+                         "out/.partial-"));
   cairn__run_release(r);
   expect_entries(0, 1);
 }
