@@ -699,10 +699,11 @@ static void leaves_exactly_what_python_keeps(void **state)
       merges += (unsigned)size_of(report, "merged");
       removals += (unsigned)size_of(report, "removed");
       json_decref(report);
-      shell_quiet("LC_ALL=C ls %s | cmp - %s || { echo 'keep %s, seed %llu'; ls %s; "
-                  "cat %s; exit 1; } >&2",
-                  chain.directory, in_top("wanted"), shown,
-                  (unsigned long long)seed, chain.directory, in_top("wanted"));
+      shell_quiet(
+          "LC_ALL=C ls %s | cmp - %s || { echo 'keep %s, seed %llu'; ls %s; "
+          "cat %s; exit 1; } >&2",
+          chain.directory, in_top("wanted"), shown, (unsigned long long)seed,
+          chain.directory, in_top("wanted"));
       free(shown);
       must_all_hold();
       prunes++;
