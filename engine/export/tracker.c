@@ -485,7 +485,8 @@ static void drop_bitmaps(const struct cairn__tracking_options *o,
       break;
     if (!has_bitmaps(&all, id))
       continue;
-    if (cairn__bitmap_remove(s, id, o->run, &why) != 0) {
+    /* nobody has entered the run any more */
+    if (cairn__bitmap_remove(s, id, NULL, &why) != 0) {
       warn(o, "cannot remove an old bitmap of the source", &why);
       break;
     }
