@@ -160,10 +160,17 @@ static int may_leave_out(void *arg, const struct cairn_error *error)
 }
 
 /* Removes what was written of a machine. */
-static int remove_machine(struct cairn__export *x,
-                          const struct cairn__member *m,
+static int remove_machine(struct cairn__export *x, struct cairn__member *m,
                           struct cairn_error *err)
 {
+  for (size_t i = 0; i < m->disk_count; i++) {
+    struct cairn__member_disk *d = &m->disks[i];
+
+    if (d->result == CAIRN__MEMBER_OK)
+      d->result = CAIRN__MEMBER_NOT_DONE;
+    json_decref(d->entry);
+    d->entry = NULL;
+  }
   for (size_t i = json_array_size(x->files); i-- > 0;) {
     const char *vm = text_of(json_array_get(x->files, i), "VirtualMachineId");
 
@@ -238,7 +245,8 @@ static int open_sources(struct cairn__export *x, struct cairn_error *err)
   x->time_us = wall_us(x);
   cairn__members_release(&x->members);
   if (check_any(x, err) != 0 || cairn__export_choose_bases(x, err) != 0 ||
-      cairn__members_measure(&x->members, x->run, err) != 0)
+      cairn__members_measure(&x->members, x->run, err) != 0 ||
+      check_any(x, err) != 0)
     return -1;
   atomic_store(&x->run->bytes_total, x->members.bytes);
   return cairn__export_begin(x, err);

@@ -503,6 +503,85 @@ describe("a collection that changes", function()
   end)
 end)
 
+describe("a source that cannot be looked at", function()
+  before_each(function()
+    directory, remove = support.directory()
+    engine = assert(cairn.open { store = ":memory:" })
+  end)
+  after_each(function()
+    engine:close { mode = "kill" }
+    remove()
+  end)
+
+  -- Compressed: that it cannot be read shows when it is read. The end of an
+  -- image counts as changed in any case, so the data is in front.
+  local function make()
+    must("qemu-img", "create", "-q", "-f", "raw", at "c.raw", "4M")
+    must("qemu-io", "-f", "raw", "-c", "write -P 1 0 2M", at "c.raw")
+    must("qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", at "c.raw",
+      at "a.qcow2")
+  end
+
+  local function damage()
+    local file = assert(io.open(at "a.qcow2", "r+b"))
+    local function be64(offset)
+      file:seek("set", offset)
+      return (string.unpack(">I8", file:read(8)))
+    end
+    local l2 = be64(be64(40)) & 0x00fffffffffffe00
+    for i = 0, 31 do
+      local cluster = be64(l2 + 8 * i) & ((1 << 54) - 1)
+      file:seek("set", cluster)
+      file:write(("\xff"):rep(16))
+    end
+    file:close()
+  end
+
+  local function both(tracker)
+    local sick = disk("vda", "a.qcow2", "qcow2")
+    sick.tracker = tracker
+    return cairn.collection { CollectionId = FARM, machines = {
+      { VirtualMachineId = WEB, disks = { disk("vdc", "b.raw"), sick } },
+      { VirtualMachineId = DB, disks = { disk("sda", "b.raw") } } } }
+  end
+
+  it("fails its machine alone when its tracker is checked", function()
+    write_raw("b.raw", { 1, 2 })
+    make()
+    exported(both "bitmap")
+    damage()
+    local _, _, state = export(both "bitmap")
+    assert.equal("Exception", state)
+    local report, job
+    report, job, state = export(both "bitmap", { on_disk_error = "continue" })
+    assert.equal("Completed With Warnings", state,
+      job.ErrorSummaryDescription)
+    assert.equal("failed", report.machines[1].result)
+    assert.same({ DB }, job.VirtualMachineId)
+    expect_same(image(report, "sda", DB), "b.raw")
+    assert.is_nil(uv.fs_stat(report.path .. "/" .. WEB))
+    verify_all()
+  end)
+
+  it("leaves no disk behind that was done before it", function()
+    write_raw("b.raw", { 1, 2 })
+    make()
+    damage()
+    local report, _, state = export(both "full",
+      { on_disk_error = "continue" })
+    assert.equal("Completed With Warnings", state)
+    local d, machine = disk_of(report, "vdc")
+    assert.equal("failed", machine.result)
+    assert.equal("not done", d.result)
+    assert.is_nil(d.path)
+    assert.equal("failed", disk_of(report, "vda").result)
+    -- its twin is read from the source, and is nobody's any more
+    assert.is_nil(disk_of(report, "sda").shared_with)
+    expect_same(image(report, "sda", DB), "b.raw")
+    verify_all()
+  end)
+end)
+
 describe("a dry run", function()
   before_each(function()
     directory, remove = support.directory()
