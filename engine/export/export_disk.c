@@ -114,7 +114,8 @@ static int find_changes(struct cairn__export *x, struct cairn__member *m,
     return 0;
   }
   if (cairn__tracking_changes(t, &x->members.tracking, m->id, d->id, &d->base,
-                              &x->bases.x, &x->digester, d->source, err) != 0)
+                              x->bases.points, &x->digester, d->source,
+                              err) != 0)
     return cairn__member_fail(m, d, err);
   if (t->reason && t->is_notable)
     cairn__run_warn(x->run,
