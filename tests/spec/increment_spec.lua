@@ -495,8 +495,19 @@ describe("a collection that changes", function()
     assert.equal(WEB, point.failed[1].VirtualMachineId)
     assert.equal("source_missing", point.failed[1].code)
     verify_all()
+    -- the dry run says the same
+    local function plan(on_disk_error)
+      return engine:plan { Name = "x", export = { directory = at "out",
+        collection = both "absent.raw", on_disk_error = on_disk_error } }
+    end
+    local planned = assert(plan "continue")
+    assert.equal(1, #planned.machines)
+    assert.equal(DB, planned.machines[1].VirtualMachineId)
+    assert.is_truthy(planned.warnings[1]:find("left out", 1, true))
+    assert.is_nil((plan "fail"))
     -- all of them: then it is the job that fails
     must("rm", at "a.raw")
+    assert.is_nil((plan "continue"))
     _, _, state = export(both "absent.raw", { on_disk_error = "continue" })
     assert.equal("Exception", state)
     assert.equal(1, #cairn.points(at "out"))
@@ -590,6 +601,21 @@ describe("a dry run", function()
   after_each(function()
     engine:close { mode = "kill" }
     remove()
+  end)
+
+  it("has lists that stay lists when they are empty", function()
+    write_raw("a.raw", { 1 })
+    exported(farm { disk("vda", "a.raw") })
+    local file = assert(io.open(at "farm.lua", "w"))
+    file:write(([[return require("cairn").collection { CollectionId = "%s",
+      machines = { { VirtualMachineId = "%s", disks = { { id = "vda",
+        path = "%s", format = "raw" } } } } }]]):format(FARM, WEB, at "a.raw"))
+    file:close()
+    local output = must(support.build .. "/bin/cairn", "export", "--dry-run",
+      "--json", "--base", "latest", "--collection", at "farm.lua", "--to",
+      at "out")
+    assert.is_truthy(output:find('"warnings":[]', 1, true), output)
+    assert.is_truthy(output:find('"ranges":[]', 1, true), output)
   end)
 
   it("tells an increment's ranges and size to the byte", function()
