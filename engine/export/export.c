@@ -129,13 +129,16 @@ static int is_continuing(const struct cairn__export *x)
   return strcmp(text_of(x->spec, "on_disk_error"), "continue") == 0;
 }
 
-/* Whether an error is a machine's own, so that the others may go on. */
+/* Whether an error is a machine's own, so that the others may go on. Paths of
+ * the target begin as the specification has them. */
 static int is_of_source(const struct cairn__export *x,
                         const struct cairn_error *error)
 {
-  const char *target = x->publication.path;
-  size_t n = target ? strlen(target) : 0;
+  const char *target = text_of(x->spec, "directory");
+  size_t n = strlen(target);
 
+  while (n > 1 && target[n - 1] == '/')
+    n--;
   switch (error->id) {
   case CAIRN_E_TERMINATED:
   case CAIRN_E_KILLED:
@@ -145,12 +148,12 @@ static int is_of_source(const struct cairn__export *x,
   case CAIRN_E_INTERNAL:
     return 0;
   default:
-    return n == 0 || strncmp(error->path, target, n) != 0 ||
+    return strncmp(error->path, target, n) != 0 ||
            (error->path[n] != '/' && error->path[n] != '\0');
   }
 }
 
-static int may_leave_out(void *arg, const struct cairn_error *error)
+int cairn__export_may_leave_out(void *arg, const struct cairn_error *error)
 {
   const struct cairn__export *x = arg;
 
@@ -158,10 +161,17 @@ static int may_leave_out(void *arg, const struct cairn_error *error)
 }
 
 /* Removes what was written of a machine. */
-static int remove_machine(struct cairn__export *x,
-                          const struct cairn__member *m,
+static int remove_machine(struct cairn__export *x, struct cairn__member *m,
                           struct cairn_error *err)
 {
+  for (size_t i = 0; i < m->disk_count; i++) {
+    struct cairn__member_disk *d = &m->disks[i];
+
+    if (d->result == CAIRN__MEMBER_OK)
+      d->result = CAIRN__MEMBER_NOT_DONE;
+    json_decref(d->entry);
+    d->entry = NULL;
+  }
   for (size_t i = json_array_size(x->files); i-- > 0;) {
     const char *vm = text_of(json_array_get(x->files, i), "VirtualMachineId");
 
@@ -179,7 +189,7 @@ static int remove_machine(struct cairn__export *x,
 static int leave_out(struct cairn__export *x, struct cairn__member *m,
                      struct cairn_error *err)
 {
-  if (!may_leave_out(x, err))
+  if (!cairn__export_may_leave_out(x, err))
     return -1;
   m->result = CAIRN__MEMBER_FAILED;
   m->error = *err;
@@ -187,8 +197,8 @@ static int leave_out(struct cairn__export *x, struct cairn__member *m,
   return remove_machine(x, m, err);
 }
 
-/* At least one machine is left, or the first failure is that of the run. */
-static int check_any(struct cairn__export *x, struct cairn_error *err)
+int cairn__export_check_any(const struct cairn__export *x,
+                            struct cairn_error *err)
 {
   const struct cairn__member *first = NULL;
 
@@ -205,7 +215,7 @@ static int check_any(struct cairn__export *x, struct cairn_error *err)
   return -1;
 }
 
-static int warn_of_failed(struct cairn__export *x)
+void cairn__export_warn_of_failed(const struct cairn__export *x)
 {
   for (size_t i = 0; i < x->members.count; i++) {
     const struct cairn__member *m = &x->members.list[i];
@@ -213,7 +223,6 @@ static int warn_of_failed(struct cairn__export *x)
     if (m->result == CAIRN__MEMBER_FAILED)
       cairn__run_warn(x->run, "left out of this point: %s", m->error.message);
   }
-  return 0;
 }
 
 static int open_sources(struct cairn__export *x, struct cairn_error *err)
@@ -227,7 +236,7 @@ static int open_sources(struct cairn__export *x, struct cairn_error *err)
       .target_path = x->publication.path,
       .point = x->run->point_uuid,
       .tracker = text_of(x->spec, "tracker"),
-      .may_leave_out = may_leave_out,
+      .may_leave_out = cairn__export_may_leave_out,
       .argument = x,
   };
 
@@ -236,9 +245,11 @@ static int open_sources(struct cairn__export *x, struct cairn_error *err)
     return -1;
   x->time_us = wall_us(x);
   cairn__members_release(&x->members);
-  if (check_any(x, err) != 0 || cairn__export_check_marker(x, err) != 0 ||
+  if (cairn__export_check_any(x, err) != 0 ||
+      cairn__export_check_marker(x, err) != 0 ||
       cairn__export_choose_bases(x, err) != 0 ||
-      cairn__members_measure(&x->members, x->run, err) != 0)
+      cairn__members_measure(&x->members, x->run, err) != 0 ||
+      cairn__export_check_any(x, err) != 0)
     return -1;
   atomic_store(&x->run->bytes_total, x->members.bytes);
   return cairn__export_begin(x, err);
@@ -425,7 +436,7 @@ static int check_still(struct cairn__export *x, struct cairn_error *err)
         cairn__member_check_still(m, err) != 0 && leave_out(x, m, err) != 0)
       return -1;
   }
-  return check_any(x, err);
+  return cairn__export_check_any(x, err);
 }
 
 static int publish(struct cairn__export *x, struct cairn_error *err)
@@ -463,9 +474,10 @@ static int do_export(struct cairn__export *x, json_t **properties,
         (export_machine(x, m, err) != 0 && leave_out(x, m, err) != 0))
       return -1;
   }
-  if (check_any(x, err) != 0 || check_still(x, err) != 0 ||
-      warn_of_failed(x) != 0 ||
-      cairn__export_properties(x, properties, err) != 0)
+  if (cairn__export_check_any(x, err) != 0 || check_still(x, err) != 0)
+    return -1;
+  cairn__export_warn_of_failed(x);
+  if (cairn__export_properties(x, properties, err) != 0)
     return -1;
   return publish(x, err);
 }

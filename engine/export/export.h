@@ -44,6 +44,15 @@ static inline const char *cairn__text_of(const json_t *object, const char *name)
   return json_string_value(json_object_get(object, name));
 }
 
+/* ---- export.c */
+
+/* of struct cairn__members_options; arg: the export */
+int cairn__export_may_leave_out(void *arg, const struct cairn_error *error);
+/* At least one machine is left, or the first failure is that of the run. */
+int cairn__export_check_any(const struct cairn__export *x,
+                            struct cairn_error *err);
+void cairn__export_warn_of_failed(const struct cairn__export *x);
+
 /* ---- export_disk.c */
 
 /* Chooses the base of every disk of the machines that have not failed, and

@@ -115,10 +115,9 @@ static int find_changes(struct cairn__export *x, struct cairn__member *m,
     return 0;
   }
   if (cairn__tracking_changes(t, &x->members.tracking, m->id, d->id, &d->base,
-                              &x->bases.x, &x->digester, d->source, err) != 0)
+                              x->bases.points, &x->digester, d->source,
+                              err) != 0)
     return cairn__member_fail(m, d, err);
-  if (t->is_refuted && x->members.tracking.point)
-    cairn__export_mark_suspect(x, m, d);
   if (t->reason && t->is_notable)
     cairn__run_warn(x->run,
                     "disk %s of machine %s goes without the %s tracker: %s",
@@ -134,8 +133,9 @@ static int find_all_changes(struct cairn__export *x, struct cairn_error *err)
 
     for (size_t j = 0; j < m->disk_count && m->result != CAIRN__MEMBER_FAILED;
          j++) {
-      if (cairn__run_gate(x->run, err) != 0 ||
-          find_changes(x, m, &m->disks[j], err) != 0)
+      if ((cairn__run_gate(x->run, err) != 0 ||
+           find_changes(x, m, &m->disks[j], err) != 0) &&
+          !cairn__member_leave_out(&x->members, m, err))
         return -1;
     }
   }
@@ -243,12 +243,14 @@ static int open_written(struct disk_job *j, int fd, struct cairn_error *err)
   const struct cairn__member_disk *twin = j->d->twin;
   struct cairn__layer *top, **below = NULL, **all;
   const char *name = strrchr(text_of(twin->entry, "path"), '/') + 1;
+  char path[PATH_MAX]; /* absolute: whose failure it is, is told from it */
   size_t n = 0, i;
   int result;
 
-  if (cairn__layer_open(x->io, fd, name, text_of(twin->entry, "path"),
-                        text_of(twin->entry, "format"), j->length, &top,
-                        err) != 0)
+  snprintf(path, sizeof path, "%s/%s", x->publication.point_path,
+           text_of(twin->entry, "path"));
+  if (cairn__layer_open(x->io, fd, name, path, text_of(twin->entry, "format"),
+                        j->length, &top, err) != 0)
     return -1;
   if (twin->base.point &&
       cairn__point_open_chain(&x->bases.x, twin->base.point, twin->base.image,
@@ -262,8 +264,7 @@ static int open_written(struct disk_job *j, int fd, struct cairn_error *err)
     all[i] = below[i];
   if (all) {
     all[n] = top;
-    result = cairn__source_open_layers(all, n + 1, j->length,
-                                       text_of(twin->entry, "path"), 2,
+    result = cairn__source_open_layers(all, n + 1, j->length, path, 2,
                                        &j->written, err);
   }
   if (result != 0) {
@@ -407,7 +408,7 @@ static int describe_more(const struct disk_job *j, struct cairn_error *err)
   if (j->x->marker &&
       cairn__marker_describe(j->x->marker, j->m->id, d->id, entry, err) != 0)
     return -1;
-  if (!d->twin)
+  if (!d->twin || d->twin_member->result == CAIRN__MEMBER_FAILED)
     return 0;
   snprintf(text, sizeof text, "%s/%s", d->twin_member->id, d->twin->id);
   return json_object_set_new(entry, "shared_with", json_string(text)) == 0

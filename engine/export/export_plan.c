@@ -202,6 +202,27 @@ static int plan_machine(struct cairn__export *x, struct cairn__member *m,
   return result;
 }
 
+/* Those that would not be left out. */
+static int plan_machines(struct cairn__export *x, json_t *machines,
+                         uint64_t *target, struct cairn_error *err)
+{
+  for (size_t i = 0; i < x->members.count; i++) {
+    struct cairn__member *m = &x->members.list[i];
+    uint64_t bytes = 0;
+
+    if (m->result == CAIRN__MEMBER_FAILED)
+      continue;
+    if (plan_machine(x, m, machines, &bytes, err) == 0)
+      *target += bytes;
+    else if (!cairn__member_leave_out(&x->members, m, err))
+      return -1;
+  }
+  if (cairn__export_check_any(x, err) != 0)
+    return -1;
+  cairn__export_warn_of_failed(x);
+  return 0;
+}
+
 static int write_plan(struct cairn__export *x, int is_new, int fd,
                       json_t **plan, struct cairn_error *err)
 {
@@ -213,8 +234,8 @@ static int write_plan(struct cairn__export *x, int is_new, int fd,
   struct statvfs fs;
   int result = machines ? 0 : cairn__fail_memory(err);
 
-  for (size_t i = 0; i < x->members.count && result == 0; i++)
-    result = plan_machine(x, &x->members.list[i], machines, &target, err);
+  if (result == 0)
+    result = plan_machines(x, machines, &target, err);
   if (result == 0 && !is_new && !json_is_false(json_object_get(spec, "resume")))
     result = cairn__publication_find(x->io, fd, &wanted, &left, &kept, err);
   if (result != 0) {
@@ -280,6 +301,8 @@ static int make_plan(struct cairn__export *x, int is_new, int fd, json_t **plan,
       .target_fd = fd,
       .target_path = cairn__text_of(x->spec, "directory"),
       .tracker = cairn__text_of(x->spec, "tracker"),
+      .may_leave_out = cairn__export_may_leave_out,
+      .argument = x,
   };
 
   if (cairn__publication_check_target(x->io, fd, o.target_path, err) != 0 ||
@@ -289,6 +312,7 @@ static int make_plan(struct cairn__export *x, int is_new, int fd, json_t **plan,
   if (open_bases(x, is_new, err) != 0 ||
       cairn__members_open(&o, &x->members, err) != 0 ||
       cairn__export_check_marker(x, err) != 0 ||
+      cairn__export_check_any(x, err) != 0 ||
       cairn__export_choose_bases(x, err) != 0 ||
       cairn__members_measure(&x->members, x->run, err) != 0)
     return -1;

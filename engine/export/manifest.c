@@ -109,6 +109,7 @@ static const struct member file_members[] = {
     {"shared_with", IS_STRING | IS_OPTIONAL, ROLES_IMAGE, 0},
     {"clone", IS_STRING | IS_OPTIONAL, ROLES_IMAGE, 0},
     {"bitmap_state", IS_OBJECT | IS_OPTIONAL, ROLES_IMAGE, 0},
+    {"runs_since_compared", IS_INTEGER | IS_OPTIONAL, ROLES_IMAGE, 0},
     {"blocks_audited", IS_INTEGER | IS_OPTIONAL, ROLES_IMAGE, 0},
     {"source", IS_STRING, ROLES_IMAGE | ROLES_COPIED, 0},
     {"source_format", IS_STRING, ROLES_IMAGE, 0},

@@ -284,6 +284,17 @@ static void close_member(struct cairn__member *m)
   }
 }
 
+int cairn__member_leave_out(const struct cairn__members *all,
+                            struct cairn__member *m, struct cairn_error *err)
+{
+  if (!err || m->result != CAIRN__MEMBER_FAILED || !all->may_leave_out ||
+      !all->may_leave_out(all->argument, err))
+    return 0;
+  m->error = *err;
+  cairn__error_clear(err);
+  return 1;
+}
+
 static int open_all(const struct cairn__members_options *o,
                     struct cairn__members *all, struct cairn_error *err)
 {
@@ -292,11 +303,8 @@ static int open_all(const struct cairn__members_options *o,
 
     if (open_member(o, all, m, err) == 0)
       continue;
-    if (!err || m->result != CAIRN__MEMBER_FAILED || !o->may_leave_out ||
-        !o->may_leave_out(o->argument, err))
+    if (!cairn__member_leave_out(all, m, err))
       return -1;
-    m->error = *err;
-    cairn__error_clear(err);
     close_member(m);
   }
   return 0;
@@ -311,6 +319,8 @@ int cairn__members_open(const struct cairn__members_options *o,
 
   memset(out, 0, sizeof *out);
   out->work_directory = o->work_directory;
+  out->may_leave_out = o->may_leave_out;
+  out->argument = o->argument;
   out->tracking = (struct cairn__tracking_options){
       .io = o->io,
       .run = o->run,
@@ -345,9 +355,8 @@ void cairn__members_release(struct cairn__members *all)
 
 /* ---- looking ------------------------------------------------------------- */
 
-static int measure_disk(struct cairn__members *all,
-                        struct cairn__member_disk *d, struct cairn__run *run,
-                        struct cairn_error *err)
+static int measure_disk(struct cairn__member_disk *d, struct cairn__run *run,
+                        uint64_t *bytes, struct cairn_error *err)
 {
   if (d->twin) {
     d->data_bytes = d->twin->data_bytes;
@@ -357,7 +366,20 @@ static int measure_disk(struct cairn__members *all,
       cairn__source_data_bytes(d->source, d->tracking.changes, run,
                                &d->data_bytes, err) != 0)
     return -1;
-  all->bytes += d->data_bytes;
+  *bytes += d->data_bytes;
+  return 0;
+}
+
+static int measure_member(struct cairn__member *m, struct cairn__run *run,
+                          uint64_t *bytes, struct cairn_error *err)
+{
+  *bytes = 0;
+  for (size_t j = 0; j < m->disk_count; j++) {
+    if (measure_disk(&m->disks[j], run, bytes, err) != 0)
+      return cairn__member_fail(m, &m->disks[j], err);
+  }
+  for (size_t j = 0; j < m->files.count; j++)
+    *bytes += (uint64_t)m->files.list[j].st.st_size;
   return 0;
 }
 
@@ -368,14 +390,14 @@ int cairn__members_measure(struct cairn__members *all, struct cairn__run *run,
   for (size_t i = 0; i < all->count; i++) {
     struct cairn__member *m = &all->list[i];
 
+    uint64_t bytes;
+
     if (m->result == CAIRN__MEMBER_FAILED)
       continue;
-    for (size_t j = 0; j < m->disk_count; j++) {
-      if (measure_disk(all, &m->disks[j], run, err) != 0)
-        return cairn__member_fail(m, &m->disks[j], err);
-    }
-    for (size_t j = 0; j < m->files.count; j++)
-      all->bytes += (uint64_t)m->files.list[j].st.st_size;
+    if (measure_member(m, run, &bytes, err) == 0)
+      all->bytes += bytes;
+    else if (!cairn__member_leave_out(all, m, err))
+      return -1;
   }
   return 0;
 }

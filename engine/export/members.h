@@ -55,6 +55,8 @@ struct cairn__members {
   const char **directories; /* where backing files may lie */
   size_t directory_count;
   const char *work_directory;
+  int (*may_leave_out)(void *argument, const struct cairn_error *error);
+  void *argument; /* of may_leave_out */
 };
 
 struct cairn__members_options {
@@ -67,8 +69,8 @@ struct cairn__members_options {
   const char *target_path;
   const char *point;   /* the new one's id; NULL: a dry run, or a look */
   const char *tracker; /* of disks that name none; or NULL: digest */
-  /* Asked when a machine cannot be opened: 1 = go on without it. NULL: never.
-   */
+  /* Asked when a machine cannot be opened or looked at: 1 = go on without it.
+     NULL: never. */
   int (*may_leave_out)(void *argument, const struct cairn_error *error);
   void *argument;
 };
@@ -82,7 +84,11 @@ int cairn__members_open(const struct cairn__members_options *o,
 /* Lets go of what was held only until all disks were: the moment of the point
  * is over. */
 void cairn__members_release(struct cairn__members *m);
-/* Fills data_bytes and bytes. */
+/* A machine has failed before anything of it was written: 1 the export goes on
+ * without it, which has its error now; 0 it does not. */
+int cairn__member_leave_out(const struct cairn__members *all,
+                            struct cairn__member *m, struct cairn_error *err);
+/* Fills data_bytes and bytes. Machines that fail may be left out. */
 int cairn__members_measure(struct cairn__members *m, struct cairn__run *run,
                            struct cairn_error *err);
 /* SOURCE_CHANGED unless all disks of the machine stood still. */

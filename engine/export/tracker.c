@@ -16,6 +16,8 @@
 /* Clones are dropped while less than this part of their file system is free.
  */
 #define SPARE_PART 20u
+/* Of a disk's entry in the manifest. */
+#define RUNS_MEMBER "runs_since_compared"
 
 const char *const cairn__tracker_names[] = {"digest", "clone", "bitmap", "full",
                                             NULL};
@@ -250,57 +252,126 @@ void cairn__tracking_release(struct cairn__tracking *t)
 
 /* ---- changes ------------------------------------------------------------- */
 
-/* Images from the base down that were not compared as a whole. */
-static int count_tracked(struct cairn__exports *x, const struct cairn__base *b,
-                         const char *machine, const char *disk, unsigned *count,
-                         struct cairn_error *err)
+/* In how many runs of the disk up to the base, and up to the newest point, a
+ * tracker's word was taken since one compared all of it. What the manifests
+ * say, not how long the chain is: increments may have been merged, or all be
+ * made from one base. */
+static unsigned count_runs(const struct cairn__base *b, const json_t *points,
+                           const char *machine, const char *disk)
 {
-  const struct cairn__point *p = b->point;
-  const json_t *image = b->image;
+  json_int_t most = json_integer_value(json_object_get(b->image, RUNS_MEMBER));
 
-  *count = 0;
-  while (image) {
-    const char *tracker = text_of(image, "tracker");
-    const char *base = text_of(image, "base");
+  for (size_t i = json_array_size(points); i-- > 0;) {
+    const struct cairn__point p = {.manifest = json_array_get(points, i)};
+    const json_t *image = cairn__point_image(&p, machine, disk);
+    json_int_t n = json_integer_value(json_object_get(image, RUNS_MEMBER));
 
-    if (strcmp(tracker, "clone") != 0 && strcmp(tracker, "bitmap") != 0)
-      return 0;
-    ++*count;
-    if (!base)
-      return 0;
-    if (cairn__exports_base(x, base, &p, err) != 0)
+    if (n > most)
+      most = n;
+    if (image)
+      break;
+  }
+  return most < CAIRN__COMPARE_EVERY ? (unsigned)most : CAIRN__COMPARE_EVERY;
+}
+
+/* ---- the audit -----------------------------------------------------------
+ * Most blocks of a disk may never have been written. A sample of them would
+ * find nothing, so most of it is drawn from the blocks that held data at the
+ * base, the rest from all. */
+
+#define AUDIT_DATA (CAIRN__AUDIT_BLOCKS * 3 / 4)
+
+struct sample {
+  uint64_t random; /* the state of the generator */
+  uint64_t blocks[CAIRN__AUDIT_BLOCKS];
+  size_t count;
+};
+
+/* splitmix64; a number below n, n > 0 */
+static uint64_t draw(struct sample *s, uint64_t n)
+{
+  uint64_t r = s->random += UINT64_C(0x9e3779b97f4a7c15);
+
+  r = (r ^ r >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+  r = (r ^ r >> 27) * UINT64_C(0x94d049bb133111eb);
+  return (r ^ r >> 31) % n;
+}
+
+/* Clear blocks that held data at the base, each as likely as the other. */
+static int sample_data(struct sample *s, const struct cairn__changes *changes,
+                       struct cairn__map *base, unsigned size,
+                       unsigned char *digests, struct cairn__run *run,
+                       struct cairn_error *err)
+{
+  uint64_t blocks = cairn__changes_blocks(changes), seen = 0;
+  uint64_t in_base = cairn__map_get_info(base)->blocks;
+
+  if (blocks > in_base)
+    blocks = in_base;
+  for (uint64_t first = 0; first < blocks; first += CAIRN__PAGE_BLOCKS) {
+    uint64_t left = blocks - first;
+    uint64_t n = left < CAIRN__PAGE_BLOCKS ? left : CAIRN__PAGE_BLOCKS;
+
+    if ((run && cairn__run_gate(run, err) != 0) ||
+        cairn__map_read(base, first, n, digests, err) != 0)
       return -1;
-    image = cairn__point_image(p, machine, disk);
+    for (uint64_t i = 0; i < n; i++) {
+      if (cairn__changes_is_set(changes, first + i) ||
+          cairn__is_zero(digests + i * size, size))
+        continue;
+      seen++;
+      if (s->count < AUDIT_DATA) {
+        s->blocks[s->count++] = first + i;
+      } else {
+        uint64_t at = draw(s, seen);
+
+        if (at < AUDIT_DATA)
+          s->blocks[at] = first + i;
+      }
+    }
   }
   return 0;
 }
 
-/* A number below n, n > 0. */
-static uint64_t draw(uint64_t n)
+/* The clear block that has `rank` clear ones before it. */
+static uint64_t clear_block(const struct cairn__changes *c, uint64_t rank)
 {
-  uint64_t r = 0;
+  uint64_t block = 0;
 
-  if (getrandom(&r, sizeof r, 0) != (ssize_t)sizeof r)
-    r = (uint64_t)(uintptr_t)&r; /* a poorer choice, no worse answer */
-  return r % n;
-}
-
-/* The first block from `block` on, round the end, that is clear; blocks when
- * there is none. */
-static uint64_t next_clear(const struct cairn__changes *c, uint64_t block)
-{
-  uint64_t blocks = cairn__changes_blocks(c), passed = 0;
-
-  while (passed <= blocks) {
+  for (;;) {
     int is_set;
     uint64_t n = cairn__changes_run(c, block, &is_set);
 
-    if (!is_set)
-      return block;
-    passed += n;
-    block = block + n < blocks ? block + n : 0;
+    if (!is_set && rank < n)
+      return block + rank;
+    rank -= is_set ? 0 : n;
+    block += n;
   }
-  return blocks;
+}
+
+static int make_sample(struct sample *s, const struct cairn__changes *changes,
+                       struct cairn__map *base, unsigned size,
+                       struct cairn__run *run, struct cairn_error *err)
+{
+  uint64_t clear =
+      cairn__changes_blocks(changes) - cairn__changes_count(changes);
+  size_t most = clear < CAIRN__AUDIT_BLOCKS ? clear : CAIRN__AUDIT_BLOCKS;
+  unsigned char *digests;
+  int result;
+
+  s->count = 0;
+  if (getrandom(&s->random, sizeof s->random, 0) != (ssize_t)sizeof s->random)
+    s->random = (uint64_t)(uintptr_t)s; /* a poorer choice, no worse answer */
+  if (clear == 0)
+    return 0;
+  digests = cairn__malloc((size_t)CAIRN__PAGE_BLOCKS * size);
+  if (!digests)
+    return cairn__fail_memory(err);
+  result = sample_data(s, changes, base, size, digests, run, err);
+  cairn__free(digests);
+  while (result == 0 && s->count < most)
+    s->blocks[s->count++] = clear_block(changes, draw(s, clear));
+  return result;
 }
 
 /* Reads some of what is said to be unchanged: 0, 1 with a reason when it is
@@ -311,20 +382,16 @@ static int audit(struct cairn__tracking *t, struct cairn__source *source,
                  char reason[REASON_MAX], struct cairn_error *err)
 {
   unsigned char is[CAIRN__DIGEST_MAX], was[CAIRN__DIGEST_MAX];
-  uint64_t blocks = cairn__changes_blocks(changes);
   uint64_t in_base = cairn__map_get_info(base)->blocks;
-  uint64_t clear = blocks - cairn__changes_count(changes), n;
-  unsigned char *buf;
-  int result = 0;
+  unsigned char *buf = cairn__malloc_aligned(CAIRN__BLOCK);
+  struct sample s;
+  int result;
 
-  n = clear < CAIRN__AUDIT_BLOCKS ? clear : CAIRN__AUDIT_BLOCKS;
-  if (n == 0)
-    return 0;
-  buf = cairn__malloc_aligned(CAIRN__BLOCK);
   if (!buf)
     return cairn__fail_memory(err);
-  for (uint64_t i = 0; i < n && result == 0; i++) {
-    uint64_t block = next_clear(changes, draw(blocks));
+  result = make_sample(&s, changes, base, d->size, run, err);
+  for (size_t i = 0; i < s.count && result == 0; i++) {
+    uint64_t block = s.blocks[i];
 
     memset(was, 0, sizeof was);
     if ((run && cairn__run_gate(run, err) != 0) ||
@@ -340,10 +407,9 @@ static int audit(struct cairn__tracking *t, struct cairn__source *source,
       continue;
     snprintf(reason, REASON_MAX,
              "the %s tracker said that nothing changed at offset %" PRIu64
-             ", and "
-             "the audit found that it did",
+             ", and the audit found that it did; this point is right, those "
+             "back to the last one that compared the whole disk are doubtful",
              cairn__tracker_names[t->wanted], block * CAIRN__BLOCK);
-    t->is_refuted = 1;
     result = 1;
   }
   cairn__free_aligned(buf);
@@ -376,28 +442,29 @@ static int ask(struct cairn__tracking *t,
 int cairn__tracking_changes(
     struct cairn__tracking *t, const struct cairn__tracking_options *o,
     const char *machine, const char *disk, const struct cairn__base *base,
-    struct cairn__exports *exports, const struct cairn__digester *digester,
+    const json_t *points, const struct cairn__digester *digester,
     struct cairn__source *source, struct cairn_error *err)
 {
   struct cairn__changes *changes = NULL;
   char reason[REASON_MAX] = "";
   struct cairn__map *map = NULL;
-  unsigned tracked = 0;
+  unsigned runs;
   int result;
 
   t->used = base->point ? CAIRN__TRACKER_DIGEST : CAIRN__TRACKER_FULL;
   if (!base->point || t->reason || t->wanted == CAIRN__TRACKER_DIGEST)
     return 0;
-  if (count_tracked(exports, base, machine, disk, &tracked, err) != 0 ||
-      cairn__changes_new(source->length, &changes, err) != 0)
+  if (cairn__changes_new(source->length, &changes, err) != 0)
     return -1;
+  runs = count_runs(base, points, machine, disk) + 1;
   result = cairn__point_open_map(o->io, base->point, base->image, digester,
                                  &map, err);
   if (result == 0)
     result = ask(t, o, machine, disk, base, digester, source, map, changes,
                  reason, err);
   cairn__map_close(map);
-  if (result == 0 && tracked + 1 < CAIRN__COMPARE_EVERY) {
+  if (result == 0 && runs < CAIRN__COMPARE_EVERY) {
+    t->runs = runs;
     t->changes = changes;
     t->used = t->wanted;
     return 0;
@@ -420,6 +487,10 @@ int cairn__tracking_describe(const struct cairn__tracking *t, json_t *entry)
     return -1;
   if (t->bitmap_state &&
       json_object_set(entry, "bitmap_state", t->bitmap_state) != 0)
+    return -1;
+  if (t->runs > 0 &&
+      json_object_set_new(entry, RUNS_MEMBER,
+                          json_integer((json_int_t)t->runs)) != 0)
     return -1;
   if (t->audited > 0 &&
       json_object_set_new(entry, "blocks_audited",
@@ -486,7 +557,8 @@ static void drop_bitmaps(const struct cairn__tracking_options *o,
       break;
     if (!has_bitmaps(&all, id))
       continue;
-    if (cairn__bitmap_remove(s, id, o->run, &why) != 0) {
+    /* nobody has entered the run any more */
+    if (cairn__bitmap_remove(s, id, NULL, &why) != 0) {
       warn(o, "cannot remove an old bitmap of the source", &why);
       break;
     }
@@ -507,6 +579,9 @@ static void drop_clones(const struct cairn__tracking *t,
 
   cairn__error_clear(&why);
   if (fstatvfs(t->clone_dirfd, &fs) != 0)
+    return;
+  /* Every disk comes here, and there may be very many clones. */
+  if (fs.f_bavail > fs.f_blocks / SPARE_PART)
     return;
   if (cairn__clones_list(o->io, t->clone_dirfd, t->clone_path, &list, &count,
                          &why) != 0) {

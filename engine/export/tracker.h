@@ -73,7 +73,8 @@ struct cairn__tracking {
   struct cairn__changes *claims;  /* a run that compares all: what the tracker
                                      would have said; or NULL */
   uint64_t audited;               /* blocks that were read to check */
-  int is_refuted;                 /* it missed a change */
+  unsigned runs;                  /* of the disk that took a tracker's word in a
+                                     row, this one included; 0 = it is compared */
 };
 
 void cairn__tracking_init(struct cairn__tracking *t, int wanted);
@@ -96,13 +97,15 @@ int cairn__tracking_fall_back(struct cairn__tracking *t, const char *reason,
                               struct cairn_error *err);
 /* Lets go of the original behind a clone. */
 void cairn__tracking_release(struct cairn__tracking *t);
-/* With the base known (point NULL: none): fills used, changes and claims. */
+/* With the base known (point NULL: none): fills used, changes and claims.
+ * points: manifests of the collection, oldest first. */
 int cairn__tracking_changes(
     struct cairn__tracking *t, const struct cairn__tracking_options *o,
     const char *machine, const char *disk, const struct cairn__base *base,
-    struct cairn__exports *exports, const struct cairn__digester *digester,
+    const json_t *points, const struct cairn__digester *digester,
     struct cairn__source *source, struct cairn_error *err);
-/* The members "clone" and "bitmap_state" of the disk's entry. */
+/* The members "clone", "bitmap_state", "runs_since_compared" and
+ * "blocks_audited" of the disk's entry. */
 int cairn__tracking_describe(const struct cairn__tracking *t, json_t *entry);
 /* With the source closed. is_published: what is kept for too long is dropped,
  * `points` (manifests, oldest first) telling the age; else what was made for

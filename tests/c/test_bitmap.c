@@ -9,7 +9,7 @@
 #include <signal.h>
 #include <sys/mount.h>
 
-#include "export/bitmap.h"
+#include "export/tracker.h"
 #include "memory.h"
 #include "skip.h"
 
@@ -441,6 +441,37 @@ static void has_the_bitmaps_of_eight_points_at_most(void **state)
   must_run("qemu-img bitmap --remove img "
            "cairn-ABCDEF00-0000-4000-8000-999999999991");
   must_add("img", 0);
+}
+
+/* A client that asks the run to end once the point is published is too late:
+ * what was kept for too long still goes. */
+static void drops_the_oldest_of_a_published_point_in_any_case(void **state)
+{
+  static const char oldest[] = "ABCDEF00-0000-4000-8000-999999999991";
+  struct cairn__tracking_options o = {.io = io};
+  struct cairn__source_options s;
+  struct cairn__tracking t;
+  json_t *manifests = json_pack("[{s:s}]", "ReferencePointGroupId", oldest);
+
+  (void)state;
+  o.run = cairn__run_new(NULL);
+  assert_non_null(o.run);
+  o.point = "ABCDEF00-0000-4000-8000-999999999998";
+  cairn__tracking_init(&t, CAIRN__TRACKER_BITMAP);
+  t.has_bitmap = 1;
+  t.bitmap_state = json_object();
+  make("img", "");
+  must_run("for i in 1 2 3 4 5 6 7 8; do qemu-img bitmap --add img "
+           "cairn-ABCDEF00-0000-4000-8000-99999999999$i; done");
+  s = options("img");
+  cairn__run_request(o.run, CAIRN__RUN_TERMINATE);
+  cairn__tracking_end(&t, &o, &s, 1, manifests);
+  assert_null(o.run->warnings);
+  assert_int_equal(count_names("img", oldest), 0);
+  assert_int_equal(count_names("img", "cairn-"), 7);
+  cairn__tracking_free(&t);
+  cairn__run_release(o.run);
+  json_decref(manifests);
 }
 
 static void writes_nothing_that_it_must_not_write(void **state)
@@ -1455,6 +1486,7 @@ int main(void)
       cmocka_unit_test(adds_a_bitmap_and_its_guard_and_removes_both),
       cmocka_unit_test(adds_none_where_there_can_be_none),
       cmocka_unit_test(has_the_bitmaps_of_eight_points_at_most),
+      cmocka_unit_test(drops_the_oldest_of_a_published_point_in_any_case),
       cmocka_unit_test(writes_nothing_that_it_must_not_write),
       cmocka_unit_test(touches_no_image_that_somebody_has_open),
       cmocka_unit_test(follows_no_backing_file),

@@ -495,11 +495,101 @@ describe("a collection that changes", function()
     assert.equal(WEB, point.failed[1].VirtualMachineId)
     assert.equal("source_missing", point.failed[1].code)
     verify_all()
+    -- the dry run says the same
+    local function plan(on_disk_error)
+      return engine:plan { Name = "x", export = { directory = at "out",
+        collection = both "absent.raw", on_disk_error = on_disk_error } }
+    end
+    local planned = assert(plan "continue")
+    assert.equal(1, #planned.machines)
+    assert.equal(DB, planned.machines[1].VirtualMachineId)
+    assert.is_truthy(planned.warnings[1]:find("left out", 1, true))
+    assert.is_nil((plan "fail"))
     -- all of them: then it is the job that fails
     must("rm", at "a.raw")
+    assert.is_nil((plan "continue"))
     _, _, state = export(both "absent.raw", { on_disk_error = "continue" })
     assert.equal("Exception", state)
     assert.equal(1, #cairn.points(at "out"))
+  end)
+end)
+
+describe("a source that cannot be looked at", function()
+  before_each(function()
+    directory, remove = support.directory()
+    engine = assert(cairn.open { store = ":memory:" })
+  end)
+  after_each(function()
+    engine:close { mode = "kill" }
+    remove()
+  end)
+
+  -- Compressed: that it cannot be read shows when it is read. The end of an
+  -- image counts as changed in any case, so the data is in front.
+  local function make()
+    must("qemu-img", "create", "-q", "-f", "raw", at "c.raw", "4M")
+    must("qemu-io", "-f", "raw", "-c", "write -P 1 0 2M", at "c.raw")
+    must("qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", at "c.raw",
+      at "a.qcow2")
+  end
+
+  local function damage()
+    local file = assert(io.open(at "a.qcow2", "r+b"))
+    local function be64(offset)
+      file:seek("set", offset)
+      return (string.unpack(">I8", file:read(8)))
+    end
+    local l2 = be64(be64(40)) & 0x00fffffffffffe00
+    for i = 0, 31 do
+      local cluster = be64(l2 + 8 * i) & ((1 << 54) - 1)
+      file:seek("set", cluster)
+      file:write(("\xff"):rep(16))
+    end
+    file:close()
+  end
+
+  local function both(tracker)
+    local sick = disk("vda", "a.qcow2", "qcow2")
+    sick.tracker = tracker
+    return cairn.collection { CollectionId = FARM, machines = {
+      { VirtualMachineId = WEB, disks = { disk("vdc", "b.raw"), sick } },
+      { VirtualMachineId = DB, disks = { disk("sda", "b.raw") } } } }
+  end
+
+  it("fails its machine alone when its tracker is checked", function()
+    write_raw("b.raw", { 1, 2 })
+    make()
+    exported(both "bitmap")
+    damage()
+    local _, _, state = export(both "bitmap")
+    assert.equal("Exception", state)
+    local report, job
+    report, job, state = export(both "bitmap", { on_disk_error = "continue" })
+    assert.equal("Completed With Warnings", state,
+      job.ErrorSummaryDescription)
+    assert.equal("failed", report.machines[1].result)
+    assert.same({ DB }, job.VirtualMachineId)
+    expect_same(image(report, "sda", DB), "b.raw")
+    assert.is_nil(uv.fs_stat(report.path .. "/" .. WEB))
+    verify_all()
+  end)
+
+  it("leaves no disk behind that was done before it", function()
+    write_raw("b.raw", { 1, 2 })
+    make()
+    damage()
+    local report, _, state = export(both "full",
+      { on_disk_error = "continue" })
+    assert.equal("Completed With Warnings", state)
+    local d, machine = disk_of(report, "vdc")
+    assert.equal("failed", machine.result)
+    assert.equal("not done", d.result)
+    assert.is_nil(d.path)
+    assert.equal("failed", disk_of(report, "vda").result)
+    -- its twin is read from the source, and is nobody's any more
+    assert.is_nil(disk_of(report, "sda").shared_with)
+    expect_same(image(report, "sda", DB), "b.raw")
+    verify_all()
   end)
 end)
 
@@ -511,6 +601,21 @@ describe("a dry run", function()
   after_each(function()
     engine:close { mode = "kill" }
     remove()
+  end)
+
+  it("has lists that stay lists when they are empty", function()
+    write_raw("a.raw", { 1 })
+    exported(farm { disk("vda", "a.raw") })
+    local file = assert(io.open(at "farm.lua", "w"))
+    file:write(([[return require("cairn").collection { CollectionId = "%s",
+      machines = { { VirtualMachineId = "%s", disks = { { id = "vda",
+        path = "%s", format = "raw" } } } } }]]):format(FARM, WEB, at "a.raw"))
+    file:close()
+    local output = must(support.build .. "/bin/cairn", "export", "--dry-run",
+      "--json", "--base", "latest", "--collection", at "farm.lua", "--to",
+      at "out")
+    assert.is_truthy(output:find('"warnings":[]', 1, true), output)
+    assert.is_truthy(output:find('"ranges":[]', 1, true), output)
   end)
 
   it("tells an increment's ranges and size to the byte", function()

@@ -232,7 +232,8 @@ describe("the bitmap tracker", function()
     local third, job, state = export(all())
     assert.equal("Completed With Warnings", state)
     assert.equal("digest", disk_of(third).tracker)
-    assert.is_truthy(warnings_of(job):find("the audit found", 1, true))
+    assert.is_truthy(warnings_of(job):find("are doubtful", 1, true),
+      warnings_of(job))
     expect_same(third, "a.qcow2", "qcow2")
     local remarks = {}
     for _, point in ipairs(cairn.points(at "out")) do
@@ -276,6 +277,51 @@ describe("the bitmap tracker", function()
       assert.is_true(is_known, name)
     end
     expect_same(report, "a.qcow2", "qcow2")
+  end)
+
+  it("is checked where the disk has data, however little", function()
+    must("qemu-img", "create", "-q", "-f", "qcow2", at "a.qcow2", "8G")
+    io("a.qcow2", "write -P 1 1M 128k")
+    local function all() return farm { { "vda", "a.qcow2", "qcow2",
+      "bitmap" } } end
+    exported(all())
+    -- behind QEMU's back
+    local map = must("qemu-img", "map", "--output=json", "-f", "qcow2",
+      at "a.qcow2")
+    local offset = assert(map:match '"data": true[^}]-"offset": (%d+)')
+    local file = assert(io_open(at "a.qcow2", "r+b"))
+    file:seek("set", math.tointeger(offset))
+    file:write(("\7"):rep(65536))
+    file:close()
+    local report, job = export(all())
+    assert.equal("digest", disk_of(report).tracker)
+    assert.is_truthy(warnings_of(job):find("are doubtful", 1, true),
+      warnings_of(job))
+    expect_same(report, "a.qcow2", "qcow2")
+  end)
+
+  it("is believed six times in a row, whatever the chain is like", function()
+    make "a.qcow2"
+    make "b.qcow2"
+    local function one(name) return farm { { "vda", name, "qcow2",
+      "bitmap" } } end
+    -- all from one base
+    local base = exported(one "a.qcow2").ReferencePointGroupId
+    for i = 2, 8 do
+      local report = exported(one "a.qcow2", { base = base })
+      assert.equal(i == 8 and "digest" or "bitmap", disk_of(report).tracker, i)
+    end
+    -- merged in between: the chain is short then
+    must("rm", "-r", at "out")
+    for i = 1, 8 do
+      local report = exported(one "b.qcow2")
+      assert.equal(i == 1 and "full" or i == 8 and "digest" or "bitmap",
+        disk_of(report).tracker, i)
+      if i == 5 then
+        assert(cairn.merge { directory = at "out",
+          point = report.ReferencePointGroupId })
+      end
+    end
   end)
 
   it("plans without writing into the source", function()

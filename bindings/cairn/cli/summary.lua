@@ -249,7 +249,7 @@ function summary.plan(cairn, specs, options)
       say.json(cairn, plan, { machines = true, files = true,
         disks = true, conflicts = true, points = true, kept = true,
         merged = true, removed = true, refused = true, left = true,
-        reasons = true })
+        reasons = true, warnings = true, ranges = true })
     else
       say.result(("%s would run:"):format(text.printable(plan.Name)))
       local lines = (render[plan.kind] or tree)(plan)
