@@ -118,6 +118,8 @@ static int find_changes(struct cairn__export *x, struct cairn__member *m,
                               x->bases.points, &x->digester, d->source,
                               err) != 0)
     return cairn__member_fail(m, d, err);
+  if (t->is_refuted && x->members.tracking.point)
+    cairn__export_mark_suspect(x, m, d);
   if (t->reason && t->is_notable)
     cairn__run_warn(x->run,
                     "disk %s of machine %s goes without the %s tracker: %s",

@@ -410,6 +410,7 @@ static int audit(struct cairn__tracking *t, struct cairn__source *source,
              ", and the audit found that it did; this point is right, those "
              "back to the last one that compared the whole disk are doubtful",
              cairn__tracker_names[t->wanted], block * CAIRN__BLOCK);
+    t->is_refuted = 1;
     result = 1;
   }
   cairn__free_aligned(buf);

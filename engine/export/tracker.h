@@ -73,6 +73,7 @@ struct cairn__tracking {
   struct cairn__changes *claims;  /* a run that compares all: what the tracker
                                      would have said; or NULL */
   uint64_t audited;               /* blocks that were read to check */
+  int is_refuted;                 /* the audit found that it missed a change */
   unsigned runs;                  /* of the disk that took a tracker's word in a
                                      row, this one included; 0 = it is compared */
 };
