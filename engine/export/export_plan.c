@@ -71,7 +71,7 @@ static uint64_t map_bytes(const struct cairn__source *s, unsigned digest_size)
 }
 
 /* An upper estimate: data, tables (one entry and one refcount for each
- * cluster) and digests; pages of the map that have any. */
+ * cluster) and the map's pages that are none of holes, which are whole ones. */
 static uint64_t estimate_disk(const struct cairn__member_disk *d,
                               unsigned digest_size)
 {
@@ -81,8 +81,8 @@ static uint64_t estimate_disk(const struct cairn__member_disk *d,
 
   if (pages > blocks)
     pages = blocks;
-  return blocks * CAIRN__BLOCK + blocks * (10 + digest_size) +
-         (pages + 4) * CAIRN__BLOCK + pages * 4096;
+  return blocks * (CAIRN__BLOCK + 10) + (pages + 4) * CAIRN__BLOCK + 4096 +
+         pages * (CAIRN__PAGE_BLOCKS * (uint64_t)digest_size + 4096);
 }
 
 /* Reads the disk and compares. */

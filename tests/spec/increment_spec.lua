@@ -618,6 +618,18 @@ describe("a dry run", function()
     assert.is_truthy(output:find('"ranges":[]', 1, true), output)
   end)
 
+  it("estimates a full from above", function()
+    write_raw("a.raw", { 1, 0, 3 }, 4 << 30)
+    local collection = farm { disk("vda", "a.raw") }
+    local d = assert(engine:plan { Name = "x", export = {
+      collection = collection, directory = at "out" } }).machines[1].disks[1]
+    assert.is_false(d.is_exact)
+    local report = exported(collection)
+    local map = uv.fs_stat(report.path .. "/" .. WEB .. "/vda.digests").blocks
+    assert.is_true(d.target_bytes
+      >= 512 * (uv.fs_stat(image(report)).blocks + map), d.target_bytes)
+  end)
+
   it("tells an increment's ranges and size to the byte", function()
     write_raw("a.raw", { 1, 2, 3, 0, 5 })
     exported(farm { disk("vda", "a.raw") })
