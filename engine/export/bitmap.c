@@ -469,8 +469,9 @@ static int find_good(const struct cairn__held *h,
     what = "must be disabled and is not, in";
   if (!what)
     return 0;
-  return because(reason, size, "the bitmap \"%s\" %s \"%s\"", name, what,
-                 cairn__printable(h->path, shown, sizeof shown));
+  (void)because(reason, size, "the bitmap \"%s\" %s \"%s\"", name, what,
+                cairn__printable(h->path, shown, sizeof shown));
+  return 1;
 }
 
 static const struct cairn__bitmap *find_guard(const struct cairn__bitmaps *all,
