@@ -61,13 +61,37 @@ struct disk_plan {
   size_t ranges_left_out;
 };
 
-/* The digest map, if no page of it is a hole. */
-static uint64_t map_bytes(const struct cairn__source *s, unsigned digest_size)
+/* The digest map of an increment on disk: pages that have any digest; others
+ * are holes. From above: a page that the base has, or that data was written to,
+ * may be all zeros now. */
+static int map_bytes(const struct cairn__export *x,
+                     const struct cairn__source *s, struct cairn__map *base,
+                     uint64_t slices, uint64_t *bytes, struct cairn_error *err)
 {
   uint64_t page_bytes = (uint64_t)CAIRN__PAGE_BLOCKS * CAIRN__BLOCK;
   uint64_t pages = s->length / page_bytes + (s->length % page_bytes != 0);
+  uint64_t in_base = cairn__map_get_info(base)->blocks, used = slices;
+  size_t size = x->digester.size;
+  unsigned char *page = cairn__malloc(CAIRN__PAGE_BLOCKS * size);
 
-  return 4096 + pages * (CAIRN__PAGE_BLOCKS * (uint64_t)digest_size + 4096);
+  if (!page)
+    return cairn__fail_memory(err);
+  for (uint64_t first = 0; first < in_base; first += CAIRN__PAGE_BLOCKS) {
+    uint64_t n = in_base - first;
+
+    if (n > CAIRN__PAGE_BLOCKS)
+      n = CAIRN__PAGE_BLOCKS;
+    if (cairn__map_read(base, first, n, page, err) != 0) {
+      cairn__free(page);
+      return -1;
+    }
+    used += !cairn__is_zero(page, (size_t)n * size);
+  }
+  cairn__free(page);
+  if (used > pages)
+    used = pages;
+  *bytes = 4096 + used * (CAIRN__PAGE_BLOCKS * size + 4096);
+  return 0;
 }
 
 /* An upper estimate: data, tables (one entry and one refcount for each
@@ -93,7 +117,7 @@ static int compare_disk(struct cairn__export *x, struct cairn__member_disk *d,
   struct cairn__sink_plan sink;
   struct cairn__copy copy = {
       .run = x->run, .source = s, .sink = &sink.sink, .digester = &x->digester};
-  uint64_t size;
+  uint64_t size, map = 0;
   int result = cairn__sink_plan_init(&sink, s->length, s->virtual_size, err);
 
   if (result == 0)
@@ -103,8 +127,10 @@ static int compare_disk(struct cairn__export *x, struct cairn__member_disk *d,
     result = cairn__copy_run(&copy, err);
   if (result == 0)
     result = cairn__sink_plan_end(&sink, &size, err);
+  if (result == 0)
+    result = map_bytes(x, s, copy.base, sink.slices, &map, err);
   if (result == 0) {
-    out->target_bytes = size + map_bytes(s, x->digester.size);
+    out->target_bytes = size + map;
     out->changed_bytes = sink.data_blocks * CAIRN__BLOCK;
     out->zeroed_bytes = sink.zero_blocks * CAIRN__BLOCK;
     out->ranges = json_incref(sink.ranges);
