@@ -237,6 +237,19 @@ int cairn__digest_page(const struct cairn__digester *d,
 /* ---- text -------------------------------------------------------------------
  */
 
+void cairn__text_sum(const char *text, size_t n, char out[CAIRN__SUM_TEXT])
+{
+  static const char hex[] = "0123456789abcdef";
+  XXH128_canonical_t sum;
+
+  XXH128_canonicalFromHash(&sum, XXH3_128bits(text, n));
+  for (size_t i = 0; i < sizeof sum.digest; i++) {
+    out[2 * i] = hex[sum.digest[i] >> 4];
+    out[2 * i + 1] = hex[sum.digest[i] & 15];
+  }
+  out[2 * sizeof sum.digest] = '\0';
+}
+
 void cairn__digest_format(const struct cairn__digester *d,
                           const unsigned char *digest,
                           char out[CAIRN__DIGEST_TEXT])

@@ -64,6 +64,10 @@ int cairn__is_zero(const void *data, size_t n);
 int cairn__digest_page(const struct cairn__digester *d,
                        const unsigned char *digests, size_t count,
                        unsigned char *out);
+/* XXH3-128 of a text, without a secret, in hexadecimal: against accidents, for
+ * small files that are checked before any secret is known. */
+#define CAIRN__SUM_TEXT 33
+void cairn__text_sum(const char *text, size_t n, char out[CAIRN__SUM_TEXT]);
 /* "algorithm:hex" <-> bytes */
 #define CAIRN__DIGEST_TEXT 80
 void cairn__digest_format(const struct cairn__digester *d,

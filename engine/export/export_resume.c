@@ -142,7 +142,8 @@ void cairn__export_close_journal(struct cairn__export *x,
   cairn__error_clear(&why);
   if (cairn__journal_check(copy->journal, &why) != 0)
     warn_of_journal(x, m, d, &why);
-  else if (copy->bytes_written > 0)
+  /* a journal that broke off tells of what was written before */
+  if (copy->bytes_written > 0)
     x->has_written = 1;
   cairn__journal_close(copy->journal);
   copy->journal = NULL;

@@ -7,8 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include <xxhash.h>
-
+#include "digest.h"
 #include "error.h"
 #include "manifest.h"
 #include "memory.h"
@@ -245,16 +244,9 @@ static int refuse(const char *path, const char *what, struct cairn_error *err)
 /* The line with the digest of `n` bytes, and what follows it. */
 static int make_tail(const char *text, size_t n, char tail[TAIL_MAX])
 {
-  static const char hex[] = "0123456789abcdef";
-  XXH128_canonical_t digest;
-  char digits[2 * sizeof digest.digest + 1];
+  char digits[CAIRN__SUM_TEXT];
 
-  XXH128_canonicalFromHash(&digest, XXH3_128bits(text, n));
-  for (size_t i = 0; i < sizeof digest.digest; i++) {
-    digits[2 * i] = hex[digest.digest[i] >> 4];
-    digits[2 * i + 1] = hex[digest.digest[i] & 15];
-  }
-  digits[sizeof digits - 1] = '\0';
+  cairn__text_sum(text, n, digits);
   return snprintf(tail, TAIL_MAX, "  \"digest\": \"xxh3-128:%s\"\n}\n", digits);
 }
 

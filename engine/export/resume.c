@@ -124,24 +124,45 @@ static int write_text(const struct cairn_io *io, int workfd, const char *path,
 int cairn__plan_write(const struct cairn_io *io, int workfd, const char *path,
                       const json_t *plan, struct cairn_error *err)
 {
-  char *text = json_dumps(plan, JSON_INDENT(2));
+  char *text = json_dumps(plan, JSON_INDENT(2)), *whole = NULL;
+  char sum[CAIRN__SUM_TEXT];
   int result;
 
-  if (!text)
-    return cairn__fail_memory(err);
-  result = write_text(io, workfd, path, text, err);
+  if (text) {
+    cairn__text_sum(text, strlen(text), sum);
+    whole = cairn__format("%s\n%s\n", text, sum);
+  }
   cairn__free(text);
+  if (!whole)
+    return cairn__fail_memory(err);
+  result = write_text(io, workfd, path, whole, err);
+  cairn__free(whole);
   return result;
+}
+
+/* The sum is the last line: how many bytes it proves, or 0. A plan that was
+ * damaged might be taken for that of another collection, and stay. */
+static size_t proved(const char *text, size_t n)
+{
+  char sum[CAIRN__SUM_TEXT];
+  size_t tail = 1 + (CAIRN__SUM_TEXT - 1) + 1;
+
+  if (n <= tail || text[n - tail] != '\n' || text[n - 1] != '\n')
+    return 0;
+  cairn__text_sum(text, n - tail, sum);
+  return memcmp(text + n - tail + 1, sum, CAIRN__SUM_TEXT - 1) == 0 ? n - tail
+                                                                    : 0;
 }
 
 static json_t *parse(const struct cairn_io *io, int fd)
 {
   char *text = cairn__malloc(PLAN_MAX);
   ssize_t n = text ? cairn__io_read_full(io, fd, text, PLAN_MAX, 0) : -1;
+  size_t length = n > 0 ? proved(text, (size_t)n) : 0;
   json_t *plan = NULL;
 
-  if (n > 0)
-    plan = json_loadb(text, (size_t)n, JSON_REJECT_DUPLICATES, NULL);
+  if (length > 0)
+    plan = json_loadb(text, length, JSON_REJECT_DUPLICATES, NULL);
   cairn__free(text);
   return plan;
 }

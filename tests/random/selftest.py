@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 
 from judges import (BLOCK, ZERO, Failure, check_states, check_with_qemu,
@@ -130,6 +131,10 @@ def self_test():
         helper = subprocess.Popen([sys.executable, "-c", "import time; "
                                    "time.sleep(600)", disk])
         try:
+            # until it has become that program its arguments are ours
+            while os.fsencode(disk) not in open(
+                    "/proc/%d/cmdline" % helper.pid, "rb").read():
+                time.sleep(0.01)
             objects("no_helper_left sees a program", no_helper_left, d)
         finally:
             helper.kill()

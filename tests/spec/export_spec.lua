@@ -361,7 +361,7 @@ describe("ExportReferencePoint", function()
     local function code_of(...) return (engine:ExportReferencePoint(...)) end
     assert.equal(6, code_of(nil, at "out"))
     assert.equal(6, code_of("farm", at "out"))
-    assert.equal(1, code_of({ ReferencePointGroupId = FARM }, at "out"))
+    assert.equal(4, code_of({ ReferencePointGroupId = FARM }, at "absent"))
     assert.equal(4, code_of({}, at "out"))
     assert.equal(4, code_of(farm()))
     assert.equal(4, code_of(farm(), ""))
