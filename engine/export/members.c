@@ -225,9 +225,10 @@ static int open_tracked(const struct cairn__members_options *o,
     if (result <= 0)
       return result;
     if (tries == OPEN_TRIES)
-      return cairn__tracking_fall_back(
-          t, "the image was written to whenever its bitmap had been added",
-          err);
+      return cairn__tracking_fall_back(t,
+                                       "its new bitmap was not clean, or did "
+                                       "not count, whenever it was opened",
+                                       err);
     cairn__source_close(d->source);
     d->source = NULL;
     if (cairn__bitmap_remove(s, all->tracking.point, o->run, err) != 0)
