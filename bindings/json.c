@@ -16,6 +16,7 @@
 #include <jansson.h>
 
 #include "error.h"
+#include "json.h"
 
 enum { DEPTH_MAX = 32, SORTED_MAX = 64 };
 
@@ -438,8 +439,8 @@ static int decode(lua_State *L, const char *text, size_t length,
 {
   void **tree = cairn__lua_box(L, free_tree);
   int box = lua_gettop(L);
-  *tree =
-      json_loadb(text, length, JSON_DECODE_ANY | JSON_REJECT_DUPLICATES, error);
+  *tree = cairn__json_load(text, length,
+                           JSON_DECODE_ANY | JSON_REJECT_DUPLICATES, error);
   if (*tree == NULL) {
     lua_pop(L, 1);
     return -1;

@@ -11,9 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <jansson.h>
-
 #include "cairn.h"
+#include "json.h"
 
 #define ALIGNMENT 4096
 
@@ -29,10 +28,8 @@ void cairn_set_allocator(void *(*realloc_fn)(void *, size_t),
   int is_complete = realloc_fn != NULL && free_fn != NULL;
   atomic_store(&current_realloc, is_complete ? realloc_fn : realloc);
   atomic_store(&current_free, is_complete ? free_fn : free);
-  if (is_complete)
-    json_set_alloc_funcs(cairn__malloc, cairn__free);
-  else
-    json_set_alloc_funcs(malloc, free);
+  cairn__json_set_allocator(is_complete ? cairn__malloc : malloc,
+                            is_complete ? cairn__free : free);
 }
 
 void cairn_free(void *p)

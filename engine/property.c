@@ -15,6 +15,7 @@
 #include "datetime.h"
 #include "engine.h"
 #include "error.h"
+#include "json.h"
 #include "memory.h"
 #include "state.h"
 
@@ -717,10 +718,7 @@ json_t *cairn__json_parse(const char *what, const char *text, size_t length,
   json_error_t where;
   json_t *json;
 
-  /* jansson tells a lack of memory as whatever it was about to expect, but
-   * both malloc and ours leave it in errno. */
-  errno = 0;
-  json = json_loadb(text, length, JSON_REJECT_DUPLICATES, &where);
+  json = cairn__json_load(text, length, JSON_REJECT_DUPLICATES, &where);
   if (json)
     return json;
   if (errno == ENOMEM)

@@ -21,6 +21,7 @@
 #include "kinds.h"
 #include "listing.h"
 #include "manifest.h"
+#include "json.h"
 #include "memory.h"
 #include "publish.h"
 #include "server.h"
@@ -493,7 +494,7 @@ static int read_plan(struct doctor *d, int workfd)
   if (cairn__small_file_read(d->io, workfd, PLAN, CAIRN__INDEX_MAX, PLAN, &text,
                              &n, &why) != 0)
     return 0;
-  plan = json_loadb(text, n, 0, NULL);
+  plan = cairn__json_load(text, n, 0, NULL);
   know(d, text_of(plan, "ReferencePointGroupId"));
   json_decref(plan);
   cairn__free(text);
@@ -1106,7 +1107,8 @@ int cairn_doctor(const char *directory, const char *options, char **json,
                        "an absolute directory and a place for the result are "
                        "wanted");
   if (options) {
-    parsed = json_loads(options, JSON_REJECT_DUPLICATES, NULL);
+    parsed = cairn__json_load(options, strlen(options), JSON_REJECT_DUPLICATES,
+                              NULL);
     if (!json_is_object(parsed)) {
       json_decref(parsed);
       return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,

@@ -10,6 +10,7 @@
 #include "digest.h"
 #include "error.h"
 #include "manifest.h"
+#include "json.h"
 #include "memory.h"
 
 #define FORMAT   "cairn-index"
@@ -271,8 +272,7 @@ static int parse(const char *path, const char *text, size_t n, json_t **index,
 
   if (proved(text, n) == 0)
     return refuse(path, "its bytes differ from its digest", err);
-  errno = 0;
-  value = json_loadb(text, n, JSON_REJECT_DUPLICATES, NULL);
+  value = cairn__json_load(text, n, JSON_REJECT_DUPLICATES, NULL);
   if (!value)
     return errno == ENOMEM ? cairn__fail_memory(err)
                            : refuse(path, "it is no JSON", err);

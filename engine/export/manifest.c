@@ -17,6 +17,7 @@
 #include <xxhash.h>
 
 #include "error.h"
+#include "json.h"
 #include "memory.h"
 
 enum {
@@ -780,7 +781,7 @@ static int refuse_unproved(const struct check *c, const char *text, size_t n,
                        "%s/" CAIRN__MANIFEST_NAME " is not an export's",
                        printable);
   if (algorithm[0] && !digest_size_of(algorithm)) {
-    json_t *value = json_loadb(text, n, 0, NULL);
+    json_t *value = cairn__json_load(text, n, 0, NULL);
     json_int_t version = integer_of(value, "version");
     json_decref(value);
     if (version > CAIRN__MANIFEST_VERSION)
@@ -813,8 +814,7 @@ static int parse(struct check *c, const char *text, size_t n, json_t **manifest)
                            "its bytes differ from its digest");
 
   json_error_t je;
-  errno = 0; /* the parser calls a failed allocation many names */
-  json_t *value = json_loadb(text, n, JSON_REJECT_DUPLICATES, &je);
+  json_t *value = cairn__json_load(text, n, JSON_REJECT_DUPLICATES, &je);
   if (!value && errno == ENOMEM)
     return cairn__fail_memory(c->err);
   if (!value) {

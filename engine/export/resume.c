@@ -13,6 +13,7 @@
 #include "error.h"
 #include "journal.h"
 #include "manifest.h"
+#include "json.h"
 #include "memory.h"
 
 #define PLAN_NEW     CAIRN__PLAN_NAME ".new"
@@ -162,7 +163,7 @@ static json_t *parse(const struct cairn_io *io, int fd)
   json_t *plan = NULL;
 
   if (length > 0)
-    plan = json_loadb(text, length, JSON_REJECT_DUPLICATES, NULL);
+    plan = cairn__json_load(text, length, JSON_REJECT_DUPLICATES, NULL);
   cairn__free(text);
   return plan;
 }

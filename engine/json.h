@@ -1,0 +1,25 @@
+/* Reading JSON without trusting the parser with a lack of memory.
+ *
+ * jansson 2.14 goes on when the buffer of a token cannot grow: the token lacks
+ * its end, and what was measured on the whole of it is written past a shorter
+ * block. Every text is therefore read through cairn__json_load, which leaves
+ * the parser at the first allocation that fails. */
+#ifndef CAIRN_JSON_H
+#define CAIRN_JSON_H
+
+#include <stddef.h>
+
+#include <jansson.h>
+
+/* As json_loadb: flags are jansson's; error may be NULL. The value is the
+ * caller's (json_decref). NULL with errno ENOMEM means that memory was
+ * lacking, with any other errno (0) that the text is not what was asked for.
+ * Any thread. */
+json_t *cairn__json_load(const char *text, size_t length, size_t flags,
+                         json_error_t *error);
+
+/* For cairn_set_allocator, which names the functions under the parser's. */
+void cairn__json_set_allocator(void *(*malloc_fn)(size_t),
+                               void (*free_fn)(void *));
+
+#endif

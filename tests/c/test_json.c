@@ -1,0 +1,138 @@
+/* The parser is left at the allocation that fails, whichever it is: one that
+ * went on would write past a block (an escape at the end of a token whose
+ * buffer could not grow) or end the process (a number cut before its
+ * exponent). */
+#include <errno.h>
+#include <limits.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "cairn.h"
+#include "json.h"
+#include "memory.h"
+
+static long countdown, blocks;
+static int is_lasting;
+
+static void *counting_realloc(void *p, size_t size)
+{
+  if (countdown-- <= 0 && (is_lasting || countdown == -1))
+    return NULL;
+  void *fresh = realloc(p, size);
+  blocks += p == NULL && fresh != NULL;
+  return fresh;
+}
+
+static void counting_free(void *p)
+{
+  blocks -= p != NULL;
+  free(p);
+}
+
+static int setup(void **state)
+{
+  (void)state;
+  cairn_set_allocator(counting_realloc, counting_free);
+  return 0;
+}
+
+static int teardown(void **state)
+{
+  (void)state;
+  cairn_set_allocator(NULL, NULL);
+  return 0;
+}
+
+/* Tokens of every length around those at which the buffer grows, ending in
+ * what the parser looks at again. */
+static char *text_of_tokens(void)
+{
+  static const char *const ends[] = {"\\\"", "\\u00e9", "\\ud83d\\ude00", ""};
+  char *text = NULL;
+  size_t length;
+  FILE *f = open_memstream(&text, &length);
+  assert_non_null(f);
+  fputs("[", f);
+  for (int n = 1; n < 140; n++) {
+    fprintf(f, "{\"%0*d%s\": \"", n, 1, ends[n % 4]);
+    for (int i = 0; i < n; i++)
+      fputc('a' + i % 26, f);
+    fprintf(f, "%s\", \"n\": 1%0*d.5e-3, \"i\": -%d},", ends[(n + 1) % 4],
+            n % 40 + 1, 0, n);
+  }
+  fputs("[], true, null]", f);
+  assert_int_equal(fclose(f), 0);
+  return text;
+}
+
+static void sweep(int lasting)
+{
+  char *text = text_of_tokens();
+  json_t *whole, *value;
+  long visits = 0;
+
+  countdown = LONG_MAX;
+  is_lasting = lasting;
+  whole = cairn__json_load(text, strlen(text), JSON_REJECT_DUPLICATES, NULL);
+  assert_non_null(whole);
+  long held = blocks;
+  for (;; visits++) {
+    json_error_t error;
+    countdown = visits;
+    value = cairn__json_load(text, strlen(text), 0, &error);
+    countdown = LONG_MAX;
+    if (value)
+      break;
+    assert_int_equal(errno, ENOMEM);
+    assert_string_equal(error.text, "out of memory");
+    assert_int_equal(blocks, held);
+  }
+  assert_true(visits > 1000);
+  assert_true(json_equal(value, whole));
+  json_decref(value);
+  json_decref(whole);
+  assert_int_equal(blocks, 0);
+  free(text);
+}
+
+static void one_allocation_fails(void **state)
+{
+  (void)state;
+  sweep(0);
+}
+
+static void all_from_one_on_fail(void **state)
+{
+  (void)state;
+  sweep(1);
+}
+
+static void a_text_that_is_wrong_is_no_lack_of_memory(void **state)
+{
+  (void)state;
+  json_error_t error;
+  countdown = LONG_MAX;
+  errno = ENOMEM;
+  assert_null(cairn__json_load("{\"a\": [1, {}", 12, 0, &error));
+  assert_int_equal(errno, 0);
+  assert_int_equal(error.line, 1);
+  assert_int_equal(blocks, 0);
+  assert_null(cairn__json_load("1", 1, 0, NULL));
+}
+
+int main(void)
+{
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(one_allocation_fails),
+      cmocka_unit_test(all_from_one_on_fail),
+      cmocka_unit_test(a_text_that_is_wrong_is_no_lack_of_memory),
+  };
+  return cmocka_run_group_tests_name("json", tests, setup, teardown);
+}
