@@ -841,7 +841,7 @@ static int add_to(struct subject *s, const char *point, char *reason,
   if (remove_ours(s, point, 0, err) != 0)
     return -1;
   points = count_points(&s->bitmaps);
-  if (points >= CAIRN__BITMAP_POINTS_MAX)
+  if (points > CAIRN__BITMAP_POINTS_MAX)
     return because(reason, size,
                    "the image has the bitmaps of %d points already, as many as "
                    "are kept at most",

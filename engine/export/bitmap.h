@@ -36,7 +36,9 @@
 #include "image.h"
 
 #define CAIRN__BITMAP_REASON_MAX 512 /* room for a reason */
-#define CAIRN__BITMAP_POINTS_MAX 8   /* with bitmaps in one image */
+/* Points with bitmaps in one image; and one that an interrupted run has left.
+ */
+#define CAIRN__BITMAP_POINTS_MAX 8
 
 /* ---- what is in an image ------------------------------------------------- */
 

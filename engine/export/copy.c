@@ -482,9 +482,9 @@ static size_t neighbours(const struct worker *w, size_t first, size_t count,
   return n;
 }
 
-static int is_of_origin(const struct worker *w, size_t i)
+static int is_vouched(const struct worker *w, size_t i)
 {
-  return w->slots[i].is_of_origin;
+  return w->slots[i].is_vouched;
 }
 
 /* Reads from the image what the source holds, too. */
@@ -497,7 +497,7 @@ static void take_blocks(struct pipeline *p, struct worker *w,
   for (size_t i = 0, n; i < piece->count; i += n ? n : 1) {
     unsigned char *buf = w->buf + i * CAIRN__BLOCK;
 
-    n = neighbours(w, i, piece->count, is_of_origin);
+    n = neighbours(w, i, piece->count, is_vouched);
     if (n == 0 || c->sink->ops->read(c->sink, w->slots[i].position,
                                      n * CAIRN__BLOCK, buf) != 0)
       continue;

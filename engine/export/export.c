@@ -95,7 +95,7 @@ static int open_bases(struct cairn__export *x, int algorithm,
 
 static int prepare(struct cairn__export *x, struct cairn_error *err)
 {
-  const struct cairn__wanted wanted = cairn__export_wanted(x->spec);
+  struct cairn__wanted wanted;
   int algorithm;
 
   if (cairn__digest_algorithm_parse(text_of(x->spec, "digest"), &algorithm,
@@ -111,11 +111,13 @@ static int prepare(struct cairn__export *x, struct cairn_error *err)
                               err) != 0 ||
       cairn__publication_check_free(&x->publication, x->run->point_uuid, err) !=
           0 ||
-      cairn__publication_clean(
-          &x->publication, x->run, text_of(x->spec, "point") ? NULL : &wanted,
-          json_is_false(json_object_get(x->spec, "resume")), err) != 0 ||
       cairn__export_take_marker(x, x->publication.dirfd, x->publication.path,
-                                err) != 0 ||
+                                err) != 0)
+    return -1;
+  wanted = cairn__export_wanted(x);
+  if (cairn__publication_clean(
+          &x->publication, x->run, &wanted,
+          json_is_false(json_object_get(x->spec, "resume")), err) != 0 ||
       cairn__export_look_after_index(x, err) != 0 ||
       open_bases(x, algorithm, err) != 0)
     return -1;
@@ -498,11 +500,15 @@ static void export_main(struct cairn__run *run)
   cairn__run_leave(run);
   /* Servers and locks first: their files lie in the work directory. */
   cairn__members_close_sources(&x.members);
-  if (cairn__members_end(&x.members, x.publication.is_published,
+  is_kept = result != 0 && cairn__export_is_kept(&x, err.id);
+  /* What stays with the work shows the next run what has changed since. */
+  if (!(is_kept && x.has_begun) &&
+      cairn__members_end(&x.members, x.publication.is_published,
                          x.bases.points) == 0)
     cairn__export_forget_intents(&x);
+  if (!is_kept || x.has_begun)
+    cairn__export_drop_left(&x);
   cairn__export_report(&x, &err, result == 0 ? properties : NULL);
-  is_kept = result != 0 && cairn__export_is_kept(&x, err.id);
   cairn__publication_close(&x.publication, run, is_kept);
   cairn__members_free(&x.members);
   cairn__bases_close(&x.bases);

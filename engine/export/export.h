@@ -35,6 +35,7 @@ struct cairn__export {
   json_t *removed; /* {VirtualMachineId, disk}: in the reference point of the
                       bases, and no longer in the collection */
   json_t *plan;    /* of the work directory */
+  int has_begun;   /* its plan is in the work directory */
   int has_written; /* what a later run can use */
   int has_intents; /* noted in the index */
 };
@@ -67,8 +68,8 @@ int cairn__export_disk(struct cairn__export *x, struct cairn__member *m,
 
 /* ---- export_resume.c */
 
-/* What a run with these settings can go on from. */
-struct cairn__wanted cairn__export_wanted(const json_t *spec);
+/* What a run with these settings can go on from; its collection is known. */
+struct cairn__wanted cairn__export_wanted(const struct cairn__export *x);
 /* The secret of the work directory that is taken over, else a new one. */
 int cairn__export_secret(struct cairn__export *x, struct cairn_error *err);
 /* With sources and bases known: makes the plan, removes from the work directory
@@ -87,6 +88,8 @@ void cairn__export_close_journal(struct cairn__export *x,
                                  struct cairn__copy *copy);
 /* 1: the work directory stays after this failure; a warning says where. */
 int cairn__export_is_kept(struct cairn__export *x, int id);
+/* The point of the run whose work is taken over, or NULL. */
+const char *cairn__export_left_point(const struct cairn__export *x);
 
 /* ---- export_marker.c: nothing where the export is of a collection */
 
@@ -101,8 +104,9 @@ int cairn__export_check_marker(struct cairn__export *x,
 /* After publication. */
 void cairn__export_drop_marker(struct cairn__export *x);
 void cairn__export_free_marker(struct cairn__export *x); /* idempotent */
-/* Of any export: removes what is noted as unfinished, notes the directory for
- * clones. An index that cannot be used is a warning. */
+/* Of any export: removes what is noted as unfinished, but for what the run has
+ * left that is taken up, and notes the directory for clones. An index that
+ * cannot be used is a warning. */
 int cairn__export_look_after_index(struct cairn__export *x,
                                    struct cairn_error *err);
 /* Before the sources are opened: notes the bitmaps and clones that are going to
@@ -111,6 +115,8 @@ int cairn__export_note_intents(struct cairn__export *x,
                                struct cairn_error *err);
 /* In the end, when none of them is left that is to go. */
 void cairn__export_forget_intents(struct cairn__export *x);
+/* With the sources closed: removes what the run has left that was taken up. */
+void cairn__export_drop_left(struct cairn__export *x);
 /* A tracker has missed a change: the base, and what lies below it back to the
  * last image that was compared as a whole, are noted as suspect. */
 void cairn__export_mark_suspect(struct cairn__export *x,

@@ -117,8 +117,11 @@ static int look_after_index(struct cairn__export *x, struct cairn_error *err)
 {
   const struct cairn__publication *p = &x->publication;
   const char *directory = text_of(x->collection, "clone_directory");
-  struct cairn__tracked t = {
-      .io = x->io, .run = x->run, .dirfd = p->dirfd, .path = p->path};
+  struct cairn__tracked t = {.io = x->io,
+                             .run = x->run,
+                             .dirfd = p->dirfd,
+                             .path = p->path,
+                             .spared = cairn__export_left_point(x)};
   int result = cairn__index_read(x->io, p->dirfd, p->path, &t.index, err);
 
   if (result == 0 && directory)
@@ -212,6 +215,27 @@ void cairn__export_forget_intents(struct cairn__export *x)
                     "the index of the export directory still says "
                     "that this export is under way: %s",
                     why.message);
+}
+
+void cairn__export_drop_left(struct cairn__export *x)
+{
+  const struct cairn__publication *p = &x->publication;
+  struct cairn__tracked t = {.io = x->io,
+                             .run = x->run,
+                             .dirfd = p->dirfd,
+                             .path = p->path,
+                             .only = cairn__export_left_point(x),
+                             .is_ending = 1};
+  struct cairn_error why;
+
+  if (!t.only || x->marker)
+    return;
+  cairn__error_clear(&why);
+  if (cairn__index_read(x->io, p->dirfd, p->path, &t.index, &why) == 0)
+    (void)cairn__tracked_clean(&t, &why);
+  json_decref(t.index);
+  if (why.id != CAIRN_OK)
+    cairn__run_warn(x->run, "%s", why.message);
 }
 
 void cairn__export_mark_suspect(struct cairn__export *x,

@@ -254,7 +254,7 @@ static int write_plan(struct cairn__export *x, int is_new, int fd,
 {
   const json_t *spec = x->spec;
   json_t *machines = json_array(), *warnings;
-  const struct cairn__wanted wanted = cairn__export_wanted(spec);
+  const struct cairn__wanted wanted = cairn__export_wanted(x);
   uint64_t target = 2ull * CAIRN__BLOCK, free_bytes = 0, kept = 0;
   char *left = NULL;
   struct statvfs fs;

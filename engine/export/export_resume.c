@@ -1,12 +1,16 @@
 /* export_resume.c: what an interrupted export leaves in its work directory, and
  * how the next one of the collection goes on from there.
  *
- * The new run is a point of its own: it reads its sources as they are now. Of
+ * The new run is a point of its own: it shows its sources as they are now. Of
  * the old one it takes the secret, so that digests agree, and the images, into
  * which it need not write what they hold already. So no point is ever put
- * together from two moments, whatever happened to the sources in between. Only
- * a disk that is proved to have stood still (is_still) is read from the old
- * image as far as that goes: its content goes by one name, its origin. */
+ * together from two moments, whatever happened to the sources in between.
+ *
+ * What need not be read from the source either is what is proved to be the same
+ * still: by the clone or the bitmap that the old run's tracker has left, or
+ * because both export the same marker. It is read from the old image. The
+ * content goes by a name, its origin, which it keeps where all of it is proved.
+ */
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
@@ -15,14 +19,19 @@
 #include "export.h"
 #include "memory.h"
 
-struct cairn__wanted cairn__export_wanted(const json_t *spec)
+struct cairn__wanted cairn__export_wanted(const struct cairn__export *x)
 {
   return (struct cairn__wanted){
-      .collection =
-          cairn__text_of(json_object_get(spec, "collection"), "CollectionId"),
-      .algorithm = cairn__text_of(spec, "digest"),
-      .image_format = cairn__text_of(spec, "format"),
+      .collection = cairn__text_of(x->collection, "CollectionId"),
+      .algorithm = cairn__text_of(x->spec, "digest"),
+      .image_format = cairn__text_of(x->spec, "format"),
+      .marker = cairn__text_of(x->spec, "point"),
   };
+}
+
+const char *cairn__export_left_point(const struct cairn__export *x)
+{
+  return cairn__text_of(x->publication.left, "ReferencePointGroupId");
 }
 
 int cairn__export_secret(struct cairn__export *x, struct cairn_error *err)
@@ -40,20 +49,54 @@ int cairn__export_secret(struct cairn__export *x, struct cairn_error *err)
 
 /* ---- the plan ------------------------------------------------------------ */
 
+/* Whether all of a marker's disk was seen to be what it was by the run that is
+ * taken up, too: the point is the same, and cairn__marker_check() has passed.
+ */
+static int is_same_marker(const struct cairn__export *x)
+{
+  return x->marker &&
+         strcmp(cairn__export_left_point(x), x->run->point_uuid) == 0;
+}
+
+/* What the source still shows of what it showed to the run that is taken up:
+ * d->is_still and the tracking's `since`. */
+static int look_back(struct cairn__export *x, const struct cairn__member *m,
+                     struct cairn__member_disk *d, struct cairn_error *err)
+{
+  const json_t *left = cairn__plan_find(x->publication.left, m->id, d->id);
+
+  if (!left)
+    return 0;
+  if (is_same_marker(x)) {
+    d->is_still = 1;
+    return 0;
+  }
+  if (x->marker || d->twin)
+    return 0;
+  return cairn__tracking_since(&d->tracking, &x->members.tracking, m->id, d->id,
+                               cairn__export_left_point(x), left, d->source,
+                               &d->is_still, err);
+}
+
 static int plan_disk(struct cairn__export *x, const struct cairn__member *m,
-                     const struct cairn__member_disk *d,
-                     struct cairn_error *err)
+                     struct cairn__member_disk *d, struct cairn_error *err)
 {
   const struct cairn__point *base = d->base.point;
   unsigned char origin[16];
-  int is_still = d->is_still && x->publication.left &&
-                 cairn__plan_origin(x->publication.left, m->id, d->id, origin);
+  int is_still;
   char name[96];
 
+  if (x->publication.left && look_back(x, m, d, err) != 0)
+    return -1;
+  is_still = d->is_still &&
+             cairn__plan_origin(x->publication.left, m->id, d->id, origin);
   snprintf(name, sizeof name, "%s.%s", d->id, base ? "qcow2" : x->format);
   if (cairn__plan_add(
           x->plan, m->id, d->id, name, base ? cairn__point_id(base) : NULL,
-          cairn__member_source(d)->length, is_still ? origin : NULL) != 0)
+          cairn__member_source(d)->length, is_still ? origin : NULL) != 0 ||
+      (!x->marker && !d->twin &&
+       cairn__tracking_describe_kept(
+           &d->tracking, cairn__plan_find(x->plan, m->id, d->id)) != 0))
     return cairn__fail_memory(err);
   return 0;
 }
@@ -62,11 +105,11 @@ static int make_plan(struct cairn__export *x, struct cairn_error *err)
 {
   x->plan = cairn__plan_new(cairn__text_of(x->collection, "CollectionId"),
                             x->run->instance_id, x->run->point_uuid, x->time_us,
-                            x->format, &x->digester);
+                            x->format, x->marker != NULL, &x->digester);
   if (!x->plan)
     return cairn__fail_memory(err);
   for (size_t i = 0; i < x->members.count; i++) {
-    const struct cairn__member *m = &x->members.list[i];
+    struct cairn__member *m = &x->members.list[i];
 
     for (size_t j = 0; j < m->disk_count && m->result != CAIRN__MEMBER_FAILED;
          j++) {
@@ -85,7 +128,10 @@ int cairn__export_begin(struct cairn__export *x, struct cairn_error *err)
       (p->left && cairn__resume_tidy(x->io, p->workfd, p->pointfd, p->work_path,
                                      p->left, x->plan, err) != 0))
     return -1;
-  return cairn__plan_write(x->io, p->workfd, p->work_path, x->plan, err);
+  if (cairn__plan_write(x->io, p->workfd, p->work_path, x->plan, err) != 0)
+    return -1;
+  x->has_begun = 1;
+  return 0;
 }
 
 /* ---- journals ------------------------------------------------------------ */
@@ -108,6 +154,7 @@ void cairn__export_open_journal(struct cairn__export *x,
                                 int is_resumed, struct cairn__copy *copy)
 {
   char name[CAIRN__JOURNAL_NAME_MAX], path[PATH_MAX];
+  unsigned char known[16];
   struct cairn_error why;
   struct cairn__journal_options o = {
       .io = x->io,
@@ -120,6 +167,11 @@ void cairn__export_open_journal(struct cairn__export *x,
 
   cairn__journal_name(m->id, d->id, name);
   snprintf(path, sizeof path, "%s/%s", x->publication.work_path, name);
+  if (is_resumed && (d->is_still || d->tracking.since) &&
+      cairn__plan_origin(x->publication.left, m->id, d->id, known)) {
+    o.known = known;
+    o.since = d->tracking.since;
+  }
   cairn__error_clear(&why);
   if (!cairn__plan_origin(x->plan, m->id, d->id, o.origin))
     cairn__fail(&why, CAIRN_E_INTERNAL, "the disk is not in the plan");

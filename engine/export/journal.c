@@ -25,7 +25,9 @@ struct cairn__journal {
   char *path;
   int fd;
   unsigned digest_size, slot_size;
-  unsigned char origin[16];
+  unsigned char origin[16], known[16];
+  int has_known;
+  const struct cairn__changes *since;
   _Atomic int errnum; /* what ended it */
 };
 
@@ -66,13 +68,14 @@ static off_t slot_offset(const struct cairn__journal *j, uint64_t block)
   return (off_t)(HEADER_SIZE + block * j->slot_size);
 }
 
-static uint64_t checksum(const struct cairn__journal *j, uint64_t block,
+static uint64_t checksum(const struct cairn__journal *j,
+                         const unsigned char origin[16], uint64_t block,
                          const unsigned char *slot)
 {
   unsigned char text[16 + 8 + SLOT_MAX];
   size_t n = j->digest_size + 8;
 
-  memcpy(text, j->origin, 16);
+  memcpy(text, origin, 16);
   put_le64(text + 16, block);
   memcpy(text + 24, slot, n);
   return XXH3_64bits(text, 24 + n);
@@ -84,7 +87,17 @@ static void write_slot(const struct cairn__journal *j, uint64_t block,
 {
   memcpy(slot, digest, j->digest_size);
   put_le64(slot + j->digest_size, position | WRITTEN);
-  put_le64(slot + j->digest_size + 8, checksum(j, block, slot));
+  put_le64(slot + j->digest_size + 8, checksum(j, j->origin, block, slot));
+}
+
+/* The slot is of content that the source still has. */
+static int is_vouched(const struct cairn__journal *j, uint64_t block,
+                      const unsigned char *slot)
+{
+  return j->has_known &&
+         !(j->since && cairn__changes_is_set(j->since, block)) &&
+         get_le64(slot + j->digest_size + 8) ==
+             checksum(j, j->known, block, slot);
 }
 
 static void read_slot(const struct cairn__journal *j, uint64_t block,
@@ -97,8 +110,7 @@ static void read_slot(const struct cairn__journal *j, uint64_t block,
   if (place % CAIRN__BLOCK != WRITTEN)
     return;
   out->is_written = 1;
-  out->is_of_origin =
-      get_le64(slot + j->digest_size + 8) == checksum(j, block, slot);
+  out->is_vouched = is_vouched(j, block, slot);
   out->position = place - WRITTEN;
   memcpy(out->digest, slot, j->digest_size);
 }
@@ -193,6 +205,10 @@ int cairn__journal_open(const struct cairn__journal_options *o,
   j->digest_size = o->digester->size;
   j->slot_size = j->digest_size + TAIL;
   memcpy(j->origin, o->origin, sizeof j->origin);
+  j->has_known = o->known != NULL;
+  if (o->known)
+    memcpy(j->known, o->known, sizeof j->known);
+  j->since = o->since;
   j->path = cairn__strdup(o->path ? o->path : o->name);
   if (!j->path) {
     cairn__journal_close(j);

@@ -13,7 +13,8 @@
  * and compares. So its writes need neither order nor a sync. The one thing that
  * cannot be seen in the block is what the source holds there; for that a slot
  * is bound to its origin and its block by a checksum, and it is vouched for
- * only when it carries the origin that the caller names.
+ * only when it carries the origin that the caller knows, and the block is none
+ * that may have changed since.
  *
  * Little endian. Header: "CAIRNJN\0", version 1 (4), bytes of a digest (4),
  * virtual size (8), zeros. Slot: digest (16 or 32); place | 1 (8), 0 = none;
@@ -26,6 +27,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "changes.h"
 #include "digest.h"
 #include "io.h"
 
@@ -39,9 +41,13 @@ struct cairn__journal_options {
   const char *name, *path; /* path: for messages */
   const struct cairn__digester *digester;
   uint64_t virtual_size;
-  unsigned char origin[16]; /* names what the source shows: that of the
-                               interrupted run only if it is proved to show the
-                               very same bytes, else a new name */
+  unsigned char origin[16];   /* names what the source shows, in slots that are
+                                 written */
+  const unsigned char *known; /* names what the source showed to an earlier run,
+                                 16 bytes; NULL: nothing is known of that */
+  const struct cairn__changes *since; /* what may differ from it; NULL: nothing;
+                                         the caller's, for as long as it is
+                                         open */
 };
 
 /* Opens it, or makes it, or makes it anew when it does not fit. */
@@ -50,8 +56,8 @@ int cairn__journal_open(const struct cairn__journal_options *o,
 void cairn__journal_close(struct cairn__journal *j); /* NULL allowed */
 
 struct cairn__journal_slot {
-  int is_written;   /* a block with this digest, there */
-  int is_of_origin; /* and the caller's source has it */
+  int is_written; /* a block with this digest, there */
+  int is_vouched; /* and the caller's source has it */
   uint64_t position;
   unsigned char digest[CAIRN__DIGEST_MAX];
 };

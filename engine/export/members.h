@@ -30,7 +30,8 @@ struct cairn__member_disk {
   struct stat st; /* of the file or device itself, while `source` is open */
   struct cairn__base base;
   int is_still; /* proved: its source shows what it showed to the interrupted
-                   run whose work directory is taken over */
+                   run whose work directory is taken over, but for what
+                   tracking.since has, which no run can prove */
   struct cairn__tracking tracking;
   uint64_t data_bytes; /* after cairn__members_measure */
   int result;          /* enum cairn__member_result */

@@ -510,9 +510,8 @@ static int deal_with(struct cairn__publication *p, const char *name, int workfd,
   end_servers(io, workfd);
   if (is_our_own(io, workfd))
     plan = cairn__plan_read(io, workfd);
-  is_of = plan && wanted && cairn__plan_is_of(plan, wanted->collection);
-  is_alike = is_of && cairn__plan_is_alike(plan, wanted->algorithm,
-                                           wanted->image_format);
+  is_of = plan && wanted && cairn__plan_is_of(plan, wanted);
+  is_alike = is_of && cairn__plan_is_alike(plan, wanted);
   if (is_alike && !is_fresh && !p->left) {
     p->left_name = cairn__strdup(name);
     if (p->left_name) {
@@ -622,8 +621,8 @@ static int is_to_be_taken(const struct cairn_io *io, int dirfd,
   if (owner >= 0 && io->ofd_lock(io, owner, F_OFD_GETLK, &lock) == 0 &&
       lock.l_type == F_UNLCK && is_our_own(io, workfd))
     plan = cairn__plan_read(io, workfd);
-  if (plan && cairn__plan_is_of(plan, wanted->collection) &&
-      cairn__plan_is_alike(plan, wanted->algorithm, wanted->image_format)) {
+  if (plan && cairn__plan_is_of(plan, wanted) &&
+      cairn__plan_is_alike(plan, wanted)) {
     pointfd =
         io->openat(io, workfd, POINT, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
     *bytes = pointfd >= 0 ? cairn__resume_bytes(io, pointfd) : 0;

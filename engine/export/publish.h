@@ -28,6 +28,7 @@
 
 #include "cairn.h"
 #include "io.h"
+#include "resume.h"
 #include "run.h"
 
 struct cairn__publication {
@@ -58,10 +59,6 @@ int cairn__publication_open(struct cairn__publication *p, const char *directory,
  * is what the message names. */
 int cairn__publication_check_target(const struct cairn_io *io, int dirfd,
                                     const char *path, struct cairn_error *err);
-/* What an export could go on from. */
-struct cairn__wanted {
-  const char *collection, *algorithm, *image_format;
-};
 /* Ends the servers that owners who are gone have left. Of their work
  * directories one is chosen to be taken over (`left`) when it is what is
  * wanted; those of other collections stay for these; the rest is removed. What

@@ -63,7 +63,7 @@ static int read_hex(const char *text, unsigned char *secret)
 
 json_t *cairn__plan_new(const char *collection, const char *instance,
                         const char *point, int64_t unix_us,
-                        const char *image_format,
+                        const char *image_format, int is_marker,
                         const struct cairn__digester *digester)
 {
   char hex[HEX_SIZE];
@@ -71,13 +71,14 @@ json_t *cairn__plan_new(const char *collection, const char *instance,
 
   write_hex(digester->secret, hex);
   plan =
-      json_pack("{s:s, s:i, s:s, s:s, s:s, s:I, s:s, s:s, s:s?, s:[]}",
+      json_pack("{s:s, s:i, s:s, s:s, s:s, s:I, s:s, s:s, s:s?, s:b, s:[]}",
                 "format", PLAN_FORMAT, "version", PLAN_VERSION, "CollectionId",
                 collection, "InstanceID", instance, "ReferencePointGroupId",
                 point, "unix_us", (json_int_t)unix_us, "algorithm",
                 cairn__digest_algorithm_name(digester->algorithm),
                 "image_format", image_format, "secret",
-                digester->algorithm == CAIRN__XXH3_128 ? hex : NULL, "disks");
+                digester->algorithm == CAIRN__XXH3_128 ? hex : NULL,
+                "is_marker", is_marker, "disks");
   explicit_bzero(hex, sizeof hex);
   return plan;
 }
@@ -175,6 +176,7 @@ static int is_sound(const json_t *plan)
   return format && strcmp(format, PLAN_FORMAT) == 0 &&
          json_integer_value(json_object_get(plan, "version")) == PLAN_VERSION &&
          text_of(plan, "CollectionId") && text_of(plan, "algorithm") &&
+         text_of(plan, "ReferencePointGroupId") &&
          text_of(plan, "image_format") &&
          json_is_array(json_object_get(plan, "disks"));
 }
@@ -195,16 +197,21 @@ json_t *cairn__plan_read(const struct cairn_io *io, int workfd)
   return NULL;
 }
 
-int cairn__plan_is_of(const json_t *plan, const char *collection)
+int cairn__plan_is_of(const json_t *plan, const struct cairn__wanted *wanted)
 {
-  return strcmp(text_of(plan, "CollectionId"), collection) == 0;
+  int is_marker = json_is_true(json_object_get(plan, "is_marker"));
+
+  if (!wanted->marker)
+    return !is_marker &&
+           strcmp(text_of(plan, "CollectionId"), wanted->collection) == 0;
+  return is_marker &&
+         strcmp(text_of(plan, "ReferencePointGroupId"), wanted->marker) == 0;
 }
 
-int cairn__plan_is_alike(const json_t *plan, const char *algorithm,
-                         const char *image_format)
+int cairn__plan_is_alike(const json_t *plan, const struct cairn__wanted *wanted)
 {
-  return strcmp(text_of(plan, "algorithm"), algorithm) == 0 &&
-         strcmp(text_of(plan, "image_format"), image_format) == 0;
+  return strcmp(text_of(plan, "algorithm"), wanted->algorithm) == 0 &&
+         strcmp(text_of(plan, "image_format"), wanted->image_format) == 0;
 }
 
 int cairn__plan_secret(const json_t *plan,
@@ -221,10 +228,10 @@ int cairn__plan_secret(const json_t *plan,
   return read_hex(text_of(plan, "secret"), secret);
 }
 
-static const json_t *find_disk(const json_t *plan, const char *machine,
-                               const char *disk)
+json_t *cairn__plan_find(const json_t *plan, const char *machine,
+                         const char *disk)
 {
-  const json_t *d;
+  json_t *d;
   size_t i;
 
   json_array_foreach(json_object_get(plan, "disks"), i, d)
@@ -240,7 +247,7 @@ static const json_t *find_disk(const json_t *plan, const char *machine,
 int cairn__plan_origin(const json_t *plan, const char *machine,
                        const char *disk, unsigned char origin[16])
 {
-  const char *text = text_of(find_disk(plan, machine, disk), "origin");
+  const char *text = text_of(cairn__plan_find(plan, machine, disk), "origin");
 
   return text && uuid_parse(text, origin) == 0;
 }
@@ -264,8 +271,8 @@ int cairn__plan_has_same(const json_t *a, const json_t *b, const char *machine,
   static const char *const own[] = {"name", "base", "length"};
 
   return has_same(a, b, shared, 3) &&
-         has_same(find_disk(a, machine, disk), find_disk(b, machine, disk), own,
-                  3);
+         has_same(cairn__plan_find(a, machine, disk),
+                  cairn__plan_find(b, machine, disk), own, 3);
 }
 
 /* ---- the work directory -------------------------------------------------- */

@@ -21,15 +21,25 @@
 /* { format: "cairn-work", version: 1, CollectionId, InstanceID,
  *   ReferencePointGroupId, unix_us, algorithm, image_format,
  *   secret: hex or null,
+ *   is_marker,
  *   disks: [ { VirtualMachineId, disk, name, base: id or null, length,
- *              origin: id } ] }
+ *              origin: id, clone: identity, bitmap_state: object } ] }
  * origin: of the content that the source showed (journal.h); drawn anew by
- * every run, except for a disk of which it is proved to show the same still. */
+ * every run, except for a disk of which it is proved to show the same still.
+ * clone, bitmap_state: as in a manifest, where the run's tracker has left one
+ * by which the next run sees what the source still shows. is_marker: the point
+ * was made before (export_marker.c); its work is nobody else's. */
+
+/* What an export can go on from. */
+struct cairn__wanted {
+  const char *collection, *algorithm, *image_format;
+  const char *marker; /* the marker that is exported, or NULL */
+};
 
 /* A new plan without disks; NULL when out of memory. */
 json_t *cairn__plan_new(const char *collection, const char *instance,
                         const char *point, int64_t unix_us,
-                        const char *image_format,
+                        const char *image_format, int is_marker,
                         const struct cairn__digester *digester);
 /* name: of the image, below the machine's directory; origin NULL: a new one. 0,
  * -1 memory. */
@@ -41,10 +51,14 @@ int cairn__plan_write(const struct cairn_io *io, int workfd, const char *path,
                       const json_t *plan, struct cairn_error *err);
 /* New reference, or NULL: there is none that says anything. */
 json_t *cairn__plan_read(const struct cairn_io *io, int workfd);
-int cairn__plan_is_of(const json_t *plan, const char *collection);
+/* The disk's entry, borrowed, or NULL. */
+json_t *cairn__plan_find(const json_t *plan, const char *machine,
+                         const char *disk);
+/* It is of the same collection, or of the same marker. */
+int cairn__plan_is_of(const json_t *plan, const struct cairn__wanted *wanted);
 /* An export with these settings can go on from it. */
-int cairn__plan_is_alike(const json_t *plan, const char *algorithm,
-                         const char *image_format);
+int cairn__plan_is_alike(const json_t *plan,
+                         const struct cairn__wanted *wanted);
 /* 1 and the secret of its digests; 0 when that is a chain's already. */
 int cairn__plan_secret(const json_t *plan,
                        unsigned char secret[CAIRN__SECRET_SIZE]);

@@ -368,9 +368,13 @@ int cairn__tracked_clean(struct cairn__tracked *t, struct cairn_error *err)
 
   json_array_foreach(list, i, entry)
   {
+    const char *point = text_of(entry, "ReferencePointGroupId");
+
+    if ((t->spared && strcmp(t->spared, point) == 0) ||
+        (t->only && strcmp(t->only, point) != 0))
+      continue;
     if (result == 0)
-      result = remove_noted(t, text_of(entry, "ReferencePointGroupId"),
-                            json_object_get(entry, "disks"), err);
+      result = remove_noted(t, point, json_object_get(entry, "disks"), err);
   }
   json_decref(list);
   if (result == 0)

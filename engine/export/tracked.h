@@ -25,6 +25,9 @@ struct cairn__tracked {
   const char *path;
   json_t *index;
   int is_ending; /* requests to the run do not count any more */
+  /* of what is unfinished, or NULL: the point whose data stay, the only one
+     whose data go */
+  const char *spared, *only;
 };
 
 /* An entry of a list. NULL when out of memory. */

@@ -481,13 +481,103 @@ int cairn__tracking_changes(
   return result == 1 ? give_reason(t, reason, 1, err) : -1;
 }
 
-int cairn__tracking_describe(const struct cairn__tracking *t, json_t *entry)
+/* ---- an interrupted run -------------------------------------------------- */
+
+static int since_clone(struct cairn__tracking *t,
+                       const struct cairn__tracking_options *o,
+                       const char *machine, const char *disk,
+                       const char *left_point, const json_t *left,
+                       const struct cairn__source *source,
+                       struct cairn_error *err)
+{
+  const char *identity = text_of(left, "clone");
+  char name[CAIRN__CLONE_NAME_SIZE], path[1024], reason[REASON_MAX];
+  int fd = -1, result;
+
+  if (!identity || t->clone_fd < 0)
+    return 1;
+  cairn__clone_name(left_point, machine, disk, name);
+  snprintf(path, sizeof path, "%s/%s", t->clone_path, name);
+  result = cairn__clone_open(o->io, t->clone_dirfd, name, path, identity, &fd,
+                             reason, sizeof reason, err);
+  if (result == 0)
+    result =
+        cairn__clone_changes(o->io, o->run, fd, t->clone_fd, source->length,
+                             t->since, reason, sizeof reason, err);
+  if (fd >= 0)
+    (void)o->io->close(o->io, fd);
+  return result;
+}
+
+static int since_bitmap(struct cairn__tracking *t, const char *left_point,
+                        const json_t *left, struct cairn__source *source,
+                        struct cairn_error *err)
+{
+  const json_t *state = json_object_get(left, "bitmap_state");
+  uint64_t tail = cairn__bitmap_tail(source->virtual_size);
+  char reason[REASON_MAX];
+  int result;
+
+  if (!state || !t->bitmap_state)
+    return 1;
+  result = cairn__source_bitmap_is_unchanged(source, left_point, state, reason,
+                                             sizeof reason, err);
+  if (result == 0 && tail < source->length)
+    cairn__changes_mark(t->since, tail, source->length - tail);
+  return result;
+}
+
+int cairn__tracking_since(struct cairn__tracking *t,
+                          const struct cairn__tracking_options *o,
+                          const char *machine, const char *disk,
+                          const char *left_point, const json_t *left,
+                          struct cairn__source *source, int *is_still,
+                          struct cairn_error *err)
+{
+  struct cairn_error why;
+  int result = 1;
+
+  *is_still = 0;
+  cairn__error_clear(&why);
+  if (cairn__changes_new(source->length, &t->since, err) != 0)
+    return -1;
+  if (t->wanted == CAIRN__TRACKER_CLONE)
+    result = since_clone(t, o, machine, disk, left_point, left, source, &why);
+  else if (t->wanted == CAIRN__TRACKER_BITMAP)
+    result = since_bitmap(t, left_point, left, source, &why);
+  if (result == 0) {
+    /* A bitmap proves all or nothing, and never the tail. */
+    *is_still = t->wanted == CAIRN__TRACKER_BITMAP ||
+                cairn__changes_count(t->since) == 0;
+    return 0;
+  }
+  cairn__changes_free(t->since);
+  t->since = NULL;
+  if (why.id != CAIRN_E_NO_MEMORY && why.id != CAIRN_E_TERMINATED &&
+      why.id != CAIRN_E_KILLED)
+    return 0; /* the source is read instead */
+  if (err)
+    *err = why;
+  return -1;
+}
+
+/* ---- in the manifest ----------------------------------------------------- */
+
+int cairn__tracking_describe_kept(const struct cairn__tracking *t,
+                                  json_t *entry)
 {
   if (t->clone_name[0] &&
       json_object_set_new(entry, "clone", json_string(t->clone_identity)) != 0)
     return -1;
   if (t->bitmap_state &&
       json_object_set(entry, "bitmap_state", t->bitmap_state) != 0)
+    return -1;
+  return 0;
+}
+
+int cairn__tracking_describe(const struct cairn__tracking *t, json_t *entry)
+{
+  if (cairn__tracking_describe_kept(t, entry) != 0)
     return -1;
   if (t->runs > 0 &&
       json_object_set_new(entry, RUNS_MEMBER,
@@ -646,6 +736,7 @@ void cairn__tracking_free(struct cairn__tracking *t)
   cairn__source_close(t->original);
   cairn__changes_free(t->changes);
   cairn__changes_free(t->claims);
+  cairn__changes_free(t->since);
   json_decref(t->bitmap_state);
   cairn__free(t->clone_path);
   cairn__free(t->reason);

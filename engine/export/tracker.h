@@ -74,8 +74,11 @@ struct cairn__tracking {
                                      would have said; or NULL */
   uint64_t audited;               /* blocks that were read to check */
   int is_refuted;                 /* the audit found that it missed a change */
-  unsigned runs;                  /* of the disk that took a tracker's word in a
-                                     row, this one included; 0 = it is compared */
+  struct cairn__changes *since; /* what may differ from what an interrupted run
+                                   saw; or NULL: nothing is known of that, or
+                                   it is the same */
+  unsigned runs;                /* of the disk that took a tracker's word in a
+                                   row, this one included; 0 = it is compared */
 };
 
 void cairn__tracking_init(struct cairn__tracking *t, int wanted);
@@ -105,8 +108,22 @@ int cairn__tracking_changes(
     const char *machine, const char *disk, const struct cairn__base *base,
     const json_t *points, const struct cairn__digester *digester,
     struct cairn__source *source, struct cairn_error *err);
-/* The members "clone", "bitmap_state", "runs_since_compared" and
- * "blocks_audited" of the disk's entry. */
+/* With the new point's clone or bitmap made: what the source shows of what it
+ * showed to an interrupted run, whose point was left_point; `left`: the disk's
+ * entry in its plan. *is_still = 1: all, but for what `since` has, which no
+ * tracker of this kind can prove; else `since` is what may differ, or NULL:
+ * nothing is known. -1: memory, or a request. */
+int cairn__tracking_since(struct cairn__tracking *t,
+                          const struct cairn__tracking_options *o,
+                          const char *machine, const char *disk,
+                          const char *left_point, const json_t *left,
+                          struct cairn__source *source, int *is_still,
+                          struct cairn_error *err);
+/* The members "clone" and "bitmap_state" of the disk's entry: by these what the
+ * tracker keeps is known again. */
+int cairn__tracking_describe_kept(const struct cairn__tracking *t,
+                                  json_t *entry);
+/* Those, and "runs_since_compared" and "blocks_audited". */
 int cairn__tracking_describe(const struct cairn__tracking *t, json_t *entry);
 /* With the source closed. is_published: what is kept for too long is dropped,
  * `points` (manifests, oldest first) telling the age; else what was made for
