@@ -69,3 +69,163 @@ describe("an interrupted export", function()
     must(bin .. " verify " .. at "out")
   end)
 end)
+
+-- The target is a file system that becomes full, and is then made larger; the
+-- trackers of the interrupted export tell what the sources have had since.
+describe("what a tracker proves about an interrupted export", function()
+  local mib = 1024 * 1024
+  local mounted
+
+  local function can_mount()
+    if must "id -u" ~= "0\n" then return false, "mounting needs root" end
+    return true
+  end
+
+  local function mount(path, arguments)
+    must(("mkdir -p %s && mount %s %s"):format(path, arguments, path))
+    mounted[#mounted + 1] = path
+  end
+
+  before_each(function()
+    mounted = {}
+    directory, remove = support.directory()
+    if can_mount() then mount(at "out", "-t tmpfs -o size=14m,mode=700 tmpfs") end
+  end)
+
+  after_each(function()
+    for i = #mounted, 1, -1 do must("umount " .. mounted[i]) end
+    remove()
+  end)
+
+  local function write_farm(disk, more)
+    support.write(at "farm.lua", ([[
+      return require("cairn").collection {
+        CollectionId = "6F1D0000-0000-4000-8000-000000000003", %s
+        machines = { { VirtualMachineId = "6F1D0000-0000-4000-8000-000000000004",
+          disks = { { id = "vda", %s } } } } }]]):format(more or "", disk))
+  end
+
+  -- bytes_read, bytes_resumed and bytes_written of the one disk
+  local function counts()
+    local text = must("cat " .. at "out" .. "/*/manifest.json")
+    local function number(name)
+      return tonumber(text:match('"' .. name .. '": (%d+)'))
+    end
+    return number "bytes_read", number "bytes_resumed", number "bytes_written"
+  end
+
+  local function interrupted(more)
+    local code, output = cairn(more)
+    assert.equal(1, code, output)
+    assert.matches("bytes of what was exported stay in", output, 1, true)
+  end
+
+  local function goes_on(more)
+    must("mount -o remount,size=200m " .. at "out")
+    local code, output = cairn(more)
+    assert.equal(0, code, output)
+    must(bin .. " verify " .. at "out")
+    must(bin .. " doctor " .. at "out")
+  end
+
+  local function make_clones()
+    must(("truncate -s 400M %s && mkfs.xfs -q -m reflink=1 %s"):format(
+      at "xfs.img", at "xfs.img"))
+    mount(at "xfs", "-o loop " .. at "xfs.img")
+    must(("mkdir %s && dd if=/dev/urandom of=%s bs=1M count=24 status=none")
+      :format(at "xfs/clones", at "xfs/a.raw"))
+    write_farm([[path = "xfs/a.raw", format = "raw", tracker = "clone"]],
+      ('clone_directory = "%s",'):format(at "xfs/clones"))
+  end
+
+  local function is_right(format, source)
+    must(("qemu-img compare -q -f qcow2 -F %s %s/*/*/vda.qcow2 %s"):format(
+      format, at "out", at(source)))
+  end
+
+  it("spares reading what a clone shows to be the same", function()
+    local can, why = can_mount()
+    if not can then pending(why) return end
+    make_clones()
+    interrupted()
+    goes_on()
+    local read, kept, written = counts()
+    assert.is_true(kept > 8 * mib)
+    assert.equal(24 * mib, kept + written)
+    assert.equal(24 * mib, read + kept)
+    is_right("raw", "xfs/a.raw")
+    assert.equal("1\n", must("ls " .. at "xfs/clones" .. " | wc -l"))
+  end)
+
+  it("reads what a clone shows to be another", function()
+    local can, why = can_mount()
+    if not can then pending(why) return end
+    make_clones()
+    interrupted()
+    must(("dd if=/dev/urandom of=%s bs=64k seek=5 count=2 conv=notrunc"
+      .. " status=none && sync %s"):format(at "xfs/a.raw", at "xfs/a.raw"))
+    interrupted()
+    must(("dd if=/dev/urandom of=%s bs=64k seek=9 count=1 conv=notrunc"
+      .. " status=none"):format(at "xfs/a.raw"))
+    goes_on()
+    local read, kept, written = counts()
+    assert.equal(24 * mib, kept + written)
+    assert.equal(24 * mib, read + kept)
+    assert.is_true(kept > 8 * mib)
+    is_right("raw", "xfs/a.raw")
+  end)
+
+  local function make_bitmaps()
+    must(("qemu-img create -q -f qcow2 %s 64M && qemu-io -f qcow2"
+      .. " -c 'write -P 7 1M 24M' %s"):format(at "a.qcow2", at "a.qcow2"))
+    write_farm [[path = "a.qcow2", format = "qcow2", tracker = "bitmap"]]
+  end
+
+  local function bitmaps()
+    return must(("qemu-img info --output=json %s | grep -c '\"name\": \"cairn'")
+      :format(at "a.qcow2"))
+  end
+
+  it("spares reading what a bitmap shows to be the same", function()
+    local can, why = can_mount()
+    if not can then pending(why) return end
+    make_bitmaps()
+    interrupted()
+    assert.equal("2\n", bitmaps())
+    interrupted()
+    assert.equal("2\n", bitmaps()) -- the first one's are gone
+    goes_on()
+    local read, kept, written = counts()
+    assert.is_true(kept > 8 * mib)
+    assert.equal(24 * mib, kept + written)
+    assert.equal(24 * mib, read + kept)
+    is_right("qcow2", "a.qcow2")
+    assert.equal("2\n", bitmaps())
+  end)
+
+  it("reads all of a disk that a bitmap shows to be another", function()
+    local can, why = can_mount()
+    if not can then pending(why) return end
+    make_bitmaps()
+    interrupted()
+    must("qemu-io -f qcow2 -c 'write -P 9 2M 64k' " .. at "a.qcow2")
+    goes_on()
+    local read, kept, written = counts()
+    assert.equal(24 * mib, read)
+    assert.is_true(kept > 8 * mib)
+    assert.equal(24 * mib, kept + written)
+    is_right("qcow2", "a.qcow2")
+  end)
+
+  it("is given up with the work", function()
+    local can, why = can_mount()
+    if not can then pending(why) return end
+    make_bitmaps()
+    interrupted()
+    assert.equal(1, (cairn "--no-resume --on-disk-error fail"))
+    must("mount -o remount,size=200m " .. at "out")
+    assert.equal(0, (cairn "--no-resume"))
+    assert.equal("2\n", bitmaps())
+    is_right("qcow2", "a.qcow2")
+  end)
+end)

@@ -94,7 +94,9 @@ is that point, or an error. Such an increment is a qcow2 whose backing file is
 the base's: it needs the points below it.
 
 An export that was interrupted (killed, out of space, cut off) goes on when the
-command runs again: what was written already is compared, not written again.
+command runs again: what was written already is compared, not written again. The
+disks are read anew, but for what a clone or a bitmap (--tracker) proves to be
+unchanged.
 
 --dry-run reads and compares the disks that become increments, so that it tells
 their exact size; --json lists the ranges too.
