@@ -3,6 +3,8 @@
 
 local support = _G.support
 
+local module = require "cairn"
+
 local bin = (os.getenv("CAIRN_BUILD") or "build") .. "/bin/cairn"
 local directory, remove
 
@@ -215,6 +217,37 @@ describe("what a tracker proves about an interrupted export", function()
     assert.is_true(kept > 8 * mib)
     assert.equal(24 * mib, kept + written)
     is_right("qcow2", "a.qcow2")
+  end)
+
+  it("spares reading a marker that is exported again", function()
+    local can, why = can_mount()
+    if not can then pending(why) return end
+    make_bitmaps()
+    local engine <close> = assert(module.open())
+    local code, created = engine:CreateReferencePoint(
+      dofile(at "farm.lua"), at "out")
+    assert.equal(4096, code)
+    assert.equal("Completed", created:wait())
+    local marker = created:report()
+    local function export()
+      local result, job = engine:ExportReferencePoint(marker, at "out")
+      assert.equal(4096, result)
+      return job:wait(), job
+    end
+    local state, job = export()
+    assert.equal("Exception", state)
+    assert.matches("no space", job.ErrorDescription:lower(), 1, true)
+    -- another export of the collection does not take what is the marker's
+    assert.equal(1, (cairn "--on-disk-error fail"))
+    must("mount -o remount,size=200m " .. at "out")
+    state, job = export()
+    assert.equal("Completed", state, job.ErrorDescription)
+    local read, kept, written = counts()
+    assert.is_true(kept > 5 * mib)
+    assert.equal(24 * mib, kept + written)
+    assert.equal(24 * mib, read + kept)
+    is_right("qcow2", "a.qcow2")
+    must(bin .. " verify " .. at "out")
   end)
 
   it("is given up with the work", function()
