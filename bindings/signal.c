@@ -11,7 +11,9 @@
  * published.
  *
  * When luv stops watching a signal it restores the system's handling, and ours
- * is gone with it. */
+ * is gone with it. When that happens because the jobs have ended, a signal
+ * comes too late: what they did is told all the same, and is how the command
+ * ends. */
 #include "binding.h"
 
 #include <errno.h>
@@ -40,7 +42,7 @@ static const struct {
 #define WATCHED (sizeof watched / sizeof watched[0])
 
 static void (*inner[WATCHED])(int); /* luv's handlers */
-static atomic_int unseen;
+static atomic_int unseen, late;
 static volatile sig_atomic_t last;      /* place in watched */
 static volatile sig_atomic_t is_warned; /* that it does not get through */
 static volatile sig_atomic_t is_cursor_hidden;
@@ -93,6 +95,13 @@ static void end_stuck(size_t i)
 static void on_early(int number)
 {
   end_by(place_of(number), ": ended; no job had begun\n");
+}
+
+/* When all jobs have ended. */
+static void on_late(int number)
+{
+  if (atomic_fetch_add(&late, 1) > 0)
+    end_by(place_of(number), ": ended; all jobs had ended before\n");
 }
 
 static void set_patience(int seconds)
@@ -226,6 +235,41 @@ static int process_seen(lua_State *L)
   return 0;
 }
 
+static void watched_set(sigset_t *set)
+{
+  sigemptyset(set);
+  for (size_t i = 0; i < WATCHED; i++)
+    sigaddset(set, watched[i].number);
+}
+
+/* process_hold(): signals wait for process_late() */
+static int process_hold(lua_State *L)
+{
+  sigset_t set;
+
+  (void)L;
+  set_patience(0);
+  watched_set(&set);
+  pthread_sigmask(SIG_BLOCK, &set, NULL);
+  return 0;
+}
+
+/* process_late(): all jobs have ended, luv does not watch any more. One signal
+ * is passed over. */
+static int process_late(lua_State *L)
+{
+  sigset_t set;
+
+  (void)L;
+  for (size_t i = 0; i < WATCHED; i++) {
+    if (!is_ignored(watched[i].number))
+      handle(watched[i].number, on_late);
+  }
+  watched_set(&set);
+  pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+  return 0;
+}
+
 /* process_cursor(is_hidden): whether an end has to show the cursor again */
 static int process_cursor(lua_State *L)
 {
@@ -236,7 +280,8 @@ static int process_cursor(lua_State *L)
 static const luaL_Reg functions[] = {
     {"process_start", process_start},   {"process_signals", process_signals},
     {"process_guard", process_guard},   {"process_seen", process_seen},
-    {"process_cursor", process_cursor}, {NULL, NULL}};
+    {"process_cursor", process_cursor}, {"process_hold", process_hold},
+    {"process_late", process_late},     {NULL, NULL}};
 
 void cairn__lua_open_signal(lua_State *L)
 {

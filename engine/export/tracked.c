@@ -4,12 +4,16 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "bitmap.h"
 #include "clone.h"
 #include "error.h"
 #include "index.h"
 #include "memory.h"
+
+#define IN_USE_TRIES  40 /* for an image that is in use */
+#define IN_USE_NAP_MS 25
 
 static const char *text_of(const json_t *object, const char *name)
 {
@@ -271,15 +275,33 @@ static int remove_clone(struct cairn__tracked *t, const json_t *disk,
   return result;
 }
 
+static void nap(long ms)
+{
+  struct timespec t = {.tv_nsec = ms * 1000000};
+
+  (void)nanosleep(&t, NULL);
+}
+
+/* A run that was killed leaves its qemu-img to end by itself, which it does
+ * soon: to wait for it is better than to find the image in use. */
 static int remove_bitmap(struct cairn__tracked *t, const char *point,
                          const json_t *disk, struct cairn_error *err)
 {
   struct cairn__source_options o;
 
   source_options(t->io, disk, &o);
-  if (cairn__bitmap_remove(&o, point, t->is_ending ? NULL : t->run, err) == 0)
-    return 0;
-  return err->id == CAIRN_E_SOURCE_MISSING ? 0 : -1;
+  for (int tries = 0;
+       cairn__bitmap_remove(&o, point, t->is_ending ? NULL : t->run, err) != 0;
+       tries++) {
+    if (err->id == CAIRN_E_SOURCE_MISSING)
+      return 0;
+    if (err->id != CAIRN_E_SOURCE_IN_USE || tries == IN_USE_TRIES ||
+        (!t->is_ending && cairn__run_gate(t->run, NULL) != 0))
+      return -1;
+    nap(IN_USE_NAP_MS);
+    cairn__error_clear(err);
+  }
+  return 0;
 }
 
 /* 0 it is gone, 1 it is not (a warning was given), -1 the run ends. */

@@ -461,7 +461,7 @@ static void leaves_both_copies_of_a_point(void **state)
 /* ---- space and faults ---------------------------------------------------- */
 
 static struct cairn_io full;
-static int full_after;
+static _Atomic int full_after;
 
 static ssize_t full_pwrite(const struct cairn_io *io, int fd, const void *buf,
                            size_t n, off_t offset)

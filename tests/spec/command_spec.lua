@@ -48,17 +48,19 @@ local function spawn(program, arguments, options)
     closed()
   end)
   assert(process, pid)
-  local function reader(pipe, pieces, each)
+  local reader
+  function reader(pipe, pieces, each)
     uv.read_start(pipe, function(failure, data)
       assert(not failure, failure)
       if not data then return closed() end
       pieces[#pieces + 1] = data
       if each then
-        each(table.concat(pieces), function(signal) uv.kill(pid, signal) end)
+        each(table.concat(pieces), function(signal) uv.kill(pid, signal) end,
+          function() reader(output, out) end)
       end
     end)
   end
-  reader(output, out)
+  if not options.holds_output then reader(output, out) end
   reader(errors, err, options.on_stderr)
   if input then
     uv.write(input, options.input, function() close(input) end)
@@ -452,6 +454,39 @@ describe("cairn in poor surroundings", function()
     assert.equal(0, outcome.signal, outcome.err)
     assert.equal(1, outcome.code)
     assert.truthy(outcome.err:find("a: Killed", 1, true), outcome.err)
+  end)
+
+  -- What it has to say does not fit into the pipe, and so it is still there.
+  it("tells how the jobs ended when a signal comes after that", function()
+    local path = policy("late", [[return { jobs = { a = {
+      Description = ("x"):rep(300000), run = function() end } } }]])
+    for signal, number in pairs { sigterm = 15, sigint = 2 } do
+      for times = 1, 2 do
+        local timer
+        local outcome = cairn({ "run", path, "--json" }, { holds_output = true,
+          on_stderr = function(all, kill, release)
+            if timer or not all:find("a: Completed", 1, true) then return end
+            timer = uv.new_timer()
+            local left = times
+            uv.timer_start(timer, 300, 300, function()
+              if left > 0 then
+                left = left - 1
+                kill(signal)
+              else
+                close(timer)
+                release()
+              end
+            end)
+          end })
+        assert.equal(times == 1 and 0 or number, outcome.signal, outcome.err)
+        if times == 1 then
+          assert.equal(0, outcome.code, outcome.err)
+          assert.truthy(outcome.out:find('"JobState":"Completed"', 1, true))
+        else
+          assert.truthy(outcome.err:find("all jobs had ended before", 1, true))
+        end
+      end
+    end
   end)
 
   it("ends in words when a file it loads never ends", function()

@@ -339,8 +339,10 @@ function Session:close()
   if self.input then self:stop_asking() end
   self.view:finish()
   signals.set_cursor(false)
-  for _, handle in ipairs(self.handles) do self.uv.close(handle) end
-  self.handles = {}
+  signals.finish(function()
+    for _, handle in ipairs(self.handles) do self.uv.close(handle) end
+    self.handles = {}
+  end)
   self.engine:close { mode = self.signals > 1 and "kill" or "terminate",
     timeout = CLOSE_S }
   if self.tty then self.uv.close(self.tty) end

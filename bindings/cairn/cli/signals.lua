@@ -22,6 +22,14 @@ function signals.watch(uv, handler)
   return handles
 end
 
+-- All jobs have ended: closes what watches signals, and from here on one that
+-- comes too late changes nothing.
+function signals.finish(close)
+  core.process_hold()
+  close()
+  core.process_late()
+end
+
 -- Whether an end by signal has to show the terminal's cursor again.
 function signals.set_cursor(is_hidden) core.process_cursor(is_hidden) end
 
