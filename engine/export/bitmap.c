@@ -110,16 +110,6 @@ int cairn__bitmap_point(const char *name, char point[37], int *is_guard)
          rest[1 + NONCE_DIGITS] == '\0';
 }
 
-static int is_of_point(const struct cairn__bitmap *b, const char *point,
-                       int guard)
-{
-  char of[37];
-  int is_guard;
-
-  return cairn__bitmap_point(b->name, of, &is_guard) && is_guard == guard &&
-         strcmp(of, point) == 0;
-}
-
 /* ---- the directory of bitmaps -------------------------------------------- */
 
 __attribute__((format(printf, 4, 5))) static void
@@ -474,16 +464,6 @@ static int find_good(const struct cairn__held *h,
   return 1;
 }
 
-static const struct cairn__bitmap *find_guard(const struct cairn__bitmaps *all,
-                                              const char *point)
-{
-  for (size_t i = 0; i < all->count; i++) {
-    if (is_of_point(&all->list[i], point, 1))
-      return &all->list[i];
-  }
-  return NULL;
-}
-
 /* The number of bits that the guard still has, from the beginning. */
 static int read_guard(const struct cairn__held *h,
                       const struct cairn__qcow2_header *q,
@@ -495,6 +475,47 @@ static int read_guard(const struct cairn__held *h,
 
   *bits = 0;
   return read_bits(&r, err);
+}
+
+/* Whether the guard has lost nothing of the disk as it is now: 1, 0, or -1 when
+ * memory is lacking. What cannot be read has. */
+static int is_whole(const struct cairn__held *h,
+                    const struct cairn__qcow2_header *q,
+                    const struct cairn__bitmaps *all,
+                    const struct cairn__bitmap *guard, struct cairn_error *err)
+{
+  char why[CAIRN__BITMAP_REASON_MAX];
+  const struct cairn__bitmap *found;
+  struct cairn_error cause;
+  uint64_t bits;
+
+  if (find_good(h, all, guard->name, 1, &found, why, sizeof why) != 0 ||
+      guard->granularity_bits != GUARD_BITS)
+    return 0;
+  cairn__error_clear(&cause);
+  if (read_guard(h, q, guard, &bits, &cause) == 0)
+    return bits == divide_up(q->virtual_size, GUARD_UNIT);
+  return cause.id == CAIRN_E_NO_MEMORY ? cairn__fail_memory(err) : 0;
+}
+
+/* A guard that a new point can use: 1, 0 there is none, -1 memory. */
+static int find_guard(const struct cairn__held *h,
+                      const struct cairn__qcow2_header *q,
+                      const struct cairn__bitmaps *all,
+                      const struct cairn__bitmap **out, struct cairn_error *err)
+{
+  char point[37];
+  int is_guard, result = 0;
+
+  *out = NULL;
+  for (size_t i = 0; i < all->count && result == 0; i++) {
+    if (!cairn__bitmap_point(all->list[i].name, point, &is_guard) || !is_guard)
+      continue;
+    result = is_whole(h, q, all, &all->list[i], err);
+    if (result > 0)
+      *out = &all->list[i];
+  }
+  return result;
 }
 
 /* ---- changing an image --------------------------------------------------- */
@@ -591,9 +612,50 @@ static int remove_one(struct subject *s, const char *name,
   return -1;
 }
 
-/* The name of one of ours, of `point` (or NULL) and in use if so asked; 0 when
- * there is none. */
-static int pick(const struct subject *s, const char *point, int in_use,
+static int has_bitmap_of(const struct subject *s, const char *point)
+{
+  char name[NAME_MAX_];
+
+  name_of(point, name);
+  return find(&s->bitmaps, name) != NULL;
+}
+
+/* Whether any point but this one has a bitmap. */
+static int has_others(const struct subject *s, const char *point)
+{
+  char of[37];
+  int is_guard;
+
+  for (size_t i = 0; i < s->bitmaps.count; i++) {
+    if (cairn__bitmap_point(s->bitmaps.list[i].name, of, &is_guard) &&
+        !is_guard && strcmp(of, point) != 0)
+      return 1;
+  }
+  return 0;
+}
+
+/* Whether one of ours goes with the bitmap of `point`. A guard goes with the
+ * last point; one that is no longer whole, and so new to nobody, when that for
+ * which it was made has gone. */
+static int goes_with(const struct subject *s, const struct cairn__bitmap *b,
+                     const char *point)
+{
+  char of[37];
+  int is_guard;
+
+  if (!cairn__bitmap_point(b->name, of, &is_guard))
+    return 0;
+  if (!is_guard)
+    return strcmp(of, point) == 0;
+  if (!has_others(s, point))
+    return 1;
+  return (strcmp(of, point) == 0 || !has_bitmap_of(s, of)) &&
+         is_whole(&s->held, &s->header, &s->bitmaps, b, NULL) == 0;
+}
+
+/* The name of the next one that goes: with the point, or (NULL) because a
+ * killed QEMU has made it useless; 0 when there is none. */
+static int pick(const struct subject *s, const char *point,
                 char name[NAME_MAX_])
 {
   for (size_t i = 0; i < s->bitmaps.count; i++) {
@@ -601,8 +663,8 @@ static int pick(const struct subject *s, const char *point, int in_use,
     char of[37];
     int is_guard;
 
-    if (cairn__bitmap_point(b->name, of, &is_guard) &&
-        (!point || strcmp(of, point) == 0) && (!in_use || b->is_in_use)) {
+    if (point ? goes_with(s, b, point)
+              : b->is_in_use && cairn__bitmap_point(b->name, of, &is_guard)) {
       snprintf(name, NAME_MAX_, "%s", b->name);
       return 1;
     }
@@ -610,13 +672,12 @@ static int pick(const struct subject *s, const char *point, int in_use,
   return 0;
 }
 
-/* point: of that one only; in_use: those only */
-static int remove_ours(struct subject *s, const char *point, int in_use,
+static int remove_ours(struct subject *s, const char *point,
                        struct cairn_error *err)
 {
   char name[NAME_MAX_];
 
-  while (pick(s, point, in_use, name)) {
+  while (pick(s, point, name)) {
     if (remove_one(s, name, err) != 0)
       return -1;
   }
@@ -635,7 +696,7 @@ int cairn__bitmap_remove(const struct cairn__source_options *o,
     return 0;
   if (subject_open(&s, o, run, err) != 0)
     return -1;
-  if (pick(&s, point, 0, name)) {
+  if (pick(&s, point, name)) {
     if (!s.held.is_locked)
       result = cairn__fail(err, CAIRN_E_NOT_SUPPORTED,
                            "\"%s\" cannot be locked, so its bitmaps are not "
@@ -644,7 +705,7 @@ int cairn__bitmap_remove(const struct cairn__source_options *o,
     else
       result = cairn__held_claim(&s.held, err);
     if (result == 0)
-      result = remove_ours(&s, point, 0, err);
+      result = remove_ours(&s, point, err);
   }
   subject_close(&s);
   return result;
@@ -763,21 +824,17 @@ static int count_points(const struct cairn__bitmaps *all)
   return n;
 }
 
-/* 1 when both are there, fit for use, and the guard is whole. */
-static int is_complete(struct subject *s, const char *point)
+/* 1 when the point has its bitmap, fit for use, and there is a guard; 0, -1. */
+static int is_complete(struct subject *s, const char *point,
+                       struct cairn_error *err)
 {
-  const struct cairn__bitmap *b, *guard = find_guard(&s->bitmaps, point);
+  const struct cairn__bitmap *b, *guard;
   char name[NAME_MAX_], why[CAIRN__BITMAP_REASON_MAX];
-  uint64_t bits;
 
   name_of(point, name);
-  return guard &&
-         find_good(&s->held, &s->bitmaps, name, 0, &b, why, sizeof why) == 0 &&
-         find_good(&s->held, &s->bitmaps, guard->name, 1, &guard, why,
-                   sizeof why) == 0 &&
-         guard->granularity_bits == GUARD_BITS &&
-         read_guard(&s->held, &s->header, guard, &bits, NULL) == 0 &&
-         bits == divide_up(s->header.virtual_size, GUARD_UNIT);
+  if (find_good(&s->held, &s->bitmaps, name, 0, &b, why, sizeof why) != 0)
+    return 0;
+  return find_guard(&s->held, &s->header, &s->bitmaps, &guard, err);
 }
 
 static int add_guard(struct subject *s, const char *point, char *said,
@@ -809,17 +866,21 @@ static int add_both(struct subject *s, const char *point, char *reason,
                     size_t size, struct cairn_error *err)
 {
   static const char *const options[] = {"--add", "-g", "65536"};
-  char said[512], more[512], name[NAME_MAX_];
+  char said[512] = "", more[512], name[NAME_MAX_];
+  const struct cairn__bitmap *guard;
+  int result = find_guard(&s->held, &s->header, &s->bitmaps, &guard, err);
 
   name_of(point, name);
-  if (add_guard(s, point, said, sizeof said, err) != 0 ||
+  if (result < 0 ||
+      (result == 0 && add_guard(s, point, said, sizeof said, err) != 0) ||
       run_on(s, options, sizeof options / sizeof options[0], name, -1, more,
              sizeof more, err) != 0)
     return -1;
-  if (is_complete(s, point))
-    return 0;
+  result = is_complete(s, point, err);
+  if (result != 0)
+    return result > 0 ? 0 : -1;
   /* As far as it goes: what remains is found by its name later. */
-  (void)remove_ours(s, point, 0, NULL);
+  (void)remove_ours(s, point, NULL);
   return because(reason, size, "qemu-img could not add a bitmap: %s",
                  said[0]   ? said
                  : more[0] ? more
@@ -834,11 +895,12 @@ static int add_to(struct subject *s, const char *point, char *reason,
   if (result != 0)
     return result;
   /* Useless ones have QEMU refuse to resize the image, too. */
-  if (remove_ours(s, NULL, 1, err) != 0)
+  if (remove_ours(s, NULL, err) != 0)
     return -1;
-  if (is_complete(s, point))
-    return 0;
-  if (remove_ours(s, point, 0, err) != 0)
+  result = is_complete(s, point, err);
+  if (result != 0)
+    return result > 0 ? 0 : -1;
+  if (remove_ours(s, point, err) != 0)
     return -1;
   points = count_points(&s->bitmaps);
   if (points > CAIRN__BITMAP_POINTS_MAX)
@@ -998,8 +1060,8 @@ static int describe_layers(const struct cairn__chain *c, size_t from,
   return 0;
 }
 
-int cairn__bitmap_state(const struct cairn__source *s, const char *point,
-                        json_t **out, struct cairn_error *err)
+int cairn__bitmap_state(const struct cairn__source *s, json_t **out,
+                        struct cairn_error *err)
 {
   const struct cairn__chain *c = cairn__source_chain(s);
   const struct cairn__bitmap *guard;
@@ -1018,11 +1080,9 @@ int cairn__bitmap_state(const struct cairn__source *s, const char *point,
     json_decref(layers);
     return -1;
   }
-  guard = find_guard(&l.bitmaps, point);
-  result =
-      guard ? describe_layers(c, 0, layers, err)
-            : cairn__fail(err, CAIRN_E_INTERNAL,
-                          "\"%s\" has no bitmaps of point %s", s->path, point);
+  result = find_guard(l.held, &l.header, &l.bitmaps, &guard, err);
+  if (result >= 0)
+    result = guard ? describe_layers(c, 0, layers, err) : 1;
   if (result == 0)
     *out = json_pack("{si, ss, sI, sO}", "version", STATE_VERSION, "guard",
                      guard->name, "virtual_size",

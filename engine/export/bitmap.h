@@ -1,9 +1,12 @@
 /* The tracker "bitmap": dirty bitmaps that live in a qcow2 image, where QEMU
  * keeps them up to date.
  *
- * A point has two bitmaps in the image that was active when it was taken:
+ * A point has a bitmap in the image that was active when it was taken, and
+ * shares a guard with those before it:
  *   cairn-<point>          64 KiB, enabled: what was written since
- *   cairn-<point>-<nonce>  its guard: 2 MiB, disabled, every bit set
+ *   cairn-<point>-<nonce>  a guard: 2 MiB, disabled, every bit set; made for
+ *                          that point, and used by later ones as long as it is
+ *                          whole
  * Nobody writes the guard, but QEMU cuts every bitmap off when the image
  * shrinks and fills none up when it grows: the bits that the guard has lost say
  * from where on the other one has forgotten what it knew. The nonce, which the
@@ -77,14 +80,15 @@ int cairn__bitmap_point(const char *name, char point[37], int *is_guard);
  * SOURCE_IN_USE. Its backing files are neither opened nor looked at. `run` may
  * be NULL, else it is entered. */
 
-/* Adds the bitmap and the guard of `point` (upper case); bitmaps of ours that a
- * killed QEMU has made useless go first. 0 done (or they are there), 1 not
- * possible (reason), -1 error. */
+/* Adds the bitmap of `point` (upper case), and a guard where none is whole;
+ * bitmaps of ours that a killed QEMU has made useless go first. 0 done (or they
+ * are there), 1 not possible (reason), -1 error. */
 int cairn__bitmap_add(const struct cairn__source_options *o, const char *point,
                       struct cairn__run *run, char *reason, size_t size,
                       struct cairn_error *err);
-/* Removes both, should they be there. Not from the files below: a bitmap that
- * an external snapshot has left behind stays in its file. */
+/* Removes the bitmap, should it be there, and guards that nobody is left to
+ * use. Not from the files below: a bitmap that an external snapshot has left
+ * behind stays in its file. */
 int cairn__bitmap_remove(const struct cairn__source_options *o,
                          const char *point, struct cairn__run *run,
                          struct cairn_error *err);
@@ -96,10 +100,11 @@ int cairn__bitmap_remove(const struct cairn__source_options *o,
 int cairn__source_bitmap_is_clean(struct cairn__source *s, const char *point,
                                   char *reason, size_t size,
                                   struct cairn_error *err);
-/* What is to be known later of a point that has bitmaps: an object for the
- * disk's entry in the manifest ("bitmap_state"). */
-int cairn__bitmap_state(const struct cairn__source *s, const char *point,
-                        json_t **out, struct cairn_error *err);
+/* What is to be known later of a point that has a bitmap: an object for the
+ * disk's entry in the manifest ("bitmap_state"). 1: the guard is gone, or was
+ * cut, since the bitmap was added. */
+int cairn__bitmap_state(const struct cairn__source *s, json_t **out,
+                        struct cairn_error *err);
 /* Whether the chain of `s` is, up to new layers on top of it, that of which the
  * state tells: *active is then the layer that was the image. 0, 1 (reason),
  * -1. */

@@ -225,7 +225,7 @@ static int check_bitmap(struct cairn__tracking *t,
 
   if (result != 0)
     return result;
-  return cairn__bitmap_state(source, o->point, &t->bitmap_state, err);
+  return cairn__bitmap_state(source, &t->bitmap_state, err);
 }
 
 int cairn__tracking_opened(struct cairn__tracking *t,

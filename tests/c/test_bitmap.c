@@ -140,7 +140,7 @@ static void settle_point(const char *name, unsigned n)
   drop_point(p);
   if (cairn__source_bitmap_is_clean(s, p->id, reason, sizeof reason, &err) != 0)
     fail_msg("%s%s", reason, err.message);
-  assert_int_equal(cairn__bitmap_state(s, p->id, &p->state, &err), 0);
+  assert_int_equal(cairn__bitmap_state(s, &p->state, &err), 0);
   cairn__source_close(s);
   p->content = content_of(name, &p->size);
   snprintf(p->map, sizeof p->map, "map%u", n);
@@ -396,7 +396,7 @@ static void adds_a_bitmap_and_its_guard_and_removes_both(void **state)
   must_add("img", 0);
   must_add("img", 0); /* it is there */
   must_add("img", 1);
-  assert_int_equal(count_names("img", "cairn-"), 4);
+  assert_int_equal(count_names("img", "cairn-"), 3); /* they share a guard */
   must_run("qemu-img check -q -f qcow2 img");
   assert_int_equal(take_away("img", 0), 0);
   assert_int_equal(count_names("img", "cairn-"), 2);
@@ -406,6 +406,32 @@ static void adds_a_bitmap_and_its_guard_and_removes_both(void **state)
   assert_int_equal(count_names("img", "theirs"), 1);
   must_run("qemu-img check -q -f qcow2 img");
   assert_int_equal(count_fds(), before);
+}
+
+/* A guard that was cut is none for the next point, and stays for those that
+ * have it. */
+static void makes_another_guard_when_one_was_cut(void **state)
+{
+  (void)state;
+  make("img", "");
+  must_add("img", 0);
+  must_add("img", 1);
+  assert_int_equal(count_names("img", "cairn-"), 3);
+  must_run("qemu-img resize -q --shrink -f qcow2 img 3M && "
+           "qemu-img resize -q -f qcow2 img 40M");
+  must_add("img", 2);
+  assert_int_equal(count_names("img", "cairn-"), 5);
+  must_add("img", 3);
+  assert_int_equal(count_names("img", "cairn-"), 6);
+  assert_int_equal(take_away("img", 2), 0); /* its guard is whole */
+  assert_int_equal(count_names("img", "cairn-"), 5);
+  assert_int_equal(take_away("img", 0), 0); /* its guard is not */
+  assert_int_equal(count_names("img", "cairn-"), 3);
+  assert_int_equal(take_away("img", 1), 0);
+  assert_int_equal(count_names("img", "cairn-"), 2);
+  assert_int_equal(take_away("img", 3), 0);
+  assert_int_equal(count_names("img", "cairn-"), 0);
+  must_run("qemu-img check -q -f qcow2 img");
 }
 
 static void adds_none_where_there_can_be_none(void **state)
@@ -976,7 +1002,7 @@ static void trusts_no_block_device_below(void **state)
     o.directory_count = 1;
     result = cairn__source_open_qcow2(&o, NULL, &s, &err);
     if (result == 0) {
-      assert_int_equal(cairn__bitmap_state(s, id_of(0), &j, &err), 0);
+      assert_int_equal(cairn__bitmap_state(s, &j, &err), 0);
       result = cairn__bitmap_check_state(j, cairn__source_chain(s), &active,
                                          reason, sizeof reason, &err);
       json_decref(j);
@@ -1165,7 +1191,7 @@ static void comes_through_every_failed_allocation(void **state)
     result = cairn__source_bitmap_is_clean(s, points[0].id, reason,
                                            sizeof reason, &err);
     if (result == 1)
-      result = cairn__bitmap_state(s, points[0].id, &j, &err);
+      result = cairn__bitmap_state(s, &j, &err);
     if (result == 0)
       result = cairn__source_bitmap_changes(s, points[0].id, points[0].state,
                                             &digester, map, NULL, c, reason,
@@ -1215,7 +1241,7 @@ static void takes_as_long_as_there_are_changes(void **state)
   added = seconds_now() - begin;
   s = open_source("img");
   drop_point(p);
-  assert_int_equal(cairn__bitmap_state(s, p->id, &p->state, &err), 0);
+  assert_int_equal(cairn__bitmap_state(s, &p->state, &err), 0);
   cairn__source_close(s);
   snprintf(p->map, sizeof p->map, "map0");
   (void)unlinkat(scratch_fd, p->map, 0);
@@ -1484,6 +1510,7 @@ int main(void)
       cmocka_unit_test(knows_its_own_names),
       cmocka_unit_test(survives_a_corrupt_directory),
       cmocka_unit_test(adds_a_bitmap_and_its_guard_and_removes_both),
+      cmocka_unit_test(makes_another_guard_when_one_was_cut),
       cmocka_unit_test(adds_none_where_there_can_be_none),
       cmocka_unit_test(has_the_bitmaps_of_eight_points_and_a_left_one_at_most),
       cmocka_unit_test(drops_the_oldest_of_a_published_point_in_any_case),

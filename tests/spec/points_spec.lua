@@ -409,7 +409,7 @@ describe("destroying a point", function()
     local collection = farm { { "vda", "a.qcow2", "qcow2", "bitmap" } }
     local point = export(collection)
     local marker = create(collection)
-    assert.equal(4, bitmaps "a.qcow2")
+    assert.equal(3, bitmaps "a.qcow2")
     done(engine:DestroyReferencePoint(at "out", point.ReferencePointGroupId))
     assert.equal(2, bitmaps "a.qcow2")
     done(engine:DestroyReferencePoint(at "out", marker))

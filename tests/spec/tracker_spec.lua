@@ -274,7 +274,9 @@ describe("the bitmap tracker", function()
       for _, point in ipairs(cairn.points(at "out")) do
         is_known = is_known or id == point.ReferencePointGroupId
       end
-      assert.is_true(is_known, name)
+      -- a guard may be of a point that is gone
+      assert.is_true(is_known or name:find "%-%x+%-%x+%-%x+%-%x+%-%x+%-%x+$"
+        ~= nil, name)
     end
     expect_same(report, "a.qcow2", "qcow2")
   end)
