@@ -76,7 +76,8 @@ int cairn__export_secret(struct cairn__export *x, struct cairn_error *err);
  * what is not part of it, and writes it there. */
 int cairn__export_begin(struct cairn__export *x, struct cairn_error *err);
 /* Opens the journal of a disk for its copy, which may go on from the image that
- * is there when is_resumed. Without one it begins anew, with a warning. */
+ * is there when is_resumed. Without one it begins anew: with a warning, or
+ * because that is sooner done. */
 void cairn__export_open_journal(struct cairn__export *x,
                                 const struct cairn__member *m,
                                 const struct cairn__member_disk *d,

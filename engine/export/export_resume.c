@@ -136,6 +136,10 @@ int cairn__export_begin(struct cairn__export *x, struct cairn_error *err)
 
 /* ---- journals ------------------------------------------------------------ */
 
+/* A tracked disk with fewer bytes to read than these is sooner done again than
+ * its journal, of which each slot lies in a page of its own, is removed. */
+#define JOURNAL_MIN (UINT64_C(64) << 20)
+
 /* The export does not depend on it. */
 static void warn_of_journal(const struct cairn__export *x,
                             const struct cairn__member *m,
@@ -165,6 +169,8 @@ void cairn__export_open_journal(struct cairn__export *x,
       .virtual_size = copy->source->virtual_size,
   };
 
+  if (d->tracking.changes && d->data_bytes < JOURNAL_MIN)
+    return;
   cairn__journal_name(m->id, d->id, name);
   snprintf(path, sizeof path, "%s/%s", x->publication.work_path, name);
   if (is_resumed && (d->is_still || d->tracking.since) &&
