@@ -7,31 +7,43 @@
 
 #include "memory.h"
 
-/* What the parser holds while it reads, so that it can be left at any
- * allocation. Belongs to the thread that reads. */
+/* A list of blocks. */
+struct blocks {
+  void **list;
+  size_t count, capacity;
+};
+
+/* What the parser has taken while it reads, so that it can be left at any
+ * allocation. What it gives back stays until it is done: then all is known to
+ * go, or only that. Belongs to the thread that reads. */
 struct load {
   jmp_buf out;
-  void **blocks;
-  size_t count, capacity;
+  struct blocks taken, given;
 };
 
 static _Thread_local struct load *current;
 static json_malloc_t under_malloc = malloc;
 static json_free_t under_free = free;
 
-static int remember(struct load *load, void *block)
+static int append(struct blocks *b, void *block)
 {
-  if (load->count == load->capacity) {
-    size_t capacity = load->capacity ? load->capacity * 2 : 64;
-    void **blocks =
-        cairn__realloc(load->blocks, capacity * sizeof load->blocks[0]);
-    if (!blocks)
+  if (b->count == b->capacity) {
+    size_t capacity = b->capacity ? b->capacity * 2 : 64;
+    void **list = cairn__realloc(b->list, capacity * sizeof list[0]);
+
+    if (!list)
       return -1;
-    load->blocks = blocks;
-    load->capacity = capacity;
+    b->list = list;
+    b->capacity = capacity;
   }
-  load->blocks[load->count++] = block;
+  b->list[b->count++] = block;
   return 0;
+}
+
+static void free_all(const struct blocks *b)
+{
+  for (size_t i = 0; i < b->count; i++)
+    under_free(b->list[i]);
 }
 
 static void *guarded_malloc(size_t size)
@@ -41,7 +53,7 @@ static void *guarded_malloc(size_t size)
 
   if (!load)
     return block;
-  if (block && remember(load, block) == 0)
+  if (block && append(&load->taken, block) == 0)
     return block;
   if (block)
     under_free(block);
@@ -52,40 +64,48 @@ static void guarded_free(void *block)
 {
   struct load *load = current;
 
-  if (load && block)
-    for (size_t i = load->count; i-- > 0;) /* mostly among the last */
-      if (load->blocks[i] == block) {
-        load->blocks[i] = load->blocks[--load->count];
-        break;
-      }
-  under_free(block);
+  if (!load)
+    under_free(block);
+  else if (block && append(&load->given, block) != 0)
+    longjmp(load->out, 1);
+}
+
+/* -1: memory was lacking; else *value may be NULL. */
+static int read_text(struct load *load, const char *text, size_t length,
+                     size_t flags, json_error_t *error, json_t **value)
+{
+  if (setjmp(load->out) != 0)
+    return -1;
+  *value = json_loadb(text, length, flags, error);
+  return 0;
 }
 
 json_t *cairn__json_load(const char *text, size_t length, size_t flags,
                          json_error_t *error)
 {
-  struct load load = {.blocks = NULL};
+  struct load load = {.taken = {0}};
   json_error_t unused;
-  json_t *value;
+  json_t *value = NULL;
+  int result;
 
-  if (setjmp(load.out) != 0) {
-    current = NULL;
-    while (load.count > 0)
-      under_free(load.blocks[--load.count]);
-    cairn__free(load.blocks);
-    if (error) {
-      memset(error, 0, sizeof *error);
-      strcpy(error->text, "out of memory");
-    }
-    errno = ENOMEM;
-    return NULL;
-  }
-  current = &load;
-  value = json_loadb(text, length, flags, error ? error : &unused);
-  current = NULL;
-  cairn__free(load.blocks);
+  if (!error)
+    error = &unused;
   errno = 0;
-  return value;
+  current = &load;
+  result = read_text(&load, text, length, flags, error, &value);
+  current = NULL;
+  free_all(result == 0 && value ? &load.given : &load.taken);
+  cairn__free(load.taken.list);
+  cairn__free(load.given.list);
+  /* Without our functions under the parser errno still tells of memory. */
+  if (result == 0 && (value || errno != ENOMEM)) {
+    errno = 0;
+    return value;
+  }
+  memset(error, 0, sizeof *error);
+  strcpy(error->text, "out of memory");
+  errno = ENOMEM;
+  return NULL;
 }
 
 void cairn__json_set_allocator(void *(*malloc_fn)(size_t),
@@ -95,8 +115,9 @@ void cairn__json_set_allocator(void *(*malloc_fn)(size_t),
   under_free = free_fn;
 }
 
-/* The parser's functions are the process's: what an application has set stays
- * below ours, and is there again when the library is unloaded. */
+/* The parser's functions are the process's: what an application has set before
+ * stays below ours, and is there again when the library is unloaded. One that
+ * sets its own later takes ours away. */
 __attribute__((constructor)) static void guard(void)
 {
   json_get_alloc_funcs(&under_malloc, &under_free);

@@ -634,9 +634,22 @@ static int has_others(const struct subject *s, const char *point)
   return 0;
 }
 
-/* Whether one of ours goes with the bitmap of `point`. A guard goes with the
- * last point; one that is no longer whole, and so new to nobody, when that for
- * which it was made has gone. */
+static unsigned count_guards(const struct subject *s)
+{
+  char of[37];
+  unsigned n = 0;
+  int is_guard;
+
+  for (size_t i = 0; i < s->bitmaps.count; i++)
+    n +=
+        cairn__bitmap_point(s->bitmaps.list[i].name, of, &is_guard) && is_guard;
+  return n;
+}
+
+/* Whether one of ours goes with the bitmap of `point`. Which points use a guard
+ * only their manifests know: so it goes with the last point. One that was cut
+ * goes before, when its own point has, if there are more of them than points;
+ * who used it has the disk compared, once. */
 static int goes_with(const struct subject *s, const struct cairn__bitmap *b,
                      const char *point)
 {
@@ -649,7 +662,8 @@ static int goes_with(const struct subject *s, const struct cairn__bitmap *b,
     return strcmp(of, point) == 0;
   if (!has_others(s, point))
     return 1;
-  return (strcmp(of, point) == 0 || !has_bitmap_of(s, of)) &&
+  return count_guards(s) > CAIRN__BITMAP_POINTS_MAX &&
+         (strcmp(of, point) == 0 || !has_bitmap_of(s, of)) &&
          is_whole(&s->held, &s->header, &s->bitmaps, b, NULL) == 0;
 }
 

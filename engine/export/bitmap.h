@@ -86,8 +86,8 @@ int cairn__bitmap_point(const char *name, char point[37], int *is_guard);
 int cairn__bitmap_add(const struct cairn__source_options *o, const char *point,
                       struct cairn__run *run, char *reason, size_t size,
                       struct cairn_error *err);
-/* Removes the bitmap, should it be there, and guards that nobody is left to
- * use. Not from the files below: a bitmap that an external snapshot has left
+/* Removes the bitmap, should it be there, and with the last one the guards. Not
+ * from the files below: a bitmap that an external snapshot has left
  * behind stays in its file. */
 int cairn__bitmap_remove(const struct cairn__source_options *o,
                          const char *point, struct cairn__run *run,

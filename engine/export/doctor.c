@@ -487,6 +487,7 @@ static int read_plan(struct doctor *d, int workfd)
 {
   struct cairn_error why;
   json_t *plan;
+  int is_orphan;
   char *text;
   size_t n;
 
@@ -495,10 +496,12 @@ static int read_plan(struct doctor *d, int workfd)
                              &n, &why) != 0)
     return 0;
   plan = cairn__json_load(text, n, 0, NULL);
-  know(d, text_of(plan, "ReferencePointGroupId"));
+  is_orphan = cairn__plan_is_orphan(plan, d->index);
+  if (!is_orphan)
+    know(d, text_of(plan, "ReferencePointGroupId"));
   json_decref(plan);
   cairn__free(text);
-  return 1;
+  return !is_orphan;
 }
 
 static size_t count_records(const struct doctor *d, int workfd)
@@ -533,7 +536,7 @@ static void check_work(struct doctor *d, const char *name)
     return; /* at work, or not ours to judge */
   mib = (double)tree_bytes(io, d->dirfd, name, 0) / (1 << 20);
   find(d, "stale_work", name, !is_resumable,
-       is_resumable ? "export the same collection again: it goes on from there"
+       is_resumable ? "export the same again: it goes on from there"
                     : "the next export removes it, and so does --fix",
        "an export that did not end has left %.1f MiB%s%s", mib,
        is_resumable ? ", from which the next one goes on" : "",
@@ -830,7 +833,10 @@ static int fix_left(struct doctor *d, struct cairn__publication *p,
 {
   json_t *before = left_names(d), *after, *value;
   const char *name;
-  int result = cairn__publication_clean(p, run, NULL, 0, err);
+  /* no collection's, and no marker's but those that are no more */
+  const struct cairn__wanted nobody = {
+      .collection = "", .marker = "", .index = d->index};
+  int result = cairn__publication_clean(p, run, &nobody, 0, err);
 
   after = left_names(d);
   json_object_foreach(before, name, value)

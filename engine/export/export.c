@@ -28,6 +28,7 @@
 #include "datetime.h"
 #include "error.h"
 #include "export.h"
+#include "index.h"
 #include "kinds.h"
 #include "manifest.h"
 #include "memory.h"
@@ -96,7 +97,8 @@ static int open_bases(struct cairn__export *x, int algorithm,
 static int prepare(struct cairn__export *x, struct cairn_error *err)
 {
   struct cairn__wanted wanted;
-  int algorithm;
+  json_t *index = NULL;
+  int algorithm, result;
 
   if (cairn__digest_algorithm_parse(text_of(x->spec, "digest"), &algorithm,
                                     err) != 0)
@@ -115,10 +117,15 @@ static int prepare(struct cairn__export *x, struct cairn_error *err)
                                 err) != 0)
     return -1;
   wanted = cairn__export_wanted(x);
-  if (cairn__publication_clean(
-          &x->publication, x->run, &wanted,
-          json_is_false(json_object_get(x->spec, "resume")), err) != 0 ||
-      cairn__export_look_after_index(x, err) != 0 ||
+  /* a damaged one is warned of below */
+  if (cairn__index_read(x->io, x->publication.dirfd, x->publication.path,
+                        &index, NULL) == 0)
+    wanted.index = index;
+  result = cairn__publication_clean(
+      &x->publication, x->run, &wanted,
+      json_is_false(json_object_get(x->spec, "resume")), err);
+  json_decref(index);
+  if (result != 0 || cairn__export_look_after_index(x, err) != 0 ||
       open_bases(x, algorithm, err) != 0)
     return -1;
   return cairn__publication_begin(&x->publication, x->run, err);
@@ -501,13 +508,14 @@ static void export_main(struct cairn__run *run)
   /* Servers and locks first: their files lie in the work directory. */
   cairn__members_close_sources(&x.members);
   is_kept = result != 0 && cairn__export_is_kept(&x, err.id);
-  /* What stays with the work shows the next run what has changed since. */
-  if (!(is_kept && x.has_begun) &&
+  if (!is_kept || x.has_begun)
+    cairn__export_drop_left(&x);
+  /* What stays with the work shows the next run what has changed since; what
+   * is not noted would stay for ever. */
+  if (!(is_kept && x.has_begun && x.has_intents) &&
       cairn__members_end(&x.members, x.publication.is_published,
                          x.bases.points) == 0)
     cairn__export_forget_intents(&x);
-  if (!is_kept || x.has_begun)
-    cairn__export_drop_left(&x);
   cairn__export_report(&x, &err, result == 0 ? properties : NULL);
   cairn__publication_close(&x.publication, run, is_kept);
   cairn__members_free(&x.members);

@@ -257,7 +257,8 @@ void cairn__export_mark_suspect(struct cairn__export *x,
     const char *tracker = text_of(image, "tracker");
     const char *base = text_of(image, "base");
 
-    if (strcmp(tracker, "clone") != 0 && strcmp(tracker, "bitmap") != 0)
+    if (strcmp(tracker, "clone") != 0 && strcmp(tracker, "bitmap") != 0 &&
+        !json_object_get(image, "runs_since_compared"))
       return;
     if (cairn__index_mark_suspect(x->io, p->dirfd, p->path,
                                   cairn__point_id(point), reason, x->time_us,

@@ -521,7 +521,8 @@ static int deal_with(struct cairn__publication *p, const char *name, int workfd,
       return 1;
     }
   }
-  is_others = plan && !is_of;
+  is_others =
+      plan && !is_of && !(wanted && cairn__plan_is_orphan(plan, wanted->index));
   json_decref(plan);
   return is_others ? 0 : remove_work(io, p->dirfd, name);
 }

@@ -11,6 +11,7 @@
 #include <uuid/uuid.h>
 
 #include "error.h"
+#include "index.h"
 #include "journal.h"
 #include "manifest.h"
 #include "json.h"
@@ -206,6 +207,12 @@ int cairn__plan_is_of(const json_t *plan, const struct cairn__wanted *wanted)
            strcmp(text_of(plan, "CollectionId"), wanted->collection) == 0;
   return is_marker &&
          strcmp(text_of(plan, "ReferencePointGroupId"), wanted->marker) == 0;
+}
+
+int cairn__plan_is_orphan(const json_t *plan, const json_t *index)
+{
+  return json_is_true(json_object_get(plan, "is_marker")) && index &&
+         !cairn__index_marker(index, text_of(plan, "ReferencePointGroupId"));
 }
 
 int cairn__plan_is_alike(const json_t *plan, const struct cairn__wanted *wanted)

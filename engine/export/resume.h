@@ -33,7 +33,8 @@
 /* What an export can go on from. */
 struct cairn__wanted {
   const char *collection, *algorithm, *image_format;
-  const char *marker; /* the marker that is exported, or NULL */
+  const char *marker;  /* the marker that is exported, or NULL */
+  const json_t *index; /* of the directory, or NULL: it is not known */
 };
 
 /* A new plan without disks; NULL when out of memory. */
@@ -56,6 +57,8 @@ json_t *cairn__plan_find(const json_t *plan, const char *machine,
                          const char *disk);
 /* It is of the same collection, or of the same marker. */
 int cairn__plan_is_of(const json_t *plan, const struct cairn__wanted *wanted);
+/* It is the export of a marker that the index does not have any more. */
+int cairn__plan_is_orphan(const json_t *plan, const json_t *index);
 /* An export with these settings can go on from it. */
 int cairn__plan_is_alike(const json_t *plan,
                          const struct cairn__wanted *wanted);

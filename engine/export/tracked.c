@@ -12,7 +12,7 @@
 #include "index.h"
 #include "memory.h"
 
-#define IN_USE_TRIES  40 /* for an image that is in use */
+#define IN_USE_NAPS   40 /* for images that are in use, all together */
 #define IN_USE_NAP_MS 25
 
 static const char *text_of(const json_t *object, const char *name)
@@ -283,21 +283,21 @@ static void nap(long ms)
 }
 
 /* A run that was killed leaves its qemu-img to end by itself, which it does
- * soon: to wait for it is better than to find the image in use. */
+ * soon: to wait for it, once, is better than to find the image in use. */
 static int remove_bitmap(struct cairn__tracked *t, const char *point,
                          const json_t *disk, struct cairn_error *err)
 {
   struct cairn__source_options o;
 
   source_options(t->io, disk, &o);
-  for (int tries = 0;
-       cairn__bitmap_remove(&o, point, t->is_ending ? NULL : t->run, err) != 0;
-       tries++) {
+  while (cairn__bitmap_remove(&o, point, t->is_ending ? NULL : t->run, err) !=
+         0) {
     if (err->id == CAIRN_E_SOURCE_MISSING)
       return 0;
-    if (err->id != CAIRN_E_SOURCE_IN_USE || tries == IN_USE_TRIES ||
-        (!t->is_ending && cairn__run_gate(t->run, NULL) != 0))
+    if (err->id != CAIRN_E_SOURCE_IN_USE || t->is_ending ||
+        t->naps == IN_USE_NAPS || cairn__run_gate(t->run, NULL) != 0)
       return -1;
+    t->naps++;
     nap(IN_USE_NAP_MS);
     cairn__error_clear(err);
   }

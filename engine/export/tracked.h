@@ -25,6 +25,7 @@ struct cairn__tracked {
   const char *path;
   json_t *index;
   int is_ending; /* requests to the run do not count any more */
+  int naps;      /* it has waited so often for an image in use */
   /* of what is unfinished, or NULL: the point whose data stay, the only one
      whose data go */
   const char *spared, *only;

@@ -539,6 +539,10 @@ int cairn__tracking_since(struct cairn__tracking *t,
 
   *is_still = 0;
   cairn__error_clear(&why);
+  /* One that was caught, or is not used, says nothing; a run that compares all
+   * looks at all. */
+  if (t->is_refuted || t->claims || (t->reason && t->is_notable))
+    return 0;
   if (cairn__changes_new(source->length, &t->since, err) != 0)
     return -1;
   if (t->wanted == CAIRN__TRACKER_CLONE)
@@ -549,6 +553,8 @@ int cairn__tracking_since(struct cairn__tracking *t,
     /* A bitmap proves all or nothing, and never the tail. */
     *is_still = t->wanted == CAIRN__TRACKER_BITMAP ||
                 cairn__changes_count(t->since) == 0;
+    if (t->runs == 0)
+      t->runs = 1; /* this run takes the tracker's word, too */
     return 0;
   }
   cairn__changes_free(t->since);

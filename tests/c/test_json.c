@@ -127,12 +127,31 @@ static void a_text_that_is_wrong_is_no_lack_of_memory(void **state)
   assert_null(cairn__json_load("1", 1, 0, NULL));
 }
 
+/* What was read of a damaged text goes at once, not in the square of its size.
+ */
+static void a_large_text_that_is_cut_off_is_let_go(void **state)
+{
+  (void)state;
+  const size_t count = 400000, length = 1 + 3 * count;
+  char *text = malloc(length);
+  assert_non_null(text);
+  countdown = LONG_MAX;
+  text[0] = '[';
+  for (size_t i = 0; i < count; i++)
+    memcpy(text + 1 + 3 * i, "[],", 3);
+  assert_null(cairn__json_load(text, length, 0, NULL));
+  assert_int_equal(errno, 0);
+  assert_int_equal(blocks, 0);
+  free(text);
+}
+
 int main(void)
 {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(one_allocation_fails),
       cmocka_unit_test(all_from_one_on_fail),
       cmocka_unit_test(a_text_that_is_wrong_is_no_lack_of_memory),
+      cmocka_unit_test(a_large_text_that_is_cut_off_is_let_go),
   };
   return cmocka_run_group_tests_name("json", tests, setup, teardown);
 }

@@ -339,10 +339,11 @@ function Session:close()
   if self.input then self:stop_asking() end
   self.view:finish()
   signals.set_cursor(false)
-  signals.finish(function()
+  local function let_go()
     for _, handle in ipairs(self.handles) do self.uv.close(handle) end
     self.handles = {}
-  end)
+  end
+  if self.is_done then signals.finish(let_go) else let_go() end
   self.engine:close { mode = self.signals > 1 and "kill" or "terminate",
     timeout = CLOSE_S }
   if self.tty then self.uv.close(self.tty) end

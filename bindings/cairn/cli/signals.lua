@@ -26,8 +26,9 @@ end
 -- comes too late changes nothing.
 function signals.finish(close)
   core.process_hold()
-  close()
+  local ok, err = pcall(close)
   core.process_late()
+  if not ok then error(err, 0) end
 end
 
 -- Whether an end by signal has to show the terminal's cursor again.
