@@ -10,7 +10,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -144,14 +143,9 @@ struct builder {
   int64_t cycle_from; /* seconds; INT64_MAX: none */
 };
 
-__attribute__((format(printf, 2, 3))) static int
-damaged(const struct builder *b, const char *fmt, ...)
+static int damaged(const struct builder *b, const char *why)
 {
-  char why[128], shown[160];
-  va_list args;
-  va_start(args, fmt);
-  vsnprintf(why, sizeof why, fmt, args);
-  va_end(args);
+  char shown[160];
   return cairn__fail(b->err, CAIRN_E_INVALID_ARGUMENT,
                      "zone \"%s\": no usable time zone file (%s)",
                      cairn__printable(b->name, shown, sizeof shown), why);
@@ -457,12 +451,12 @@ static int read_types(struct builder *b, const unsigned char *types,
                       const struct header *h, int32_t offsets[256])
 {
   if (h->type == 0 || h->type > 256)
-    return damaged(b, "%u kinds of local time", h->type);
+    return damaged(b, "no kind of local time, or too many");
   for (size_t i = 0; i < h->type; i++) {
     const unsigned char *p = types + 6 * i;
     offsets[i] = (int32_t)read_be32(p);
     if (offsets[i] <= -OFFSET_MAX || offsets[i] >= OFFSET_MAX)
-      return damaged(b, "an offset of %d seconds", (int)offsets[i]);
+      return damaged(b, "an offset of 26 hours or more");
     if (p[4] > 1 || p[5] >= h->chars)
       return damaged(b, "a kind of local time without name or flag");
   }
