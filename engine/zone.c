@@ -469,7 +469,7 @@ static int read_block(struct builder *b, const unsigned char *p, size_t width,
 {
   const unsigned char *indexes = p + h->time * width;
   const unsigned char *types = indexes + h->time;
-  int32_t offsets[256];
+  int32_t offsets[256] = {0};
   if (read_types(b, types, h, offsets) != 0)
     return -1;
   if (h->leap > 0)

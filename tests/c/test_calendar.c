@@ -69,7 +69,7 @@ static int64_t face(const char *text)
   if (text[read] == '.')
     memcpy(fraction, text + read + 1, 6);
   return cairn__days_from_date(year, month, day) * DAY + hour * HOUR +
-         minute * 60 * SECOND + second * SECOND + atoi(fraction);
+         minute * (60 * SECOND) + second * SECOND + atoi(fraction);
 }
 
 static int64_t instant(const json_t *json)
@@ -257,7 +257,7 @@ static void all_cases_catch_up(void **state)
 static void the_cases_are_those_of_the_specification(void **state)
 {
   (void)state;
-  size_t size, shared_size;
+  size_t size = 0, shared_size = 0;
   char *shared = read_file(source_path("../shared/spec/schedule-cases.json"),
                            &shared_size);
   if (shared == NULL)
@@ -613,7 +613,7 @@ static void damaged_files_are_refused_or_harmless(void **state)
   damage(small, sizeof small, 1);
   for (size_t i = 0; has_database() && i < 2; i++) {
     char path[128];
-    size_t size;
+    size_t size = 0;
     snprintf(path, sizeof path, "/usr/share/zoneinfo/%s", names[i]);
     char *data = read_file(path, &size);
     assert_non_null(data);
