@@ -95,6 +95,11 @@ const struct cairn_datetime *cairn__lua_test_datetime(lua_State *L, int index);
 int cairn__lua_to_datetime(lua_State *L, int index, int is_interval,
                            struct cairn_datetime *out, struct cairn_error *err);
 
+/* ---- schedule.c ------------------------------------------------------------
+ */
+
+void cairn__lua_open_schedule(lua_State *L);
+
 /* ---- json.c
  * ------------------------------------------------------------------ */
 

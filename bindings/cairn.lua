@@ -10,6 +10,7 @@ local engine = require "cairn.engine"
 local luv = require "cairn.luv"
 local policy = require "cairn.policy"
 local private = require "cairn.private"
+local schedule = require "cairn.schedule"
 local task = require "cairn.task"
 
 local cairn = {
@@ -27,6 +28,7 @@ local cairn = {
   collection_from = collection.from,
   policy = core.with_source(policy.new),
   policy_load = policy.load,
+  schedule = schedule.new,
 
   points = private.points,
   doctor = core.with_source(private.doctor),
@@ -61,7 +63,6 @@ datetimes("interval", core.interval)
 
 -- Names that belong to the module and are not built yet say so.
 for name, instead in pairs {
-  schedule = "jobs run at once, or at their ScheduledStartTime",
   kind = "pass run = function to engine:submit",
 } do
   cairn[name] = function()

@@ -167,8 +167,19 @@ function cairn.value_map(name) end
 ---@return string
 function cairn.help(name) end
 
----Not built yet: raises. So does cairn.kind.
-function cairn.schedule() end
+---The calendar of a job, without a job. Raises an error object for what is no schedule or never comes.
+---@param properties table as of a job: `RunMonth`, `RunDay`, `RunDayOfWeek`, `RunStartInterval`, `LocalOrUtcTime`, `UntilTime`, `JobRunTimes` (default here: 0, no limit), `zone` (an IANA name; default: the host's zone), `gap` (of what falls into a gap of the local clock: `"first"`, the default, is at its end, `"shift"` later by its length, `"skip"` not at all), `overlap` (of what the clock shows twice: `"first"`, the default, `"last"` or `"both"`)
+---@return cairn.schedule # the schedule; its `zone` is the zone's name, its `warning` a text where it may mean something else than it says
+function cairn.schedule(properties) end
+
+---@class cairn.schedule
+local schedule = {}
+
+---The next runs; fewer than n where UntilTime or JobRunTimes ends them.
+---@param n? integer how many; default 1
+---@param after? any a CIM datetime or Unix seconds; default now
+---@return table[] # in order, strictly after `after`: unix_us; local_time (a CIM datetime with the zone's offset then); nominal (what the schedule says, as the clock would show it: `"2025-03-30 02:30:00"`); kind: `"normal"`, `"gap"` (the clock never shows it) or `"overlap"` (it shows it twice); nominals: a list, when a gap swallowed several
+function schedule:next(n, after) end
 
 ---@class cairn.engine
 local engine = {}

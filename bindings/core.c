@@ -490,6 +490,7 @@ CAIRN_LUA_EXPORT int luaopen_cairn_core(lua_State *L)
   lua_setfield(L, -2, "null");
   cairn__lua_open_json(L);
   cairn__lua_open_datetime(L);
+  cairn__lua_open_schedule(L);
   cairn__lua_open_engine(L);
   cairn__lua_open_job(L);
   cairn__lua_open_task(L);

@@ -47,7 +47,7 @@ static int is_leap(int64_t year)
   return year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
 }
 
-static int days_in_month(int64_t year, int month)
+int cairn__days_in_month(int64_t year, int month)
 {
   const int16_t *before = days_before_month[is_leap(year)];
   return before[month] - before[month - 1];
@@ -65,8 +65,7 @@ static int64_t floor_divide(int64_t a, int64_t b)
   return a / b - (a % b < 0);
 }
 
-/* Days since 1970-01-01; any day of the month from 1 up. */
-static int64_t days_from_date(int64_t year, int month, int day)
+int64_t cairn__days_from_date(int64_t year, int month, int day)
 {
   int64_t cycles = floor_divide(year, 400);
   int64_t in_cycle = year - cycles * 400;
@@ -74,7 +73,7 @@ static int64_t days_from_date(int64_t year, int month, int day)
          days_before_month[is_leap(in_cycle)][month - 1] + day - 1 - epoch_days;
 }
 
-static void date_from_days(int64_t days, int64_t *year, int *month, int *day)
+void cairn__date_from_days(int64_t days, int64_t *year, int *month, int *day)
 {
   days += epoch_days;
   int64_t cycles = floor_divide(days, days_per_400_years);
@@ -114,12 +113,12 @@ static int precision_of(const struct cairn_datetime *t)
 /* The first and the last microsecond that four digits of year can show. */
 static int64_t first_us(void)
 {
-  return days_from_date(0, 1, 1) * DAY_US;
+  return cairn__days_from_date(0, 1, 1) * DAY_US;
 }
 
 static int64_t last_us(void)
 {
-  return days_from_date(YEAR_MAX + 1, 1, 1) * DAY_US - 1;
+  return cairn__days_from_date(YEAR_MAX + 1, 1, 1) * DAY_US - 1;
 }
 
 /* The lower bound of the first `precision` digits of a local time or, when
@@ -142,8 +141,8 @@ static int64_t floor_to_precision(int64_t us, int precision, int is_interval)
     return floor_divide(us, units[precision]) * units[precision];
   int64_t year;
   int month, day;
-  date_from_days(floor_divide(us, DAY_US), &year, &month, &day);
-  return days_from_date(year, precision >= 6 ? month : 1, 1) * DAY_US;
+  cairn__date_from_days(floor_divide(us, DAY_US), &year, &month, &day);
+  return cairn__days_from_date(year, precision >= 6 ? month : 1, 1) * DAY_US;
 }
 
 static struct cairn_datetime make(int kind, int64_t us, int offset,
@@ -374,7 +373,7 @@ static int parse_timestamp(const char *text, struct cairn_datetime *out,
       parse_fields(text, timestamp_fields, COUNT(values), values, err);
   if (precision < 0)
     return -1;
-  int days = days_in_month(values[0], values[1]);
+  int days = cairn__days_in_month(values[0], values[1]);
   if (values[2] > days) {
     char valid[64];
     snprintf(valid, sizeof valid, "01-%02d in %s %04d", days,
@@ -393,7 +392,7 @@ static int parse_timestamp(const char *text, struct cairn_datetime *out,
   }
   if (text[TAIL] == '-')
     offset = -offset;
-  int64_t local = days_from_date(values[0], values[1], values[2]) * DAY_US +
+  int64_t local = cairn__days_from_date(values[0], values[1], values[2]) * DAY_US +
                   time_of_day(values + 3);
   *out = make(CAIRN_TIMESTAMP, local - offset * MINUTE_US, offset, precision);
   return 0;
@@ -483,7 +482,7 @@ void cairn_datetime_format(const struct cairn_datetime *t,
   } else {
     int64_t year;
     int month, day;
-    date_from_days(days, &year, &month, &day);
+    cairn__date_from_days(days, &year, &month, &day);
     put(out, year, 4);
     put(out + 4, month, 2);
     put(out + 6, day, 2);

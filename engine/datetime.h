@@ -18,4 +18,10 @@ struct cairn_datetime cairn__datetime_from_unix(int64_t unix_us,
 struct cairn_datetime cairn__datetime_interval(int64_t us);
 struct cairn_datetime cairn__datetime_never(void);
 
+/* The proleptic Gregorian calendar, in any thread: days since 1970-01-01, any
+ * year, months from 1, any day of the month from 1 up. */
+int64_t cairn__days_from_date(int64_t year, int month, int day);
+void cairn__date_from_days(int64_t days, int64_t *year, int *month, int *day);
+int cairn__days_in_month(int64_t year, int month);
+
 #endif

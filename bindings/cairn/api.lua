@@ -198,8 +198,20 @@ they are relative to the working directory.]],
       { name = "cairn.help", params = { { "name", "string?", "" } },
         returns = { { "string", "" } },
         text = "What this page says about a name." },
-      { name = "cairn.schedule", params = {}, returns = {},
-        text = "Not built yet: raises. So does cairn.kind." },
+      { name = "cairn.schedule",
+        params = { { "properties", "table", "as of a job: `RunMonth`, "
+          .. "`RunDay`, `RunDayOfWeek`, `RunStartInterval`, `LocalOrUtcTime`, "
+          .. "`UntilTime`, `JobRunTimes` (default here: 0, no limit), "
+          .. "`zone` (an IANA name; default: the host's zone), `gap` (of what "
+          .. "falls into a gap of the local clock: `\"first\"`, the default, "
+          .. "is at its end, `\"shift\"` later by its length, `\"skip\"` "
+          .. "not at all), `overlap` (of what the clock shows twice: "
+          .. "`\"first\"`, the default, `\"last\"` or `\"both\"`)" } },
+        returns = { { "cairn.schedule", "the schedule; its `zone` is the "
+          .. "zone's name, its `warning` a text where it may mean something "
+          .. "else than it says" } },
+        text = "The calendar of a job, without a job. Raises an error object "
+          .. "for what is no schedule or never comes." },
     },
     fields = {
       { "version", "string", "of the module" },
@@ -211,6 +223,26 @@ they are relative to the working directory.]],
       { "properties", "table", "the properties of a job in order of "
         .. "declaration, and by name: name, type, is_writable, values, min, "
         .. "max, max_length, default, description, ..." },
+    },
+  },
+  {
+    title = "Schedules", class = "cairn.schedule",
+    text = [[
+When a job with a calendar runs. A run is due at the first instant at which the
+clock of its zone shows its date and time or later, counting only the first
+time it gets there. A month that lacks the day is skipped.]],
+    entries = {
+      { name = "schedule:next",
+        params = { { "n", "integer?", "how many; default 1" },
+          { "after", "any?", "a CIM datetime or Unix seconds; default now" } },
+        returns = { { "table[]", "in order, strictly after `after`: unix_us; "
+          .. "local_time (a CIM datetime with the zone's offset then); "
+          .. "nominal (what the schedule says, as the clock would show it: "
+          .. "`\"2025-03-30 02:30:00\"`); kind: `\"normal\"`, `\"gap\"` (the "
+          .. "clock never shows it) or `\"overlap\"` (it shows it twice); "
+          .. "nominals: a list, when a gap swallowed several" } },
+        text = "The next runs; fewer than n where UntilTime or JobRunTimes "
+          .. "ends them." },
     },
   },
   {

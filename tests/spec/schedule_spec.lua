@@ -1,0 +1,133 @@
+-- cairn.schedule: what it takes, when it runs, and what it refuses.
+
+local cairn = require "cairn"
+
+local function has_database()
+  local file = io.open "/usr/share/zoneinfo/Europe/Berlin"
+  if file then file:close() end
+  return file ~= nil
+end
+
+describe("a schedule", function()
+  local function times(properties, n, after)
+    local list = cairn.schedule(properties):next(n, after)
+    for i, run in ipairs(list) do list[i] = run.local_time end
+    return list
+  end
+
+  local function refused(code, pattern, properties)
+    local ok, err = pcall(cairn.schedule, properties)
+    assert.is_false(ok)
+    assert.equal(code, err.code)
+    assert.matches(pattern, err.message)
+  end
+
+  it("takes the labels of the class and their numbers", function()
+    local expected = { "20250131220000.000000+000",
+      "20250228220000.000000+000", "20250328220000.000000+000" }
+    local after = "20250101000000.000000+000"
+    for _, friday in ipairs { "-Friday", -6, -6.0 } do
+      for _, start in ipairs { "00000000220000.000000:000", "22h", 79200,
+        cairn.interval "22h" } do
+        assert.same(expected, times({ RunDay = -1, RunDayOfWeek = friday,
+          RunStartInterval = start, zone = "UTC" }, 3, after))
+      end
+    end
+    assert.same({ "20250704000000.000000+000" },
+      times({ RunMonth = "July", RunDayOfWeek = "Friday",
+        LocalOrUtcTime = "UTC Time" }, 1, after))
+  end)
+
+  it("runs strictly after the given time, which may be any form of one",
+    function()
+      local daily = { RunStartInterval = "2h", zone = "UTC" }
+      for _, after in ipairs { "20250310020000.000000+000", 1741572000,
+        cairn.datetime(1741572000) } do
+        assert.same({ "20250311020000.000000+000" }, times(daily, 1, after))
+      end
+      local run = cairn.schedule(daily):next()[1]
+      assert.truthy(run.unix_us > os.time() * 1000000 - 1000000)
+      assert.equal("integer", math.type(run.unix_us))
+    end)
+
+  it("tells what daylight saving does", function()
+    if not has_database() then return pending "no zone database" end
+    local berlin = { RunStartInterval = "2h30min", zone = "Europe/Berlin" }
+    local list = cairn.schedule(berlin):next(2, "20250329120000.000000+060")
+    assert.same({ unix_us = 1743296400000000, kind = "gap",
+      local_time = "20250330030000.000000+120",
+      nominal = "2025-03-30 02:30:00" }, list[1])
+    assert.equal("normal", list[2].kind)
+    list = cairn.schedule(berlin):next(2, "20251025120000.000000+120")
+    assert.equal("overlap", list[1].kind)
+    assert.equal("20251026023000.000000+120", list[1].local_time)
+    assert.equal("20251027023000.000000+060", list[2].local_time)
+    berlin.overlap = "both"
+    list = cairn.schedule(berlin):next(2, "20251025120000.000000+120")
+    assert.equal("20251026023000.000000+060", list[2].local_time)
+    berlin.gap = "skip"
+    list = cairn.schedule(berlin):next(1, "20250329120000.000000+060")
+    assert.equal("20250331023000.000000+120", list[1].local_time)
+    berlin.gap = "shift"
+    list = cairn.schedule(berlin):next(1, "20250329120000.000000+060")
+    assert.equal("20250330033000.000000+120", list[1].local_time)
+    list = cairn.schedule { RunStartInterval = 0, zone = "Pacific/Apia" }
+      :next(1, "20111229100000.000000-600")
+    assert.same({ "2011-12-30 00:00:00", "2011-12-31 00:00:00" },
+      list[1].nominals)
+  end)
+
+  it("ends with UntilTime and JobRunTimes", function()
+    local daily = { RunStartInterval = 0, zone = "UTC",
+      UntilTime = "20250103000000.000000+000" }
+    assert.equal(2, #cairn.schedule(daily):next(9, "20250101000000.000000+000"))
+    daily.UntilTime, daily.JobRunTimes = cairn.null, 3
+    assert.equal(3, #cairn.schedule(daily):next(9))
+    daily.UntilTime = "00000001000000.000000:000" -- a day from now on
+    assert.equal(1, #cairn.schedule(daily):next(9))
+    daily.UntilTime = "99991231235959.999999+000"
+    assert.equal(3, #cairn.schedule(daily):next(9))
+  end)
+
+  it("warns of a weekday that leaves the month", function()
+    local schedule = cairn.schedule { RunDay = -1, RunDayOfWeek = "Friday" }
+    assert.matches("%-Friday is the last one", schedule.warning)
+    assert.is_nil(cairn.schedule { RunDay = -1, RunDayOfWeek = "-Friday" }
+      .warning)
+  end)
+
+  it("knows its zone", function()
+    assert.equal("UTC", cairn.schedule { RunDay = 1, zone = "UTC" }.zone)
+    assert.equal("UTC", cairn.schedule { RunDay = 1,
+      LocalOrUtcTime = 2 }.zone)
+    assert.error_matches(function()
+      return cairn.schedule { RunDay = 1 }.zones
+    end, "did you mean 'zone'")
+  end)
+
+  it("refuses what is none", function()
+    refused("unknown_key", "did you mean 'RunDay'", { RunDaz = 1 })
+    refused("invalid_argument", "RunDay 30 with RunMonth February never comes",
+      { RunMonth = "February", RunDay = 30 })
+    refused("invalid_argument", "needs one of", {})
+    refused("invalid_argument", "none of its labels", { RunMonth = "Mai" })
+    refused("out_of_range", "RunDay is 32", { RunDay = 32 })
+    refused("wrong_type", "RunDay: a number expected", { RunDay = {} })
+    refused("wrong_type", "RunDay must be an integer", { RunDay = "1" })
+    refused("invalid_argument", "zone: \"Mars/Base\" is no time zone",
+      { RunDay = 1, zone = "Mars/Base" })
+    refused("invalid_argument", "is no time zone",
+      { RunDay = 1, zone = "../etc/passwd" })
+    refused("invalid_argument", "zone: a name", { RunDay = 1, zone = "" })
+    refused("wrong_type", "zone: a name", { RunDay = 1, zone = 3 })
+    refused("invalid_argument", "gap: \"never\" is not valid",
+      { RunDay = 1, gap = "never" })
+    refused("invalid_argument", "overlap: ", { RunDay = 1, overlap = true })
+    refused("invalid_argument", "RunStartInterval", { RunStartInterval = "x" })
+    assert.has_error(function() cairn.schedule(1) end)
+    local schedule = cairn.schedule { RunDay = 1 }
+    assert.error_matches(function() schedule:next(0) end, "1 to 100000")
+    assert.error_matches(function() schedule:next(1, "tomorrow") end,
+      "datetime")
+  end)
+end)
