@@ -392,8 +392,9 @@ static int parse_timestamp(const char *text, struct cairn_datetime *out,
   }
   if (text[TAIL] == '-')
     offset = -offset;
-  int64_t local = cairn__days_from_date(values[0], values[1], values[2]) * DAY_US +
-                  time_of_day(values + 3);
+  int64_t local =
+      cairn__days_from_date(values[0], values[1], values[2]) * DAY_US +
+      time_of_day(values + 3);
   *out = make(CAIRN_TIMESTAMP, local - offset * MINUTE_US, offset, precision);
   return 0;
 }
