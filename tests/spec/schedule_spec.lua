@@ -1,6 +1,8 @@
--- cairn.schedule: what it takes, when it runs, and what it refuses.
+-- cairn.schedule and cairn preview: what they take, when jobs would run, and
+-- what is refused.
 
 local cairn = require "cairn"
+local support = _G.support
 
 local function has_database()
   local file = io.open "/usr/share/zoneinfo/Europe/Berlin"
@@ -129,5 +131,63 @@ describe("a schedule", function()
     assert.error_matches(function() schedule:next(0) end, "1 to 100000")
     assert.error_matches(function() schedule:next(1, "tomorrow") end,
       "datetime")
+  end)
+end)
+
+describe("cairn preview", function()
+  local directory, remove
+  before_each(function() directory, remove = support.directory() end)
+  after_each(function() remove() end)
+
+  local function preview(jobs, ...)
+    local policy = support.write(directory .. "/p.lua", [[
+      local cairn = require "cairn"
+      return cairn.policy { jobs = { ]] .. jobs .. " } }")
+    local code, _, output = support.run { support.build .. "/bin/cairn",
+      "preview", policy, ... }
+    return code, output
+  end
+
+  it("lists the next runs of each job, and what the clock does", function()
+    if not has_database() then return pending "no zone database" end
+    local code, output = preview([[
+      nightly = { RunStartInterval = "2h30min", zone = "Europe/Berlin",
+        JobRunTimes = 0, run = function() end },
+      once = { RunDay = 1, run = function() end },
+      manual = { run = function() end } ]], "-n", "2", "--zone", "UTC",
+      "--from", "20250329120000.000000+060")
+    assert.equal(0, code)
+    assert.truthy(output:find("nightly  Sun 2025-03-30 03:00:00 +02:00  "
+      .. "Europe/Berlin  the clock is put forward over 2025-03-30 02:30:00\n"
+      .. "nightly  Mon 2025-03-31 02:30:00 +02:00  Europe/Berlin\n"
+      .. "once     Tue 2025-04-01 00:00:00 +00:00  UTC\n", 1, true), output)
+    assert.truthy(output:find("manual: no calendar", 1, true))
+  end)
+
+  it("prints a JSON object a run", function()
+    local code, output = preview([[ monthly = { RunDay = 1, JobRunTimes = 2,
+      LocalOrUtcTime = "UTC Time", run = function() end } ]], "--json",
+      "--from", "1741572000")
+    assert.equal(0, code)
+    local runs = {}
+    for line in output:gmatch "[^\n]+" do
+      runs[#runs + 1] = cairn.json_decode(line)
+    end
+    assert.equal(2, #runs)
+    assert.same({ kind = "normal", local_time = "20250401000000.000000+000",
+      nominal = "2025-04-01 00:00:00", policy_key = "monthly", zone = "UTC",
+      unix_us = 1743465600000000 }, runs[1])
+  end)
+
+  it("refuses what is no schedule, and names the job", function()
+    local code, output = preview [[ a = { RunMonth = "April", RunDay = 31,
+      run = function() end } ]]
+    assert.equal(2, code)
+    assert.matches("p%.lua: jobs%.a: RunDay 31 with RunMonth April never comes",
+      output)
+    code, output = preview("a = { RunDay = 1, run = function() end }",
+      "--from", "tomorrow")
+    assert.equal(2, code)
+    assert.matches("%-%-from tomorrow: wants a CIM datetime", output)
   end)
 end)

@@ -81,6 +81,46 @@ terminated.]],
     },
   },
   {
+    name = "preview",
+    summary = "when the jobs of a policy would run",
+    description = [[
+Loads POLICY.lua and lists the next runs of each job that has a calendar
+(RunMonth, RunDay, RunDayOfWeek, RunStartInterval), with what a change of the
+clock does to them: a time that the clock is put forward over is due at the end
+of that gap, a time that it shows twice is due the first time (the job's gap
+and overlap can say otherwise). Nothing is run.
+
+As in a job, JobRunTimes is 1 unless the policy gives it.]],
+    arguments = {
+      { name = "POLICY.lua", key = "policy",
+        help = "a Lua file that returns cairn.policy{...}" },
+    },
+    options = {
+      { name = "count", short = "n", value = "N", check = function(value)
+          local n = math.tointeger(value)
+          if not n or n < 1 or n > 1000 then return "wants 1 to 1000 runs" end
+        end,
+        help = "how many runs of each job (default 5)" },
+      { name = "zone", value = "Z",
+        help = "the time zone of jobs that name none (default: this host's)" },
+      { name = "from", value = "TIME",
+        help = "the runs after this time, a CIM datetime or Unix seconds "
+          .. "(default: now)" },
+      json,
+    },
+    exits = {
+      { 0, "listed; warnings are on standard error" },
+      { 1, "a result could not be written" },
+      { 2, "wrong use, a bad policy, or a schedule that never comes" },
+      { 3, "the environment: no permission" },
+    },
+    examples = {
+      "cairn preview nightly.lua",
+      "cairn preview nightly.lua -n 3 --from 20250329000000.000000+060",
+      "cairn preview nightly.lua --zone Europe/Berlin --json",
+    },
+  },
+  {
     name = "export",
     summary = "export a collection of machines now",
     description = [[
@@ -478,7 +518,7 @@ commands.exits = exit_jobs
 -- Commands of later versions: known by name, in no half form.
 commands.later = {
   "serve", "jobs", "show", "why", "history", "start", "suspend", "resume",
-  "terminate", "kill", "set", "answer", "delete", "preview", "simulate", "top",
+  "terminate", "kill", "set", "answer", "delete", "simulate", "top",
 }
 
 commands.by_name = {}

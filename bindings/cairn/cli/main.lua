@@ -12,6 +12,7 @@ local main = {}
 -- Which file runs a command; loaded when it is called.
 local modules = {
   run = "cairn.cli.run",
+  preview = "cairn.cli.preview",
   export = "cairn.cli.exports",
   import = "cairn.cli.exports",
   points = "cairn.cli.exports",

@@ -1,0 +1,108 @@
+-- cairn preview: when the jobs of a policy would run.
+
+local say = require "cairn.cli.say"
+local text = require "cairn.cli.text"
+
+local preview = {}
+
+local properties = { "RunMonth", "RunDay", "RunDayOfWeek", "RunStartInterval",
+  "LocalOrUtcTime", "UntilTime", "JobRunTimes", "zone", "gap", "overlap" }
+local calendar = { "RunMonth", "RunDay", "RunDayOfWeek", "RunStartInterval" }
+local weekdays = { "Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed" }
+
+-- The schedule of a job, or nothing when it has no calendar.
+local function schedule_of(cairn, path, key, spec, options)
+  local has_calendar = false
+  for _, name in ipairs(calendar) do
+    has_calendar = has_calendar
+      or (spec[name] ~= nil and spec[name] ~= cairn.null)
+  end
+  if not has_calendar then return nil end
+  local copy = {}
+  for _, name in ipairs(properties) do copy[name] = spec[name] end
+  if copy.JobRunTimes == nil then copy.JobRunTimes = 1 end
+  if copy.zone == nil or copy.zone == cairn.null then
+    copy.zone = options.zone
+  end
+  local ok, result = pcall(cairn.schedule, copy)
+  if ok then return result end
+  if type(result) ~= "table" then error(result, 0) end
+  say.fail_with(cairn, ("%s: jobs.%s: %s"):format(path, key,
+    (tostring(result.message):gsub("^cairn%.schedule: ", ""))), result.code)
+end
+
+-- "Sun 2025-03-30 03:00:00 +02:00"
+local function shown(run)
+  local y, mo, d, h, mi, s, fraction, sign, offset =
+    run.local_time:match "^(....)(..)(..)(..)(..)(..)(%.%d+)([+-])(...)$"
+  local minutes = tonumber(offset)
+  local days = (run.unix_us // 1000000 + (sign == "-" and -60 or 60) * minutes)
+    // 86400
+  return ("%s %s-%s-%s %s:%s:%s%s %s%02d:%02d"):format(
+    weekdays[days % 7 + 1], y, mo, d, h, mi, s,
+    fraction == ".000000" and "" or fraction, sign, minutes // 60,
+    minutes % 60)
+end
+
+local function note_of(run)
+  if run.kind == "gap" then
+    return ("the clock is put forward over %s"):format(
+      table.concat(run.nominals or { run.nominal }, ", "))
+  elseif run.kind == "overlap" then
+    return "the clock shows this time twice"
+  end
+  return ""
+end
+
+local function parse_time(cairn, value)
+  if not value then return nil end
+  local ok, time = pcall(cairn.datetime, tonumber(value) or value)
+  if not ok or time.kind ~= "timestamp" then
+    say.fail(2, "preview: --from %s: wants a CIM datetime "
+      .. "(20250330000000.000000+060) or Unix seconds", text.printable(value))
+  end
+  return time
+end
+
+function preview.preview(cairn, _, options)
+  local policy, message, code = cairn.policy_load(options.policy)
+  if not policy then say.fail_with(cairn, message, code) end
+  local from = parse_time(cairn, options.from)
+  local keys, rows = {}, {}
+  for key in pairs(policy.jobs) do keys[#keys + 1] = key end
+  table.sort(keys)
+  for _, key in ipairs(keys) do
+    local schedule = schedule_of(cairn, options.policy, key, policy.jobs[key],
+      options)
+    local name = text.printable(key)
+    if not schedule then
+      say.note(("%s: no calendar: it runs when it is started"):format(name))
+    else
+      if schedule.warning then
+        say.note(("%s: %s"):format(name, schedule.warning))
+      end
+      local runs = schedule:next(tonumber(options.count) or 5, from)
+      if #runs == 0 then
+        say.note(("%s: no run is left (UntilTime)"):format(name))
+      end
+      for _, run in ipairs(runs) do
+        if options.json then
+          run.policy_key, run.zone = key, schedule.zone
+          say.json(cairn, run, {})
+        else
+          rows[#rows + 1] = { name, shown(run), text.printable(schedule.zone),
+            note_of(run) }
+        end
+      end
+    end
+  end
+  if #rows > 0 then
+    for _, line in ipairs(text.table({ { title = "JOB" }, { title = "TIME" },
+      { title = "ZONE" }, { title = "NOTE" } }, rows)) do
+      say.result(line)
+    end
+  end
+  return 0
+end
+
+return preview
