@@ -700,10 +700,11 @@ static int load_host(struct cairn__zone **out, struct cairn_error *err)
     tz += tz[0] == ':';
     if (tz[0] == '\0')
       return load_name("UTC", out, err);
-    if (tz[0] != '/' && read_rule(tz, &rule) == 0)
+    if (tz[0] == '/')
+      return load_file(tz, tz, out, err);
+    if (read_rule(tz, &rule) == 0)
       return build(NULL, 0, tz, &rule, out, err);
-    if (tz[0] != '/')
-      return load_name(tz, out, err);
+    return load_name(tz, out, err);
   }
   ssize_t n = readlink(HOST_FILE, target, sizeof target - 1);
   if (n > 0) {

@@ -17,8 +17,8 @@
 struct cairn__zone;
 
 /* Loads a zone by its IANA name from $TZDIR or /usr/share/zoneinfo; "UTC"
- * needs no file. NULL or "" is the host's zone: TZ where it is set (a name or
- * a rule), else /etc/localtime, else UTC. The zone is the caller's
+ * needs no file. NULL or "" is the host's zone: TZ where it is set (a name, a
+ * rule or a path), else /etc/localtime, else UTC. The zone is the caller's
  * (cairn__zone_free). Returns 0, or -1: INVALID_ARGUMENT for what is no zone's
  * name (the message has the name most like it) and for a damaged file,
  * NOT_SUPPORTED for one that counts leap seconds, NO_MEMORY, IO_ERROR. Reads

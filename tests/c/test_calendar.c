@@ -494,6 +494,10 @@ static void the_zone_of_the_host_follows_TZ(void **state)
     assert_string_equal(cairn__zone_name(z), "Asia/Tokyo");
     assert_int_equal(cairn__zone_offset_us(z, summer), 9 * HOUR);
     cairn__zone_free(z);
+    setenv("TZ", "/usr/share/zoneinfo/Asia/Tokyo", 1);
+    z = load(NULL);
+    assert_int_equal(cairn__zone_offset_us(z, summer), 9 * HOUR);
+    cairn__zone_free(z);
   }
   unsetenv("TZ");
   z = load(NULL);
