@@ -18,10 +18,10 @@
 #include "error.h"
 #include "export.h"
 #include "index.h"
+#include "json.h"
 #include "kinds.h"
 #include "listing.h"
 #include "manifest.h"
-#include "json.h"
 #include "memory.h"
 #include "publish.h"
 #include "server.h"
@@ -30,7 +30,6 @@
 
 #define SPARE_PERCENT 5u
 #define OWNER_LOCK    "owner.lock"
-#define PLAN          "plan.json"
 
 struct doctor {
   const struct cairn_io *io;
@@ -39,7 +38,7 @@ struct doctor {
   int dirfd;
   json_t *points; /* as listed */
   json_t *index;
-  json_t *known;   /* set of ids */
+  json_t *known, *resumable; /* sets of ids */
   json_t *sources; /* path -> { VirtualMachineId, disk } of qcow2 images */
   json_t *report, *findings, *fixed;
   int has_failed; /* no memory */
@@ -423,6 +422,9 @@ static void check_index(struct doctor *d)
 
   json_array_foreach(json_object_get(d->index, "unfinished"), i, o)
   {
+    /* that of a run that can be gone on with is still of use */
+    if (json_object_get(d->resumable, text_of(o, "ReferencePointGroupId")))
+      continue;
     find(d, "unfinished", text_of(o, "ReferencePointGroupId"), 1,
          "the next change of this directory removes it, and so does --fix",
          "a clone or bitmap of a point that was being made or destroyed is "
@@ -481,27 +483,22 @@ static int is_held(const struct cairn_io *io, int dirfd, const char *name)
   return result != 0 ? -1 : lock.l_type != F_UNLCK;
 }
 
-/* The point that an interrupted export is to become, if it can be gone on
- * with. */
-static int read_plan(struct doctor *d, int workfd)
+/* Whether an interrupted export can be gone on with. What its trackers have
+ * made for the point that it is to become is then somebody's. */
+static int is_resumable(struct doctor *d, int workfd)
 {
-  struct cairn_error why;
-  json_t *plan;
-  int is_orphan;
-  char *text;
-  size_t n;
+  json_t *plan = cairn__plan_read(d->io, workfd);
+  int result = plan && !cairn__plan_is_orphan(plan, d->index);
 
-  cairn__error_clear(&why);
-  if (cairn__small_file_read(d->io, workfd, PLAN, CAIRN__INDEX_MAX, PLAN, &text,
-                             &n, &why) != 0)
-    return 0;
-  plan = cairn__json_load(text, n, 0, NULL);
-  is_orphan = cairn__plan_is_orphan(plan, d->index);
-  if (!is_orphan)
-    know(d, text_of(plan, "ReferencePointGroupId"));
+  if (result) {
+    const char *point = text_of(plan, "ReferencePointGroupId");
+
+    know(d, point);
+    if (json_object_set_new(d->resumable, point, json_true()) != 0)
+      d->has_failed = 1;
+  }
   json_decref(plan);
-  cairn__free(text);
-  return !is_orphan;
+  return result;
 }
 
 static size_t count_records(const struct doctor *d, int workfd)
@@ -522,24 +519,24 @@ static void check_work(struct doctor *d, const char *name)
   const struct cairn_io *io = d->io;
   int fd =
       io->openat(io, d->dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
-  int held, is_resumable;
+  int held, has_future;
   size_t records;
   double mib;
 
   if (fd < 0)
     return;
   held = is_held(io, fd, OWNER_LOCK);
-  is_resumable = read_plan(d, fd);
+  has_future = is_resumable(d, fd);
   records = count_records(d, fd);
   (void)io->close(io, fd);
   if (held != 0)
     return; /* at work, or not ours to judge */
   mib = (double)tree_bytes(io, d->dirfd, name, 0) / (1 << 20);
-  find(d, "stale_work", name, !is_resumable,
-       is_resumable ? "export the same again: it goes on from there"
-                    : "the next export removes it, and so does --fix",
+  find(d, "stale_work", name, !has_future,
+       has_future ? "export the same again: it goes on from there"
+                  : "the next export removes it, and so does --fix",
        "an export that did not end has left %.1f MiB%s%s", mib,
-       is_resumable ? ", from which the next one goes on" : "",
+       has_future ? ", from which the next one goes on" : "",
        records > 0 ? ", and records of servers that may still run" : "");
 }
 
@@ -870,8 +867,11 @@ static void drop_doubts(struct doctor *d, json_t *index)
 static int fix_index(struct doctor *d, struct cairn__publication *p,
                      struct cairn__run *run, struct cairn_error *err)
 {
-  struct cairn__tracked t = {
-      .io = d->io, .run = run, .dirfd = p->dirfd, .path = p->path};
+  struct cairn__tracked t = {.io = d->io,
+                             .run = run,
+                             .dirfd = p->dirfd,
+                             .path = p->path,
+                             .spared = p->resumable};
   size_t before, after;
   int result;
 
@@ -906,7 +906,7 @@ static void know_plans(struct doctor *d)
 
     if (fd < 0)
       continue;
-    (void)read_plan(d, fd);
+    (void)is_resumable(d, fd);
     (void)d->io->close(d->io, fd);
   }
   json_decref(names);
@@ -1081,16 +1081,19 @@ int cairn__doctor(const struct cairn_io *io, const char *directory,
   if (check_options(options, err) != 0)
     return -1;
   d.known = json_object();
+  d.resumable = json_object();
   d.sources = json_object();
   d.report =
       json_pack("{s:s, s:[], s:[], s:[], s:n, s:n}", "directory", directory,
                 "findings", "fixed", "chains", "next", "next_error");
   d.findings = json_object_get(d.report, "findings");
   d.fixed = json_object_get(d.report, "fixed");
-  result = d.known && d.sources && d.report ? examine(&d, err)
-                                            : cairn__fail_memory(err);
+  result = d.known && d.resumable && d.sources && d.report
+               ? examine(&d, err)
+               : cairn__fail_memory(err);
   forget(&d);
   json_decref(d.known);
+  json_decref(d.resumable);
   json_decref(d.sources);
   if (result == 0)
     *report = d.report;

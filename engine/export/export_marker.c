@@ -121,7 +121,7 @@ static int look_after_index(struct cairn__export *x, struct cairn_error *err)
                              .run = x->run,
                              .dirfd = p->dirfd,
                              .path = p->path,
-                             .spared = cairn__export_left_point(x)};
+                             .spared = p->resumable};
   int result = cairn__index_read(x->io, p->dirfd, p->path, &t.index, err);
 
   if (result == 0 && directory)

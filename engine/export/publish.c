@@ -498,6 +498,18 @@ static int is_our_own(const struct cairn_io *io, int workfd)
   return io->fstat(io, workfd, &st) == 0 && st.st_uid == geteuid();
 }
 
+/* A plan stays: so does what its run's trackers have made. Without memory that
+ * may go; it is only of use. */
+static void note_resumable(struct cairn__publication *p, const json_t *plan)
+{
+  const char *point =
+      json_string_value(json_object_get(plan, "ReferencePointGroupId"));
+
+  if (!p->resumable)
+    p->resumable = json_object();
+  (void)json_object_set_new(p->resumable, point, json_true());
+}
+
 /* With the lock held. 1: it was taken over, with both descriptors. */
 static int deal_with(struct cairn__publication *p, const char *name, int workfd,
                      int owner, const struct cairn__wanted *wanted,
@@ -512,17 +524,20 @@ static int deal_with(struct cairn__publication *p, const char *name, int workfd,
     plan = cairn__plan_read(io, workfd);
   is_of = plan && wanted && cairn__plan_is_of(plan, wanted);
   is_alike = is_of && cairn__plan_is_alike(plan, wanted);
+  is_others =
+      plan && !is_of && !(wanted && cairn__plan_is_orphan(plan, wanted->index));
   if (is_alike && !is_fresh && !p->left) {
     p->left_name = cairn__strdup(name);
     if (p->left_name) {
+      note_resumable(p, plan);
       p->left = plan;
       p->workfd = workfd;
       p->owner_fd = owner;
       return 1;
     }
   }
-  is_others =
-      plan && !is_of && !(wanted && cairn__plan_is_orphan(plan, wanted->index));
+  if (is_others)
+    note_resumable(p, plan);
   json_decref(plan);
   return is_others ? 0 : remove_work(io, p->dirfd, name);
 }
@@ -962,6 +977,7 @@ void cairn__publication_close(struct cairn__publication *p,
   cairn__free(p->path);
   cairn__free(p->left_name);
   json_decref(p->left);
+  json_decref(p->resumable);
   json_decref(p->sequences);
   cairn__publication_init(p, io);
 }

@@ -38,9 +38,12 @@ struct cairn__publication {
   json_t *sequences; /* CollectionId -> the last one given here */
   char *work_name, *work_path;
   int workfd, owner_fd;
-  char *left_name; /* the work directory that is taken over had this name */
-  json_t *left;    /* and this plan; NULL: a new one */
-  int pointfd;     /* what is written goes here */
+  char *left_name;   /* the work directory that is taken over had this name */
+  json_t *left;      /* and this plan; NULL: a new one */
+  json_t *resumable; /* an object with the ids of the points that the plans of
+                        interrupted runs are to become which were not removed;
+                        or NULL */
+  int pointfd;       /* what is written goes here */
   char *point_path;
   int is_new;    /* the export directory was created for this run */
   int is_locked; /* and is ours alone */

@@ -125,7 +125,8 @@ static void tracked_of(struct act *a, struct cairn__tracked *t)
                                .run = a->run,
                                .dirfd = a->publication.dirfd,
                                .path = a->publication.path,
-                               .index = a->index};
+                               .index = a->index,
+                               .spared = a->publication.resumable};
 }
 
 static int write_index(struct act *a, struct cairn_error *err)

@@ -392,7 +392,7 @@ int cairn__tracked_clean(struct cairn__tracked *t, struct cairn_error *err)
   {
     const char *point = text_of(entry, "ReferencePointGroupId");
 
-    if ((t->spared && strcmp(t->spared, point) == 0) ||
+    if (json_object_get(t->spared, point) ||
         (t->only && strcmp(t->only, point) != 0))
       continue;
     if (result == 0)

@@ -26,9 +26,10 @@ struct cairn__tracked {
   json_t *index;
   int is_ending; /* requests to the run do not count any more */
   int naps;      /* it has waited so often for an image in use */
-  /* of what is unfinished, or NULL: the point whose data stay, the only one
-     whose data go */
-  const char *spared, *only;
+  /* of what is unfinished, or NULL: the points whose data stay (an object with
+     their ids), the only one whose data go */
+  const json_t *spared;
+  const char *only;
 };
 
 /* An entry of a list. NULL when out of memory. */

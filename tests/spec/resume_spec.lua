@@ -250,6 +250,54 @@ describe("what a tracker proves about an interrupted export", function()
     must(bin .. " verify " .. at "out")
   end)
 
+  it("stays while other jobs work in the directory", function()
+    local can, why = can_mount()
+    if not can then pending(why) return end
+    make_bitmaps()
+    interrupted()
+    local _, output = shell(bin .. " doctor " .. at "out")
+    assert.matches("stale_work", output, 1, true)
+    assert.matches("from which the next one goes on", output, 1, true)
+    assert.is_nil(output:find("unfinished", 1, true))
+    shell(bin .. " doctor --fix " .. at "out")
+    assert.equal("2\n", bitmaps())
+    must("mount -o remount,size=16m " .. at "out")
+    local engine <close> = assert(module.open())
+    must("truncate -s 1M " .. at "small.raw")
+    local other = module.collection {
+      CollectionId = "6F1D0000-0000-4000-8000-000000000005",
+      machines = { { VirtualMachineId = "6F1D0000-0000-4000-8000-000000000006",
+        disks = { { id = "vda", path = at "small.raw", format = "raw" } } } } }
+    local _, job = engine:CreateReferencePoint(other, at "out")
+    assert.equal("Completed", job:wait())
+    assert.equal("2\n", bitmaps())
+    goes_on()
+    local read, kept = counts()
+    assert.is_true(kept > 5 * mib)
+    assert.equal(24 * mib, read + kept)
+    is_right("qcow2", "a.qcow2")
+  end)
+
+  it("goes with its marker", function()
+    local can, why = can_mount()
+    if not can then pending(why) return end
+    make_bitmaps()
+    local engine <close> = assert(module.open())
+    local _, created = engine:CreateReferencePoint(dofile(at "farm.lua"),
+      at "out")
+    assert.equal("Completed", created:wait())
+    local marker = created:report()
+    local _, job = engine:ExportReferencePoint(marker, at "out")
+    assert.equal("Exception", job:wait())
+    must("ls -d " .. at "out" .. "/.partial-*")
+    local _, gone = engine:DestroyReferencePoint(at "out", marker)
+    assert.equal("Completed", gone:wait())
+    local _, output = shell(bin .. " doctor " .. at "out")
+    assert.is_nil(output:find("from which the next one goes on", 1, true))
+    must(bin .. " doctor --fix " .. at "out")
+    assert.equal("0\n", must("ls -A " .. at "out" .. " | grep -c partial; true"))
+  end)
+
   it("is given up with the work", function()
     local can, why = can_mount()
     if not can then pending(why) return end
