@@ -110,6 +110,18 @@ int cairn__bitmap_point(const char *name, char point[37], int *is_guard)
          rest[1 + NONCE_DIGITS] == '\0';
 }
 
+size_t cairn__bitmaps_count(const struct cairn__bitmaps *all, int guards)
+{
+  char point[37];
+  size_t n = 0;
+  int is_guard;
+
+  for (size_t i = 0; i < all->count; i++)
+    n += cairn__bitmap_point(all->list[i].name, point, &is_guard) &&
+         is_guard == guards;
+  return n;
+}
+
 /* ---- the directory of bitmaps -------------------------------------------- */
 
 __attribute__((format(printf, 4, 5))) static void
@@ -620,32 +632,6 @@ static int has_bitmap_of(const struct subject *s, const char *point)
   return find(&s->bitmaps, name) != NULL;
 }
 
-/* Whether any point but this one has a bitmap. */
-static int has_others(const struct subject *s, const char *point)
-{
-  char of[37];
-  int is_guard;
-
-  for (size_t i = 0; i < s->bitmaps.count; i++) {
-    if (cairn__bitmap_point(s->bitmaps.list[i].name, of, &is_guard) &&
-        !is_guard && strcmp(of, point) != 0)
-      return 1;
-  }
-  return 0;
-}
-
-static unsigned count_guards(const struct subject *s)
-{
-  char of[37];
-  unsigned n = 0;
-  int is_guard;
-
-  for (size_t i = 0; i < s->bitmaps.count; i++)
-    n +=
-        cairn__bitmap_point(s->bitmaps.list[i].name, of, &is_guard) && is_guard;
-  return n;
-}
-
 /* Whether one of ours goes with the bitmap of `point`. Which points use a guard
  * only their manifests know: so it goes with the last point. One that was cut
  * goes before, when its own point has, if there are more of them than points;
@@ -660,9 +646,9 @@ static int goes_with(const struct subject *s, const struct cairn__bitmap *b,
     return 0;
   if (!is_guard)
     return strcmp(of, point) == 0;
-  if (!has_others(s, point))
+  if (cairn__bitmaps_count(&s->bitmaps, 0) == (size_t)has_bitmap_of(s, point))
     return 1;
-  return count_guards(s) > CAIRN__BITMAP_POINTS_MAX &&
+  return cairn__bitmaps_count(&s->bitmaps, 1) > CAIRN__BITMAP_POINTS_MAX &&
          (strcmp(of, point) == 0 || !has_bitmap_of(s, of)) &&
          is_whole(&s->held, &s->header, &s->bitmaps, b, NULL) == 0;
 }
@@ -828,16 +814,6 @@ static int check_suitable(struct subject *s, char *reason, size_t size,
   return cairn__held_claim(&s->held, err);
 }
 
-static int count_points(const struct cairn__bitmaps *all)
-{
-  char point[37];
-  int is_guard, n = 0;
-
-  for (size_t i = 0; i < all->count; i++)
-    n += cairn__bitmap_point(all->list[i].name, point, &is_guard) && !is_guard;
-  return n;
-}
-
 /* 1 when the point has its bitmap, fit for use, and there is a guard; 0, -1. */
 static int is_complete(struct subject *s, const char *point,
                        struct cairn_error *err)
@@ -876,8 +852,9 @@ static int add_guard(struct subject *s, const char *point, char *said,
   return result;
 }
 
-static int add_both(struct subject *s, const char *point, char *reason,
-                    size_t size, struct cairn_error *err)
+/* And a guard, where none is whole. */
+static int add_bitmap(struct subject *s, const char *point, char *reason,
+                      size_t size, struct cairn_error *err)
 {
   static const char *const options[] = {"--add", "-g", "65536"};
   char said[512] = "", more[512], name[NAME_MAX_];
@@ -904,7 +881,8 @@ static int add_both(struct subject *s, const char *point, char *reason,
 static int add_to(struct subject *s, const char *point, char *reason,
                   size_t size, struct cairn_error *err)
 {
-  int result = check_suitable(s, reason, size, err), points;
+  int result = check_suitable(s, reason, size, err);
+  size_t points;
 
   if (result != 0)
     return result;
@@ -916,13 +894,14 @@ static int add_to(struct subject *s, const char *point, char *reason,
     return result > 0 ? 0 : -1;
   if (remove_ours(s, point, err) != 0)
     return -1;
-  points = count_points(&s->bitmaps);
+  points = cairn__bitmaps_count(&s->bitmaps, 0);
   if (points > CAIRN__BITMAP_POINTS_MAX)
-    return because(reason, size,
-                   "the image has the bitmaps of %d points already, as many as "
-                   "are kept at most",
-                   points);
-  return add_both(s, point, reason, size, err);
+    return because(
+        reason, size,
+        "the image has the bitmaps of %zu points already, as many as "
+        "are kept at most",
+        points);
+  return add_bitmap(s, point, reason, size, err);
 }
 
 int cairn__bitmap_add(const struct cairn__source_options *o, const char *point,

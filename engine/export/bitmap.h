@@ -73,6 +73,9 @@ void cairn__bitmaps_free(struct cairn__bitmaps *b); /* idempotent */
 /* 1 when a bitmap's name is one of ours, and then the point that it belongs
  * to. */
 int cairn__bitmap_point(const char *name, char point[37], int *is_guard);
+/* How many points have a bitmap of ours, or (guards = 1) how many guards there
+ * are. */
+size_t cairn__bitmaps_count(const struct cairn__bitmaps *all, int guards);
 
 /* ---- adding, removing ------------------------------------------------------
  * Both run qemu-img on the image, under locks of our own that keep everybody

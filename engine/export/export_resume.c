@@ -49,15 +49,6 @@ int cairn__export_secret(struct cairn__export *x, struct cairn_error *err)
 
 /* ---- the plan ------------------------------------------------------------ */
 
-/* Whether all of a marker's disk was seen to be what it was by the run that is
- * taken up, too: the point is the same, and cairn__marker_check() has passed.
- */
-static int is_same_marker(const struct cairn__export *x)
-{
-  return x->marker &&
-         strcmp(cairn__export_left_point(x), x->run->point_uuid) == 0;
-}
-
 /* What the source still shows of what it showed to the run that is taken up:
  * d->is_still and the tracking's `since`. */
 static int look_back(struct cairn__export *x, const struct cairn__member *m,
@@ -67,11 +58,13 @@ static int look_back(struct cairn__export *x, const struct cairn__member *m,
 
   if (!left)
     return 0;
-  if (is_same_marker(x)) {
+  /* The work is of the same marker (cairn__plan_is_of), and both runs have seen
+   * that its disks are what they were (cairn__marker_check). */
+  if (x->marker) {
     d->is_still = 1;
     return 0;
   }
-  if (x->marker || d->twin)
+  if (d->twin)
     return 0;
   return cairn__tracking_since(&d->tracking, &x->members.tracking, m->id, d->id,
                                cairn__export_left_point(x), left, d->source,

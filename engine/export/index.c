@@ -9,8 +9,8 @@
 
 #include "digest.h"
 #include "error.h"
-#include "manifest.h"
 #include "json.h"
+#include "manifest.h"
 #include "memory.h"
 
 #define FORMAT   "cairn-index"

@@ -13,8 +13,8 @@
 #include "error.h"
 #include "index.h"
 #include "journal.h"
-#include "manifest.h"
 #include "json.h"
+#include "manifest.h"
 #include "memory.h"
 
 #define PLAN_NEW     CAIRN__PLAN_NAME ".new"

@@ -535,19 +535,21 @@ int cairn__tracking_since(struct cairn__tracking *t,
                           struct cairn_error *err)
 {
   struct cairn_error why;
-  int result = 1;
+  int result;
 
   *is_still = 0;
   cairn__error_clear(&why);
   /* One that was caught, or is not used, says nothing; a run that compares all
    * looks at all. */
-  if (t->is_refuted || t->claims || (t->reason && t->is_notable))
+  if ((t->wanted != CAIRN__TRACKER_CLONE &&
+       t->wanted != CAIRN__TRACKER_BITMAP) ||
+      t->is_refuted || t->claims || (t->reason && t->is_notable))
     return 0;
   if (cairn__changes_new(source->length, &t->since, err) != 0)
     return -1;
   if (t->wanted == CAIRN__TRACKER_CLONE)
     result = since_clone(t, o, machine, disk, left_point, left, source, &why);
-  else if (t->wanted == CAIRN__TRACKER_BITMAP)
+  else
     result = since_bitmap(t, left_point, left, source, &why);
   if (result == 0) {
     /* A bitmap proves all or nothing, and never the tail. */
@@ -618,17 +620,6 @@ static int has_bitmaps(const struct cairn__bitmaps *all, const char *point)
   return 0;
 }
 
-static size_t count_points(const struct cairn__bitmaps *all)
-{
-  char id[37];
-  size_t n = 0;
-  int is_guard;
-
-  for (size_t i = 0; i < all->count; i++)
-    n += cairn__bitmap_point(all->list[i].name, id, &is_guard) && !is_guard;
-  return n;
-}
-
 /* So that there is room for the next point's: the oldest of this directory's
  * goes. */
 static void drop_bitmaps(const struct cairn__tracking_options *o,
@@ -645,7 +636,7 @@ static void drop_bitmaps(const struct cairn__tracking_options *o,
     warn(o, "cannot look at the bitmaps of the source", &why);
     return;
   }
-  count = count_points(&all);
+  count = cairn__bitmaps_count(&all, 0);
   json_array_foreach(points, i, p)
   {
     const char *id = text_of(p, "ReferencePointGroupId");
