@@ -1,3 +1,4 @@
+/* json.c: see json.h. */
 #include "json.h"
 
 #include <errno.h>
@@ -22,8 +23,10 @@ struct load {
 };
 
 static _Thread_local struct load *current;
-static json_malloc_t under_malloc = malloc;
-static json_free_t under_free = free;
+/* Below ours: what is set now, and what was there before us. Changed only while
+ * no other thread is here (cairn_set_allocator). */
+static json_malloc_t under_malloc = malloc, before_malloc = malloc;
+static json_free_t under_free = free, before_free = free;
 
 static int append(struct blocks *b, void *block)
 {
@@ -111,8 +114,8 @@ json_t *cairn__json_load(const char *text, size_t length, size_t flags,
 void cairn__json_set_allocator(void *(*malloc_fn)(size_t),
                                void (*free_fn)(void *))
 {
-  under_malloc = malloc_fn;
-  under_free = free_fn;
+  under_malloc = malloc_fn ? malloc_fn : before_malloc;
+  under_free = free_fn ? free_fn : before_free;
 }
 
 /* The parser's functions are the process's: what an application has set before
@@ -120,7 +123,8 @@ void cairn__json_set_allocator(void *(*malloc_fn)(size_t),
  * sets its own later takes ours away. */
 __attribute__((constructor)) static void guard(void)
 {
-  json_get_alloc_funcs(&under_malloc, &under_free);
+  json_get_alloc_funcs(&before_malloc, &before_free);
+  cairn__json_set_allocator(NULL, NULL);
   json_set_alloc_funcs(guarded_malloc, guarded_free);
 }
 
@@ -131,5 +135,5 @@ __attribute__((destructor)) static void unguard(void)
 
   json_get_alloc_funcs(&malloc_fn, &free_fn);
   if (malloc_fn == guarded_malloc)
-    json_set_alloc_funcs(under_malloc, under_free);
+    json_set_alloc_funcs(before_malloc, before_free);
 }

@@ -18,7 +18,8 @@
 json_t *cairn__json_load(const char *text, size_t length, size_t flags,
                          json_error_t *error);
 
-/* For cairn_set_allocator, which names the functions under the parser's. */
+/* For cairn_set_allocator, which names the functions under the parser's; NULL:
+ * those that it had before us. */
 void cairn__json_set_allocator(void *(*malloc_fn)(size_t),
                                void (*free_fn)(void *));
 

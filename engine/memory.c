@@ -28,8 +28,8 @@ void cairn_set_allocator(void *(*realloc_fn)(void *, size_t),
   int is_complete = realloc_fn != NULL && free_fn != NULL;
   atomic_store(&current_realloc, is_complete ? realloc_fn : realloc);
   atomic_store(&current_free, is_complete ? free_fn : free);
-  cairn__json_set_allocator(is_complete ? cairn__malloc : malloc,
-                            is_complete ? cairn__free : free);
+  cairn__json_set_allocator(is_complete ? cairn__malloc : NULL,
+                            is_complete ? cairn__free : NULL);
 }
 
 void cairn_free(void *p)
