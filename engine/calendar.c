@@ -1,4 +1,6 @@
-/* Nominal times come in order, at least a day apart, and the first instant of
+/* calendar.c: see calendar.h.
+ *
+ * Nominal times come in order, at least a day apart, and the first instant of
  * a reading never falls as the reading rises. So the next time due is that of
  * the first nominal time beyond all the clock has shown up to now: one step of
  * the calendar and two searches in the zone. Only what `gap` and `overlap`
@@ -337,11 +339,22 @@ static int check_ranges(const struct cairn__schedule *s,
   return 0;
 }
 
+int cairn__schedule_check_day(int month, int day, struct cairn_error *err)
+{
+  int most = cairn__days_in_month(2000, month + 1); /* a leap year */
+
+  if (day >= -most && day <= most)
+    return 0;
+  return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
+                     "RunDay %d with RunMonth %s never comes: that month has "
+                     "at most %d days",
+                     day, label_of(CAIRN_PROPERTY_RunMonth, month), most);
+}
+
 int cairn__schedule_check(const struct cairn__schedule *s, int64_t now_us,
                           char *warning, size_t warning_size,
                           struct cairn_error *err)
 {
-  static const int8_t days[] = {31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
   struct cairn__schedule endless = *s;
   struct cairn__due due;
 
@@ -356,12 +369,8 @@ int cairn__schedule_check(const struct cairn__schedule *s, int64_t now_us,
                        "a schedule needs one of RunMonth, RunDay, RunDayOfWeek "
                        "and RunStartInterval");
   if ((s->set & CAIRN__SCHEDULE_MONTH) && has_day(s) &&
-      (s->day > days[s->month] || s->day < -days[s->month]))
-    return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
-                       "RunDay %d with RunMonth %s never comes: that month has "
-                       "at most %d days",
-                       s->day, label_of(CAIRN_PROPERTY_RunMonth, s->month),
-                       days[s->month]);
+      cairn__schedule_check_day(s->month, s->day, err) != 0)
+    return -1;
   endless.set &= (uint8_t)~CAIRN__SCHEDULE_UNTIL;
   endless.run_times = 0;
   if (now_us < LAST_US - SEARCH_US &&

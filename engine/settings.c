@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "calendar.h"
 #include "engine.h"
 #include "error.h"
 #include "memory.h"
@@ -425,18 +426,8 @@ int cairn__settings_apply(struct cairn_engine *e, struct cairn__settings *s,
 int cairn__settings_check(const struct cairn__settings *s,
                           struct cairn_error *err)
 {
-  static const int8_t days[] = {31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
-
-  if ((s->set & CAIRN__SET_MONTH) && (s->set & CAIRN__SET_DAY) &&
-      (s->day > days[s->month] || s->day < -days[s->month]))
-    return cairn__fail(
-        err, CAIRN_E_INVALID_ARGUMENT,
-        "RunDay %d with RunMonth %s never comes: that month has "
-        "at most %d days",
-        s->day,
-        cairn_value_label(cairn_property_at(CAIRN_PROPERTY_RunMonth - 1),
-                          s->month),
-        days[s->month]);
+  if ((s->set & CAIRN__SET_MONTH) && (s->set & CAIRN__SET_DAY))
+    return cairn__schedule_check_day(s->month, s->day, err);
   return 0;
 }
 

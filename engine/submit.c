@@ -8,15 +8,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include <uuid/uuid.h>
 
 #include "engine.h"
 #include "error.h"
 #include "memory.h"
-
-#define ZONES "/usr/share/zoneinfo/"
+#include "zone.h"
 
 enum what {
   SETTING,
@@ -203,31 +201,22 @@ static int read_recovery_job(struct cairn_engine *e, struct cairn__job *j,
   return d->recovery_job ? 0 : cairn__fail_memory(err);
 }
 
-/* Zones are files of the zone database; UTC needs none. */
+/* "" would be the host's, which is what no zone at all is. */
 static int read_zone(struct cairn__job *j, const json_t *value,
                      struct cairn_error *err)
 {
-  char path[sizeof ZONES + 64], shown[128];
-  const char *name = json_string_value(value);
-  struct stat st;
+  struct cairn__zone *zone;
+  struct cairn_error why;
 
   if (expect_string("zone", value, err) != 0)
     return -1;
-  if (strcmp(name, "UTC") != 0) {
-    int is_name = name[0] != '\0' && name[0] != '/' && strlen(name) <= 64 &&
-                  !strstr(name, "..") &&
-                  strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrst"
-                               "uvwxyz0123456789_+-/") == strlen(name);
-
-    if (is_name)
-      snprintf(path, sizeof path, ZONES "%s", name);
-    if (!is_name || stat(path, &st) != 0 || !S_ISREG(st.st_mode))
-      return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
-                         "zone: \"%s\" is no time zone of this host (see " ZONES
-                         "); valid are IANA names such as "
-                         "\"Europe/Berlin\", and \"UTC\"",
-                         cairn__printable(name, shown, sizeof shown));
-  }
+  cairn__error_clear(&why);
+  if (json_string_length(value) == 0)
+    return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
+                       "zone: a name such as \"Europe/Berlin\" expected");
+  if (cairn__zone_load(json_string_value(value), &zone, &why) != 0)
+    return cairn__fail(err, why.id, "zone: %s", why.message);
+  cairn__zone_free(zone);
   return read_text(j, "zone", value, offsetof(struct cairn__details, zone),
                    err);
 }
