@@ -103,9 +103,13 @@ static int read_word(lua_State *L, const char *name, int (*from)(const char *),
   char shown[80];
   if (get_field(L, name)) {
     const char *word =
-        lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "";
-    n = from(word);
-    if (n < 0)
+        lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : NULL;
+    n = word ? from(word) : -1;
+    if (!word)
+      cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
+                  "%s: one of %s expected, got a %s", name, valid,
+                  luaL_typename(L, -1));
+    else if (n < 0)
       cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
                   "%s: \"%s\" is not valid; "
                   "valid are %s",

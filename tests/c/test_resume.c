@@ -927,16 +927,23 @@ static void expect_still_is_big(void)
         top);
 }
 
+/* An export of half of big.raw, and a change of that. */
+static void interrupt_and_change(struct cairn__copy *copy)
+{
+  shell("cd %s && rm -f still* && cp big.raw big.saved", top);
+  assert_int_equal(
+      copy_once("still", 12, 0, (struct knowledge){ONE, NULL, NULL}, copy),
+      CAIRN_E_IO_ERROR);
+  change_big();
+}
+
 /* The journal has nothing to say about another point's source. */
 static void reads_a_source_that_was_not_proved_to_stand_still(void **state)
 {
-  const struct knowledge first = {ONE, NULL, NULL}, second = {TWO, NULL, NULL};
-  const struct knowledge third = {TWO, TWO, NULL};
+  const struct knowledge second = {TWO, NULL, NULL}, third = {TWO, TWO, NULL};
   struct cairn__copy copy;
   (void)state;
-  shell("cd %s && rm -f still* && cp big.raw big.saved", top);
-  assert_int_equal(copy_once("still", 12, 0, first, &copy), CAIRN_E_IO_ERROR);
-  change_big();
+  interrupt_and_change(&copy);
   /* killed in the second run, too: the third has slots of both points */
   assert_int_equal(copy_once("still", 1, 1, second, &copy), CAIRN_E_IO_ERROR);
   assert_int_equal(copy_once("still", 1000, 1, third, &copy), 0);
@@ -956,11 +963,7 @@ static void reads_what_may_have_changed(void **state)
   assert_int_equal(cairn__changes_new(40 * MIB, &since, &err), 0);
   assert_int_equal(cairn__changes_new(40 * MIB, &none, &err), 0);
   cairn__changes_mark(since, 6400 * KIB, 192 * KIB);
-  shell("cd %s && rm -f still* && cp big.raw big.saved", top);
-  assert_int_equal(
-      copy_once("still", 12, 0, (struct knowledge){ONE, NULL, NULL}, &copy),
-      CAIRN_E_IO_ERROR);
-  change_big();
+  interrupt_and_change(&copy);
   /* the change is not reached before the second run ends */
   assert_int_equal(
       copy_once("still", 0, 1, (struct knowledge){TWO, ONE, since}, &copy),
@@ -970,11 +973,7 @@ static void reads_what_may_have_changed(void **state)
       0);
   expect_still_is_big();
   /* all at once */
-  shell("cd %s && rm -f still* && cp big.raw big.saved", top);
-  assert_int_equal(
-      copy_once("still", 12, 0, (struct knowledge){ONE, NULL, NULL}, &copy),
-      CAIRN_E_IO_ERROR);
-  change_big();
+  interrupt_and_change(&copy);
   assert_int_equal(
       copy_once("still", 1000, 1, (struct knowledge){TWO, ONE, since}, &copy),
       0);

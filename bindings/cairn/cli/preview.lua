@@ -1,12 +1,11 @@
 -- cairn preview: when the jobs of a policy would run.
 
+local fields = require "cairn.schedule".fields
 local say = require "cairn.cli.say"
 local text = require "cairn.cli.text"
 
 local preview = {}
 
-local properties = { "RunMonth", "RunDay", "RunDayOfWeek", "RunStartInterval",
-  "LocalOrUtcTime", "UntilTime", "JobRunTimes", "zone", "gap", "overlap" }
 local calendar = { "RunMonth", "RunDay", "RunDayOfWeek", "RunStartInterval" }
 local weekdays = { "Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed" }
 
@@ -19,7 +18,7 @@ local function schedule_of(cairn, path, key, spec, options)
   end
   if not has_calendar then return nil end
   local copy = {}
-  for _, name in ipairs(properties) do copy[name] = spec[name] end
+  for name in pairs(fields) do copy[name] = spec[name] end
   if copy.JobRunTimes == nil then copy.JobRunTimes = 1 end
   if copy.zone == nil or copy.zone == cairn.null then
     copy.zone = options.zone
