@@ -64,9 +64,10 @@ int cairn__publication_check_target(const struct cairn_io *io, int dirfd,
                                     const char *path, struct cairn_error *err);
 /* Ends the servers that owners who are gone have left. Of their work
  * directories one is chosen to be taken over (`left`) when it is what is
- * wanted; those of other collections stay for these; the rest is removed. What
- * cannot be removed becomes a warning. With is_fresh none of this collection
- * stays; with wanted NULL all that have a plan do. */
+ * wanted; those of other collections, and of markers that wanted->index has,
+ * stay for these; the rest is removed. What cannot be removed becomes a
+ * warning. With is_fresh none of this collection stays; with wanted NULL all
+ * that have a plan do. */
 int cairn__publication_clean(struct cairn__publication *p,
                              struct cairn__run *run,
                              const struct cairn__wanted *wanted, int is_fresh,

@@ -283,6 +283,10 @@ static void prepare_target(const struct form *f, const char *target)
 #define QCOW2_DISK                                                             \
   "{\"id\":\"vdb\",\"path\":\"$/b.qcow2\",\"format\":\"qcow2\"}"
 
+#define BITMAP_DISK                                                            \
+  "{\"id\":\"vdb\",\"path\":\"$/b.qcow2\",\"format\":\"qcow2\","               \
+  "\"tracker\":\"bitmap\"}"
+
 static void sweep_kills(const struct form *f, const char *what)
 {
   double deadline = seconds_now() + budget() / 4;
@@ -327,6 +331,8 @@ static void ends_with_the_same_bytes_wherever_it_was_killed(void **state)
   sweep_kills(&(struct form){.disks = RAW_DISK "," QCOW2_DISK, .format = "raw"},
               "to raw");
   sweep_kills(&(struct form){.disks = QCOW2_DISK}, "qcow2");
+  sweep_kills(&(struct form){.disks = BITMAP_DISK}, "qcow2 with bitmaps");
+  shell("cd %s && qemu-img check -q b.qcow2", top);
   sweep_kills(&(struct form){.disks = RAW_DISK, .base = "latest"}, "increment");
 }
 
