@@ -42,8 +42,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <libnbd.h>
-
+#include "nbd_library.h"
 #include "server.h"
 
 #define ALIGNMENT   4096u
@@ -67,6 +66,7 @@ struct nbd_source {
   struct cairn__source source; /* first */
   const struct cairn_io *io;
   struct cairn__run *run; /* or NULL */
+  const struct cairn__nbd_library *nbd;
   struct cairn__chain *chain;
   struct cairn__server server;
   struct connection *readers; /* [source.readers] */
@@ -196,10 +196,10 @@ static int pass_gate(struct nbd_source *n, int64_t *end,
 
 /* ---- connections --------------------------------------------------------- */
 
-static void disconnect(struct nbd_handle **h)
+static void disconnect(struct nbd_source *n, struct nbd_handle **h)
 {
   if (*h)
-    nbd_close(*h);
+    n->nbd->close(*h);
   *h = NULL;
 }
 
@@ -215,38 +215,38 @@ static int connect_handle(struct nbd_source *n, struct nbd_handle **out,
   fd = cairn__server_connect(&n->server);
   if (fd < 0)
     return fail_server(n, "does not answer for", err);
-  h = nbd_create();
+  h = n->nbd->create();
   if (!h) {
     close(fd);
     return cairn__fail_memory(err);
   }
-  (void)nbd_set_pread_initialize(h, 0);
-  if (nbd_add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) != 0 ||
-      nbd_aio_connect_socket(h, fd) != 0) {
+  (void)n->nbd->set_pread_initialize(h, 0);
+  if (n->nbd->add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) != 0 ||
+      n->nbd->aio_connect_socket(h, fd) != 0) {
     /* libnbd owns the descriptor as soon as it was handed over. */
-    nbd_close(h);
+    n->nbd->close(h);
     return fail_server(n, "could not serve", err);
   }
-  while (nbd_aio_is_connecting(h)) {
+  while (n->nbd->aio_is_connecting(h)) {
     if (pass_gate(n, &end, err) != 0) {
-      nbd_close(h);
+      n->nbd->close(h);
       return -1;
     }
     if (now_us() > end) {
-      nbd_close(h);
+      n->nbd->close(h);
       return fail_timeout(n, "open", -1, CONNECT_WAIT_US, err);
     }
-    if (nbd_poll(h, POLL_MS) < 0)
+    if (n->nbd->poll(h, POLL_MS) < 0)
       break;
   }
-  if (!nbd_aio_is_ready(h)) {
-    nbd_close(h);
+  if (!n->nbd->aio_is_ready(h)) {
+    n->nbd->close(h);
     return fail_server(n, "could not open", err);
   }
-  if (nbd_get_size(h) != (int64_t)n->source.length) {
-    int64_t size = nbd_get_size(h);
+  if (n->nbd->get_size(h) != (int64_t)n->source.length) {
+    int64_t size = n->nbd->get_size(h);
 
-    nbd_close(h);
+    n->nbd->close(h);
     return cairn__fail(err, CAIRN_E_SOURCE_CORRUPT,
                        "\"%s\" has a virtual size of %llu in its header, "
                        "qemu-nbd serves %lld bytes",
@@ -328,7 +328,7 @@ static int on_status_done(void *argument, int *error)
   return 1; /* retire it */
 }
 
-static int query_status(struct nbd_source *n, uint64_t offset,
+static int query_status(struct nbd_source *n, uint64_t offset, uint64_t most,
                         struct cairn_error *err)
 {
   struct status_request request = {.n = n};
@@ -340,35 +340,38 @@ static int query_status(struct nbd_source *n, uint64_t offset,
     return fail_point(n, "read the block status of", (int64_t)offset, err);
   if (!n->status && connect_handle(n, &n->status, err) != 0)
     return -1;
-  if (nbd_can_meta_context(n->status, LIBNBD_CONTEXT_BASE_ALLOCATION) != 1) {
+  if (n->nbd->can_meta_context(n->status, LIBNBD_CONTEXT_BASE_ALLOCATION) !=
+      1) {
     n->has_status = 0;
     return 0;
   }
+  if (length > most)
+    length = most;
   if (length > STATUS_MAX)
     length = STATUS_MAX;
   n->extent_count = 0;
   n->extent_at = 0;
-  if (nbd_aio_block_status(
+  if (n->nbd->aio_block_status(
           n->status, length, offset,
           (nbd_extent_callback){.callback = on_extents, .user_data = &request},
           (nbd_completion_callback){.callback = on_status_done,
                                     .user_data = &request},
           0) < 0) {
-    disconnect(&n->status);
+    disconnect(n, &n->status);
     return fail_server(n, "refused a block status request for", err);
   }
   while (!request.is_done) {
     if (pass_gate(n, &end, err) != 0) {
-      disconnect(&n->status);
+      disconnect(n, &n->status);
       return -1;
     }
     if (now_us() > end) {
-      disconnect(&n->status);
+      disconnect(n, &n->status);
       return fail_timeout(n, "tell the block status of", (int64_t)offset,
                           REQUEST_WAIT_US, err);
     }
-    if (nbd_poll(n->status, POLL_MS) < 0 && !request.is_done) {
-      disconnect(&n->status);
+    if (n->nbd->poll(n->status, POLL_MS) < 0 && !request.is_done) {
+      disconnect(n, &n->status);
       return fail_server(n,
                          "dropped the connection while it told the block "
                          "status of",
@@ -380,7 +383,7 @@ static int query_status(struct nbd_source *n, uint64_t offset,
   if (request.error != 0 || n->extent_count == 0) {
     int errnum = request.error ? request.error : EIO;
 
-    disconnect(&n->status);
+    disconnect(n, &n->status);
     last_words(n, text, sizeof text);
     cairn__fail_errno(err, errnum, n->source.path, (int64_t)offset,
                       "cannot read the block status of \"%s\" at offset "
@@ -394,7 +397,7 @@ static int query_status(struct nbd_source *n, uint64_t offset,
   return 0;
 }
 
-static int nbd_extent(struct cairn__source *s, uint64_t offset,
+static int nbd_extent(struct cairn__source *s, uint64_t offset, uint64_t most,
                       struct cairn__extent *out, struct cairn_error *err)
 {
   struct nbd_source *n = (struct nbd_source *)s;
@@ -417,7 +420,7 @@ static int nbd_extent(struct cairn__source *s, uint64_t offset,
         return 0;
       }
     }
-    if (query_status(n, offset, err) != 0)
+    if (query_status(n, offset, most, err) != 0)
       return -1;
   }
   return 0;
@@ -457,38 +460,38 @@ static int try_read(struct nbd_source *n, struct nbd_handle **h,
       size_t piece = size - at < REQUEST ? size - at : REQUEST;
 
       batch.outstanding++;
-      if (nbd_aio_pread(*h, buf + at, piece, offset + at,
-                        (nbd_completion_callback){.callback = on_read_done,
-                                                  .user_data = &batch},
-                        0) < 0) {
+      if (n->nbd->aio_pread(*h, buf + at, piece, offset + at,
+                            (nbd_completion_callback){.callback = on_read_done,
+                                                      .user_data = &batch},
+                            0) < 0) {
         batch.outstanding--;
-        *errnum = nbd_get_errno() ? nbd_get_errno() : EIO;
-        disconnect(h);
+        *errnum = n->nbd->get_errno() ? n->nbd->get_errno() : EIO;
+        disconnect(n, h);
         return 1;
       }
       at += piece;
     }
     if (batch.error != 0 && batch.outstanding == 0)
       break;
-    if (batch.outstanding > 0 && nbd_poll(*h, POLL_MS) < 0) {
+    if (batch.outstanding > 0 && n->nbd->poll(*h, POLL_MS) < 0) {
       *errnum = batch.error ? batch.error : EIO;
-      disconnect(h);
+      disconnect(n, h);
       return 1;
     }
     if (batch.outstanding > 0 && pass_gate(n, &end, err) != 0) {
-      disconnect(h);
+      disconnect(n, h);
       return -1;
     }
     if (batch.outstanding > 0 && now_us() > end) {
-      disconnect(h);
+      disconnect(n, h);
       return fail_timeout(n, "read", (int64_t)offset, REQUEST_WAIT_US, err);
     }
   }
   if (batch.error == 0)
     return 0;
   *errnum = batch.error;
-  if (!nbd_aio_is_ready(*h))
-    disconnect(h);
+  if (!n->nbd->aio_is_ready(*h))
+    disconnect(n, h);
   return 1;
 }
 
@@ -578,9 +581,9 @@ static void nbd_source_close(struct cairn__source *s)
 
   if (n->readers) {
     for (unsigned i = 0; i < s->readers; i++)
-      disconnect(&n->readers[i].handle);
+      disconnect(n, &n->readers[i].handle);
   }
-  disconnect(&n->status);
+  disconnect(n, &n->status);
   cairn__server_stop(&n->server);
   cairn__chain_close(n->chain);
   cairn__free(n->readers);
@@ -710,7 +713,8 @@ int cairn__source_open_qcow2(const struct cairn__source_options *o,
     cairn__fail_memory(err);
     goto fail;
   }
-  if (cairn__chain_open(o, run, &n->chain, err) != 0)
+  n->nbd = cairn__nbd_library(err);
+  if (!n->nbd || cairn__chain_open(o, run, &n->chain, err) != 0)
     goto fail;
   s->length = s->virtual_size = n->chain->virtual_size;
   s->is_direct = can_be_direct(n->chain);

@@ -158,7 +158,9 @@ function measure.newest(out)
 end
 
 -- Runs the candidates `runs` times in turn, and once before to warm up;
--- before_run (may be nil) comes before each turn. Returns candidate -> array of
+-- before_run (may be nil) comes before each turn. Every other turn goes the
+-- other way round: who comes after whom weighs on a shared disk, and no
+-- candidate shall always have the better place. Returns candidate -> array of
 -- seconds, and candidate -> peak bytes.
 function measure.in_turn(runs, candidates, before_run)
   local seconds, memory = {}, {}
@@ -166,7 +168,8 @@ function measure.in_turn(runs, candidates, before_run)
     if before_run then
       before_run(run)
     end
-    for _, c in ipairs(candidates) do
+    for i = 1, #candidates do
+      local c = candidates[run % 2 == 0 and i or #candidates + 1 - i]
       if c.prepare then
         c.prepare()
       end

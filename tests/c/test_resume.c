@@ -902,7 +902,7 @@ static void reads_the_image_where_the_source_stood_still(void **state)
   shell("rm -f %s/still* %s/whole*", top, top);
   assert_int_equal(copy_once("whole", 1000, 0, first, &copy), 0);
   assert_int_equal(source_bytes, 24 * MIB);
-  assert_int_equal(copy_once("still", 12, 0, first, &copy), CAIRN_E_IO_ERROR);
+  assert_int_equal(copy_once("still", 24, 0, first, &copy), CAIRN_E_IO_ERROR);
   assert_int_equal(copy_once("still", 1000, 1, again, &copy), 0);
   assert_int_equal(copy.bytes_resumed, 12 * MIB);
   assert_int_equal(copy.bytes_written, 12 * MIB);
@@ -938,7 +938,7 @@ static void interrupt_and_change(struct cairn__copy *copy)
 {
   shell("cd %s && rm -f still* && cp big.raw big.saved", top);
   assert_int_equal(
-      copy_once("still", 12, 0, (struct knowledge){ONE, NULL, NULL}, copy),
+      copy_once("still", 24, 0, (struct knowledge){ONE, NULL, NULL}, copy),
       CAIRN_E_IO_ERROR);
   change_big();
 }
