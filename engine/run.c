@@ -367,6 +367,51 @@ int cairn__run_gate(struct cairn__run *run, struct cairn_error *err)
   }
 }
 
+struct together {
+  struct cairn__run *run;
+  void (*body)(void *argument, unsigned i);
+  void *argument;
+  unsigned i;
+  pthread_t thread;
+};
+
+static void *together_main(void *argument)
+{
+  struct together *t = argument;
+
+  cairn__run_enter(t->run);
+  t->body(t->argument, t->i);
+  cairn__run_leave(t->run);
+  return NULL;
+}
+
+void cairn__run_together(struct cairn__run *run, unsigned count,
+                         void (*body)(void *argument, unsigned i),
+                         void *argument)
+{
+  struct together threads[CAIRN__TOGETHER_MAX];
+  sigset_t all, old;
+  unsigned started = 1;
+
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &old);
+  for (; started < count && started < CAIRN__TOGETHER_MAX; started++) {
+    threads[started] = (struct together){
+        .run = run, .body = body, .argument = argument, .i = started};
+    if (pthread_create(&threads[started].thread, NULL, together_main,
+                       &threads[started]) != 0)
+      break;
+  }
+  pthread_sigmask(SIG_SETMASK, &old, NULL);
+  body(argument, 0);
+  if (started == 1)
+    return;
+  cairn__run_leave(run);
+  for (unsigned i = 1; i < started; i++)
+    pthread_join(threads[i].thread, NULL);
+  cairn__run_enter(run);
+}
+
 int cairn__run_is_ending(struct cairn__run *run)
 {
   return atomic_load(&run->request) >= CAIRN__RUN_TERMINATE;

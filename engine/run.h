@@ -96,6 +96,14 @@ void cairn__run_leave(struct cairn__run *run);
 /* The safe point: 0 = go on, -1 = end (err filled). Cheap when nothing is
  * asked. Call it between enter and leave. */
 int cairn__run_gate(struct cairn__run *run, struct cairn_error *err);
+/* Calls body(argument, i) on several threads at once, i = 0 .. count - 1, and
+ * returns when all have ended. The caller has entered and is one of them;
+ * while it waits for the others it has left. Where fewer can be started fewer
+ * are: the work has to be taken from what all share. */
+#define CAIRN__TOGETHER_MAX 16u
+void cairn__run_together(struct cairn__run *run, unsigned count,
+                         void (*body)(void *argument, unsigned i),
+                         void *argument);
 /* 1 when TERMINATE or KILL was asked: for loops that wait in poll(2). */
 int cairn__run_is_ending(struct cairn__run *run);
 /* Adds to the job's warnings (it then ends Completed With Warnings). */

@@ -1313,31 +1313,66 @@ static int look_at_zeros(struct search *x, const struct cairn__digester *d,
   return 0;
 }
 
+/* Looking for what the base has data in and the disk now reads as zeros. */
+struct zeroed {
+  struct search *x;
+  const struct cairn__digester *d;
+  struct cairn__map *map;
+  unsigned char *digests; /* a page */
+};
+
+static int look_at_range(void *argument, uint64_t offset, uint64_t length,
+                         struct cairn_error *err)
+{
+  const struct zeroed *z = argument;
+  uint64_t end = offset + length;
+
+  return look_at_zeros(z->x, z->d, z->map, divide_up(offset, CAIRN__BLOCK),
+                       end >= z->x->source->length
+                           ? divide_up(end, CAIRN__BLOCK)
+                           : end / CAIRN__BLOCK,
+                       z->digests, err);
+}
+
+/* As the server tells it, which knows the whole chain. */
+static int look_at_extents(struct zeroed *z, struct cairn_error *err)
+{
+  struct search *x = z->x;
+  struct cairn__source *s = x->source;
+  struct cairn__extent e;
+
+  for (uint64_t at = 0; at < s->length; at = e.offset + e.length) {
+    if ((x->run && cairn__run_gate(x->run, err) != 0) ||
+        s->ops->extent(s, at, UINT64_MAX, &e, err) != 0 ||
+        (e.is_zero && look_at_range(z, e.offset, e.length, err) != 0))
+      return -1;
+  }
+  return 0;
+}
+
+/* The tables of a single image were checked a moment ago and are at hand; the
+ * server would read each of them from the disk again. */
 static int apply_allocation(struct search *x, const struct cairn__digester *d,
                             struct cairn__map *map, struct cairn_error *err)
 {
-  struct cairn__source *s = x->source;
-  unsigned char *digests = cairn__malloc((size_t)CAIRN__PAGE_BLOCKS * d->size);
-  struct cairn__extent e = {0};
-  int result = digests ? 0 : cairn__fail_memory(err);
+  const struct cairn__held *held = &x->chain->layers[0].held;
+  struct cairn__qcow2_header header;
+  struct zeroed z = {.x = x,
+                     .d = d,
+                     .map = map,
+                     .digests =
+                         cairn__malloc((size_t)CAIRN__PAGE_BLOCKS * d->size)};
+  int result;
 
-  for (uint64_t at = 0; at < s->length && result == 0;
-       at = e.offset + e.length) {
-    uint64_t end;
-
-    if (x->run && cairn__run_gate(x->run, err) != 0)
-      result = -1;
-    if (result == 0)
-      result = s->ops->extent(s, at, &e, err);
-    if (result != 0 || !e.is_zero)
-      continue;
-    end = e.offset + e.length;
-    result = look_at_zeros(x, d, map, divide_up(e.offset, CAIRN__BLOCK),
-                           end >= s->length ? divide_up(end, CAIRN__BLOCK)
-                                            : end / CAIRN__BLOCK,
-                           digests, err);
-  }
-  cairn__free(digests);
+  if (!z.digests)
+    return cairn__fail_memory(err);
+  result = cairn__qcow2_header_read(held, &header, err);
+  if (result == 0)
+    result =
+        cairn__qcow2_has_plain_zeros(&header)
+            ? cairn__qcow2_zeros(held, &header, x->run, look_at_range, &z, err)
+            : look_at_extents(&z, err);
+  cairn__free(z.digests);
   return result;
 }
 

@@ -37,6 +37,8 @@ enum {
 #define INCOMPATIBLE_EXTENDED_L2 (1u << 4)
 
 #define OFFSET_MASK 0x00fffffffffffe00ull
+#define COMPRESSED  (1ull << 62)
+#define READS_ZERO  1ull /* version 3 */
 
 __attribute__((format(printf, 5, 6))) static void
 say(struct cairn_error *err, int id, const struct cairn__held *h,
@@ -276,7 +278,7 @@ static int check_entry(const struct cairn__held *h,
   static const char beyond[] = "lies beyond the end of the file";
   uint64_t cluster = (uint64_t)1 << q->cluster_bits, offset;
 
-  if (entry & (1ull << 62)) {
+  if (entry & COMPRESSED) {
     unsigned shift = 62 - (q->cluster_bits - 8);
     uint64_t sectors = (entry >> shift) & ((1ull << (q->cluster_bits - 8)) - 1);
 
@@ -291,8 +293,8 @@ static int check_entry(const struct cairn__held *h,
   if (offset & (cluster - 1))
     return fail_cluster(h, at, guest, "data cluster", offset, "is not aligned",
                         err);
-  /* In a version 3 image bit 0 says that the cluster reads as zeros. */
-  if (offset >= h->size && offset != 0 && !(q->version == 3 && entry & 1))
+  if (offset >= h->size && offset != 0 &&
+      !(q->version == 3 && entry & READS_ZERO))
     return fail_cluster(h, at, guest, "data cluster", offset, beyond, err);
   return 0;
 }
@@ -421,6 +423,59 @@ int cairn__qcow2_allocated(const struct cairn__held *h,
       .visit = find_l2, .h = h, .q = q, .found = found, .argument = argument};
 
   return visit_tables(&v, run, err);
+}
+
+struct zeros {
+  int (*found)(void *argument, uint64_t offset, uint64_t length,
+               struct cairn_error *err);
+  void *argument;
+  uint64_t edge; /* what lies before it was looked at */
+};
+
+static int find_zeros(const struct table_visit *v, const unsigned char *table,
+                      uint64_t offset, uint64_t guest, struct cairn_error *err)
+{
+  struct zeros *z = v->argument;
+  const struct cairn__qcow2_header *q = v->q;
+  size_t cluster = (size_t)1 << q->cluster_bits;
+
+  (void)offset;
+  for (size_t i = 0; i < cluster; i += 8) {
+    uint64_t entry = cairn__get_be64(table + i);
+    uint64_t at = guest + (uint64_t)(i / 8) * cluster;
+
+    if (at >= q->virtual_size)
+      break;
+    if (!(entry & COMPRESSED) &&
+        ((entry & READS_ZERO) || !(entry & OFFSET_MASK)))
+      continue;
+    if (at > z->edge && z->found(z->argument, z->edge, at - z->edge, err) != 0)
+      return -1;
+    z->edge = at + cluster;
+  }
+  return 0;
+}
+
+int cairn__qcow2_has_plain_zeros(const struct cairn__qcow2_header *q)
+{
+  return !q->has_backing && !(q->incompatible & INCOMPATIBLE_EXTENDED_L2);
+}
+
+int cairn__qcow2_zeros(const struct cairn__held *h,
+                       const struct cairn__qcow2_header *q,
+                       struct cairn__run *run,
+                       int (*found)(void *argument, uint64_t offset,
+                                    uint64_t length, struct cairn_error *err),
+                       void *argument, struct cairn_error *err)
+{
+  struct zeros z = {.found = found, .argument = argument};
+  struct table_visit v = {.visit = find_zeros, .h = h, .q = q, .argument = &z};
+
+  if (visit_tables(&v, run, err) != 0)
+    return -1;
+  return z.edge < q->virtual_size
+             ? found(argument, z.edge, q->virtual_size - z.edge, err)
+             : 0;
 }
 
 /* ---- places -------------------------------------------------------------- */

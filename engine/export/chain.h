@@ -51,6 +51,18 @@ int cairn__qcow2_allocated(const struct cairn__held *h,
                                          uint64_t length),
                            void *argument, struct cairn_error *err);
 
+/* Calls `found` (0, or -1 with *err) for every range of the disk that reads as
+ * zeros, ascending, from the tables alone: of an image without a backing file
+ * whose entries have no subclusters (cairn__qcow2_has_plain_zeros). `run` as
+ * above. */
+int cairn__qcow2_zeros(const struct cairn__held *h,
+                       const struct cairn__qcow2_header *header,
+                       struct cairn__run *run,
+                       int (*found)(void *argument, uint64_t offset,
+                                    uint64_t length, struct cairn_error *err),
+                       void *argument, struct cairn_error *err);
+int cairn__qcow2_has_plain_zeros(const struct cairn__qcow2_header *header);
+
 /* n bytes at `offset` of the file, all there or SOURCE_CORRUPT; `what` names
  * them in the message. */
 int cairn__held_read(const struct cairn__held *h, void *buf, size_t n,

@@ -1,6 +1,6 @@
 /* copy.c: one pass over a source, several threads.
  *
- * A lock hands out pieces: up to 1 MiB of neighbouring blocks that hold data,
+ * A lock hands out pieces: up to 512 KiB of neighbouring blocks that hold data,
  * in ascending order, each with a ticket and with the runs of blocks before it
  * that need no reading (holes, and what did not change since the base). A
  * thread reads its piece, digests its blocks while they are in the cache, waits
@@ -22,7 +22,6 @@
  * left the run meanwhile. The first error stops all. */
 #include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -31,11 +30,13 @@
 #include "image.h"
 #include "memory.h"
 
-#define PIECE_BLOCKS   16u
+#define PIECE_BLOCKS   8u
 #define PIECE_BYTES    ((size_t)PIECE_BLOCKS * CAIRN__BLOCK)
-#define MAX_THREADS    16u
 #define GATE_STRETCHES 256u /* walked between two gates */
 #define RUNS_MAX       16u
+#define UNASKED_BLOCKS                                                         \
+  16u /* changed ones in a row: reading them is sooner done than asking        \
+         whether they read as zero */
 
 enum stretch_kind {
   STRETCH_DATA, /* to be read */
@@ -95,7 +96,6 @@ struct pipeline {
 struct worker {
   struct pipeline *p;
   unsigned reader;
-  pthread_t thread;
   unsigned char *buf; /* PIECE_BYTES, aligned */
   unsigned char digests[PIECE_BLOCKS * CAIRN__DIGEST_MAX];
   unsigned char based[PIECE_BLOCKS * CAIRN__DIGEST_MAX];
@@ -120,8 +120,10 @@ static void fail_all(struct pipeline *p, const struct cairn_error *error)
 
 /* ---- walking ------------------------------------------------------------- */
 
-/* The extent that holds `offset` (< length). */
-static int extent_at(struct walk *w, uint64_t offset, struct cairn_error *err)
+/* The extent that holds `offset` (< length), of which no more than `most` bytes
+ * are wanted. */
+static int extent_at(struct walk *w, uint64_t offset, uint64_t most,
+                     struct cairn_error *err)
 {
   struct cairn__source *s = w->source;
 
@@ -129,7 +131,7 @@ static int extent_at(struct walk *w, uint64_t offset, struct cairn_error *err)
       offset - w->extent.offset < w->extent.length)
     return 0;
   w->has_extent = 0;
-  if (s->ops->extent(s, offset, &w->extent, err) != 0)
+  if (s->ops->extent(s, offset, most, &w->extent, err) != 0)
     return -1;
   if (w->extent.offset != offset || w->extent.length == 0)
     return cairn__fail(err, CAIRN_E_INTERNAL,
@@ -158,7 +160,7 @@ static int walk_mixed(struct walk *w, uint64_t block, struct stretch *out,
   while (offset < end) {
     uint64_t stop;
 
-    if (extent_at(w, offset, err) != 0)
+    if (extent_at(w, offset, end - offset, err) != 0)
       return -1;
     stop = w->extent.offset + w->extent.length;
     if (stop > end)
@@ -186,8 +188,15 @@ static int walk_next(struct walk *w, uint64_t block, struct stretch *out,
       out->count = limit;
       return 0;
     }
+    if (limit <= UNASKED_BLOCKS) {
+      out->kind = STRETCH_DATA;
+      out->count = limit;
+      out->data_bytes = end_of_block(w, block + limit - 1) - offset;
+      return 0;
+    }
   }
-  if (extent_at(w, offset, err) != 0)
+  if (extent_at(w, offset, w->changes ? limit * CAIRN__BLOCK : UINT64_MAX,
+                err) != 0)
     return -1;
   end = w->extent.offset + w->extent.length;
   n = end >= w->source->length ? limit : (end - offset) / CAIRN__BLOCK;
@@ -686,14 +695,11 @@ static void work(struct worker *w)
     fail_all(p, &err);
 }
 
-static void *worker_main(void *argument)
+static void worker_main(void *argument, unsigned i)
 {
-  struct worker *w = argument;
+  struct worker *workers = argument;
 
-  cairn__run_enter(w->p->c->run);
-  work(w);
-  cairn__run_leave(w->p->c->run);
-  return NULL;
+  work(&workers[i]);
 }
 
 /* ---- the whole ----------------------------------------------------------- */
@@ -704,29 +710,9 @@ static unsigned choose_threads(const struct cairn__copy *c)
 
   if (n > c->source->readers)
     n = c->source->readers;
-  if (n > MAX_THREADS)
-    n = MAX_THREADS;
+  if (n > CAIRN__TOGETHER_MAX)
+    n = CAIRN__TOGETHER_MAX;
   return n ? n : 1;
-}
-
-/* The calling thread is worker 0; fewer threads than wanted are enough. */
-static void run_workers(struct pipeline *p, struct worker *workers,
-                        unsigned count)
-{
-  sigset_t all, old;
-  unsigned started = 1;
-
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &old);
-  while (started < count && pthread_create(&workers[started].thread, NULL,
-                                           worker_main, &workers[started]) == 0)
-    started++;
-  pthread_sigmask(SIG_SETMASK, &old, NULL);
-  work(&workers[0]);
-  cairn__run_leave(p->c->run);
-  for (unsigned i = 1; i < started; i++)
-    pthread_join(workers[i].thread, NULL);
-  cairn__run_enter(p->c->run);
 }
 
 static struct worker *workers_new(struct pipeline *p, unsigned *count)
@@ -833,7 +819,7 @@ int cairn__copy_run(struct cairn__copy *c, struct cairn_error *err)
   pthread_mutex_init(&p.drawing, NULL);
   pthread_mutex_init(&p.lock, NULL);
   pthread_cond_init(&p.turn, NULL);
-  run_workers(&p, workers, count);
+  cairn__run_together(c->run, count, worker_main, workers);
   result = finish(&p, err);
   pthread_cond_destroy(&p.turn);
   pthread_mutex_destroy(&p.lock);

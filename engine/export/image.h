@@ -31,8 +31,10 @@ struct cairn__extent {
 
 struct cairn__source;
 struct cairn__source_ops {
-  /* The extent that begins at `offset` (< length). One thread at a time. */
-  int (*extent)(struct cairn__source *s, uint64_t offset,
+  /* The extent that begins at `offset` (< length). Only the first `most` bytes
+   * (>= 1) matter to the caller: it may be told as ending there although it
+   * goes on. One thread at a time. */
+  int (*extent)(struct cairn__source *s, uint64_t offset, uint64_t most,
                 struct cairn__extent *out, struct cairn_error *err);
   /* Reads n bytes; beyond the length zeros. `reader` in 0..readers-1, one
    * thread each. buf is 4096-aligned, offset and n multiples of 4096. */

@@ -200,8 +200,10 @@ static int flush_page(struct cairn__map_writer *w, struct cairn_error *err)
     is_hole = cairn__digest_page(
         d, w->page, count, w->page + (size_t)CAIRN__PAGE_BLOCKS * d->size);
   }
-  if (!is_hole && cairn__io_write_full(w->io, w->fd, w->page, (size_t)stride,
-                                       (off_t)offset) != 0) {
+  if (!is_hole &&
+      (cairn__io_write_full(w->io, w->fd, w->page, (size_t)stride,
+                            (off_t)offset) != 0 ||
+       w->io->write_behind(w->io, w->fd, (off_t)offset, (off_t)stride) != 0)) {
     return writer_errno(w, offset, "write", err);
   }
   if (cairn__tree_append(w->content, is_hole ? NULL : w->page, count) != 0 ||

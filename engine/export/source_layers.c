@@ -145,13 +145,15 @@ static void slot_release(struct layers_source *s, struct slot *slot)
 }
 
 static int layers_extent(struct cairn__source *source, uint64_t offset,
-                         struct cairn__extent *out, struct cairn_error *err)
+                         uint64_t most, struct cairn__extent *out,
+                         struct cairn_error *err)
 {
   struct layers_source *s = layers_of(source);
   uint64_t block = offset / CAIRN__BLOCK, end = offset;
   uint64_t blocks = (source->length + CAIRN__BLOCK - 1) / CAIRN__BLOCK;
   int is_zero = 0, slices;
 
+  (void)most;
   for (slices = 0; slices < EXTENT_SLICES && block < blocks; slices++) {
     struct slot *slot;
     uint64_t stop = (block / CAIRN__PAGE_BLOCKS + 1) * CAIRN__PAGE_BLOCKS;

@@ -81,12 +81,13 @@ static int fail_short(struct raw_source *r, uint64_t offset,
 
 /* ---- extents ------------------------------------------------------------- */
 
-static int raw_extent(struct cairn__source *s, uint64_t offset,
+static int raw_extent(struct cairn__source *s, uint64_t offset, uint64_t most,
                       struct cairn__extent *out, struct cairn_error *err)
 {
   struct raw_source *r = (struct raw_source *)s;
   off_t data, hole;
 
+  (void)most;
   out->offset = offset;
   out->length = s->length - offset;
   out->is_zero = 0;

@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
@@ -283,9 +285,19 @@ static unsigned count_runs(const struct cairn__base *b, const json_t *points,
 
 struct sample {
   uint64_t random; /* the state of the generator */
-  uint64_t blocks[CAIRN__AUDIT_BLOCKS];
   size_t count;
+  struct {
+    uint64_t block;
+    unsigned char was[CAIRN__DIGEST_MAX]; /* its digest at the base */
+  } blocks[CAIRN__AUDIT_BLOCKS];
 };
+
+static void put(struct sample *s, size_t at, uint64_t block,
+                const unsigned char *was, unsigned size)
+{
+  s->blocks[at].block = block;
+  memcpy(s->blocks[at].was, was, size);
+}
 
 /* splitmix64; a number below n, n > 0 */
 static uint64_t draw(struct sample *s, uint64_t n)
@@ -321,12 +333,12 @@ static int sample_data(struct sample *s, const struct cairn__changes *changes,
         continue;
       seen++;
       if (s->count < AUDIT_DATA) {
-        s->blocks[s->count++] = first + i;
+        put(s, s->count++, first + i, digests + i * size, size);
       } else {
         uint64_t at = draw(s, seen);
 
         if (at < AUDIT_DATA)
-          s->blocks[at] = first + i;
+          put(s, at, first + i, digests + i * size, size);
       }
     }
   }
@@ -356,6 +368,7 @@ static int make_sample(struct sample *s, const struct cairn__changes *changes,
   uint64_t clear =
       cairn__changes_blocks(changes) - cairn__changes_count(changes);
   size_t most = clear < CAIRN__AUDIT_BLOCKS ? clear : CAIRN__AUDIT_BLOCKS;
+  uint64_t in_base = cairn__map_get_info(base)->blocks;
   unsigned char *digests;
   int result;
 
@@ -364,14 +377,86 @@ static int make_sample(struct sample *s, const struct cairn__changes *changes,
     s->random = (uint64_t)(uintptr_t)s; /* a poorer choice, no worse answer */
   if (clear == 0)
     return 0;
-  digests = cairn__malloc((size_t)CAIRN__PAGE_BLOCKS * size);
+  digests = cairn__calloc(CAIRN__PAGE_BLOCKS, size);
   if (!digests)
     return cairn__fail_memory(err);
   result = sample_data(s, changes, base, size, digests, run, err);
+  while (result == 0 && s->count < most) {
+    uint64_t block = clear_block(changes, draw(s, clear));
+
+    memset(digests, 0, size); /* beyond the base's end */
+    if (block < in_base)
+      result = cairn__map_read(base, block, 1, digests, err);
+    if (result == 0)
+      put(s, s->count++, block, digests, size);
+  }
   cairn__free(digests);
-  while (result == 0 && s->count < most)
-    s->blocks[s->count++] = clear_block(changes, draw(s, clear));
   return result;
+}
+
+/* What the threads of an audit share. */
+struct audit {
+  struct cairn__source *source;
+  const struct cairn__digester *d;
+  struct cairn__run *run; /* or NULL: then there is one thread */
+  struct sample sample;
+  _Atomic size_t next; /* of the sample */
+  _Atomic unsigned audited;
+  pthread_mutex_t lock;
+  /* under it */
+  int has_failed, is_refuted;
+  struct cairn_error error;
+  uint64_t refuted; /* the lowest block that has changed after all */
+};
+
+/* 0 = go on; -1 = this thread has nothing more to do. */
+static int audit_block(struct audit *a, unsigned reader, size_t i,
+                       unsigned char *buf)
+{
+  struct cairn_error err = {.offset = -1};
+  unsigned char is[CAIRN__DIGEST_MAX];
+  uint64_t block = a->sample.blocks[i].block;
+
+  if ((a->run && cairn__run_gate(a->run, &err) != 0) ||
+      a->source->ops->read(a->source, reader, buf, CAIRN__BLOCK,
+                           block * CAIRN__BLOCK, &err) != 0) {
+    pthread_mutex_lock(&a->lock);
+    if (!a->has_failed)
+      a->error = err;
+    a->has_failed = 1;
+    pthread_mutex_unlock(&a->lock);
+    return -1;
+  }
+  cairn__digest_block(a->d, buf, is);
+  atomic_fetch_add(&a->audited, 1);
+  if (memcmp(is, a->sample.blocks[i].was, a->d->size) == 0)
+    return 0;
+  pthread_mutex_lock(&a->lock);
+  if (!a->is_refuted || block < a->refuted)
+    a->refuted = block;
+  a->is_refuted = 1;
+  pthread_mutex_unlock(&a->lock);
+  return -1;
+}
+
+static void audit_main(void *argument, unsigned reader)
+{
+  struct audit *a = argument;
+  unsigned char *buf = cairn__malloc_aligned(CAIRN__BLOCK);
+  size_t i;
+
+  if (!buf) {
+    pthread_mutex_lock(&a->lock);
+    if (!a->has_failed)
+      cairn__fail_memory(&a->error);
+    a->has_failed = 1;
+    pthread_mutex_unlock(&a->lock);
+    return;
+  }
+  while ((i = atomic_fetch_add(&a->next, 1)) < a->sample.count &&
+         audit_block(a, reader, i, buf) == 0)
+    ;
+  cairn__free_aligned(buf);
 }
 
 /* Reads some of what is said to be unchanged: 0, 1 with a reason when it is
@@ -381,40 +466,33 @@ static int audit(struct cairn__tracking *t, struct cairn__source *source,
                  const struct cairn__digester *d, struct cairn__run *run,
                  char reason[REASON_MAX], struct cairn_error *err)
 {
-  unsigned char is[CAIRN__DIGEST_MAX], was[CAIRN__DIGEST_MAX];
-  uint64_t in_base = cairn__map_get_info(base)->blocks;
-  unsigned char *buf = cairn__malloc_aligned(CAIRN__BLOCK);
-  struct sample s;
-  int result;
+  struct audit a = {.source = source,
+                    .d = d,
+                    .run = run,
+                    .lock = PTHREAD_MUTEX_INITIALIZER,
+                    .error = {.offset = -1}};
 
-  if (!buf)
-    return cairn__fail_memory(err);
-  result = make_sample(&s, changes, base, d->size, run, err);
-  for (size_t i = 0; i < s.count && result == 0; i++) {
-    uint64_t block = s.blocks[i];
-
-    memset(was, 0, sizeof was);
-    if ((run && cairn__run_gate(run, err) != 0) ||
-        source->ops->read(source, 0, buf, CAIRN__BLOCK, block * CAIRN__BLOCK,
-                          err) != 0 ||
-        (block < in_base && cairn__map_read(base, block, 1, was, err) != 0)) {
-      result = -1;
-      break;
-    }
-    cairn__digest_block(d, buf, is);
-    t->audited++;
-    if (memcmp(is, was, d->size) == 0)
-      continue;
-    snprintf(reason, REASON_MAX,
-             "the %s tracker said that nothing changed at offset %" PRIu64
-             ", and the audit found that it did; this point is right, those "
-             "back to the last one that compared the whole disk are doubtful",
-             cairn__tracker_names[t->wanted], block * CAIRN__BLOCK);
-    t->is_refuted = 1;
-    result = 1;
+  if (make_sample(&a.sample, changes, base, d->size, run, err) != 0)
+    return -1;
+  if (run)
+    cairn__run_together(run, source->readers, audit_main, &a);
+  else
+    audit_main(&a, 0);
+  t->audited += atomic_load(&a.audited);
+  if (a.has_failed) {
+    if (err)
+      *err = a.error;
+    return -1;
   }
-  cairn__free_aligned(buf);
-  return result;
+  if (!a.is_refuted)
+    return 0;
+  snprintf(reason, REASON_MAX,
+           "the %s tracker said that nothing changed at offset %" PRIu64
+           ", and the audit found that it did; this point is right, those "
+           "back to the last one that compared the whole disk are doubtful",
+           cairn__tracker_names[t->wanted], a.refuted * CAIRN__BLOCK);
+  t->is_refuted = 1;
+  return 1;
 }
 
 static int ask(struct cairn__tracking *t,

@@ -414,10 +414,102 @@ static void survives_random_bytes(void **state)
   assert_true(opened > 0 && refused > 0);
 }
 
+/* ---- zeros --------------------------------------------------------------- */
+
+static uint64_t next_zeros; /* the end of the last range */
+static FILE *ranges;
+
+static int print_range(void *argument, uint64_t offset, uint64_t length,
+                       struct cairn_error *e)
+{
+  (void)e;
+  assert_int_equal(*(int *)argument, 7);
+  assert_true(length > 0 && (offset > next_zeros || next_zeros == 0));
+  next_zeros = offset + length;
+  fprintf(ranges, "%llu %llu\n", (unsigned long long)offset,
+          (unsigned long long)length);
+  return 0;
+}
+
+/* As qemu-img map has them, the neighbouring ones joined. */
+static void expect_zeros_of_qemu(const char *name)
+{
+  struct cairn__qcow2_header header;
+  char path[512];
+  int argument = 7;
+
+  expect_opened(name, 1);
+  assert_int_equal(
+      cairn__qcow2_header_read(&chain->layers[0].held, &header, &err), 0);
+  assert_true(cairn__qcow2_has_plain_zeros(&header));
+  snprintf(path, sizeof path, "%s/ours", scratch_path);
+  ranges = fopen(path, "w");
+  assert_non_null(ranges);
+  next_zeros = 0;
+  assert_int_equal(cairn__qcow2_zeros(&chain->layers[0].held, &header, NULL,
+                                      print_range, &argument, &err),
+                   0);
+  fclose(ranges);
+  cairn__chain_close(chain);
+  must_run("qemu-img map --output=json %s | python3 -c 'import json, sys\n"
+           "end = None\n"
+           "for e in json.load(sys.stdin):\n"
+           "  if not e[\"zero\"]: continue\n"
+           "  if end == e[\"start\"]: size += e[\"length\"]\n"
+           "  else:\n"
+           "    if end is not None: print(start, size)\n"
+           "    start, size = e[\"start\"], e[\"length\"]\n"
+           "  end = start + size\n"
+           "if end is not None: print(start, size)' >theirs && "
+           "cmp ours theirs",
+           name);
+}
+
+static void finds_what_reads_as_zeros(void **state)
+{
+  (void)state;
+  must_run("qemu-img create -q -f qcow2 z 2000M && "
+           "qemu-io -f qcow2 -c 'write 0 1m' -c 'write -z 128k 192k' "
+           "-c 'discard 512k 64k' -c 'write -z -u 640k 64k' "
+           "-c 'write -c 2m 64k' -c 'write 600m 64k' -c 'write 1990m 10m' z");
+  expect_zeros_of_qemu("z");
+  must_run("qemu-img create -q -f qcow2 z 70000 && "
+           "qemu-io -f qcow2 -c 'write 0 68k' z");
+  expect_zeros_of_qemu("z");
+  must_run("qemu-img create -q -f qcow2 -o cluster_size=4k z 77M && "
+           "qemu-io -f qcow2 -c 'write 4k 4k' -c 'write 30m 12k' "
+           "-c 'write -z 30m 4k' z");
+  expect_zeros_of_qemu("z");
+  must_run("qemu-img create -q -f qcow2 z 0");
+  expect_zeros_of_qemu("z");
+}
+
+static void leaves_other_zeros_to_qemu(void **state)
+{
+  struct cairn__qcow2_header header;
+
+  (void)state;
+  make_image("below");
+  must_run("qemu-img create -q -f qcow2 -b below -F qcow2 above && "
+           "qemu-img create -q -f qcow2 -o extended_l2=on fine 4M");
+  expect_opened("above", 2);
+  assert_int_equal(
+      cairn__qcow2_header_read(&chain->layers[0].held, &header, &err), 0);
+  assert_false(cairn__qcow2_has_plain_zeros(&header));
+  cairn__chain_close(chain);
+  expect_opened("fine", 1);
+  assert_int_equal(
+      cairn__qcow2_header_read(&chain->layers[0].held, &header, &err), 0);
+  assert_false(cairn__qcow2_has_plain_zeros(&header));
+  cairn__chain_close(chain);
+}
+
 int main(void)
 {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(reads_both_versions),
+      cmocka_unit_test(finds_what_reads_as_zeros),
+      cmocka_unit_test(leaves_other_zeros_to_qemu),
       cmocka_unit_test(takes_every_kind_of_cluster),
       cmocka_unit_test(follows_a_chain_to_a_raw_file),
       cmocka_unit_test(counts_internal_snapshots),

@@ -638,7 +638,8 @@ static void read_back_chain(struct cairn__source *source,
     struct cairn_error err;
     uint64_t b;
 
-    assert_int_equal(source->ops->extent(source, offset, &extent, &err), 0);
+    assert_int_equal(
+        source->ops->extent(source, offset, UINT64_MAX, &extent, &err), 0);
     assert_int_equal(extent.offset, offset);
     assert_true(extent.length > 0 && extent.length <= source->length - offset);
     if (extent.is_zero && extent.length < 64 * MIB) {
@@ -1578,7 +1579,7 @@ static int whole_life(const struct cairn_io *table, const struct disk chain[2],
   while (offset < source->length) {
     uint64_t at;
 
-    if (source->ops->extent(source, offset, &extent, err) != 0) {
+    if (source->ops->extent(source, offset, UINT64_MAX, &extent, err) != 0) {
       goto out;
     }
     for (at = offset; at < offset + extent.length; at += BLOCK) {
