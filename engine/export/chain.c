@@ -40,6 +40,8 @@ enum {
 #define COMPRESSED  (1ull << 62)
 #define READS_ZERO  1ull /* version 3 */
 
+#define TABLES_AHEAD 16u /* L2 tables asked for before they are needed */
+
 __attribute__((format(printf, 5, 6))) static void
 say(struct cairn_error *err, int id, const struct cairn__held *h,
     int64_t offset, const char *fmt, ...)
@@ -382,7 +384,14 @@ static int visit_tables(const struct table_visit *v, struct cairn__run *run,
     goto out;
   for (uint64_t i = 0; i < count; i++) {
     uint64_t offset = cairn__get_be64(l1 + i * 8) & OFFSET_MASK;
+    uint64_t ahead = i + TABLES_AHEAD;
 
+    /* They lie all over the file: the next ones come while this is read. */
+    if (ahead < count)
+      ahead = cairn__get_be64(l1 + ahead * 8) & OFFSET_MASK;
+    if (ahead >= cluster)
+      (void)posix_fadvise(h->fd, (off_t)ahead, (off_t)cluster,
+                          POSIX_FADV_WILLNEED);
     if (offset == 0)
       continue;
     if (run && cairn__run_gate(run, err) != 0)

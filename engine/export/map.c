@@ -23,6 +23,7 @@
 #define PAGE_TRAILER 4096u /* page digest and zeros behind the digests */
 #define MAP_VERSION  1u
 #define NO_PAGE      UINT64_MAX
+#define READ_AHEAD   ((off_t)64 << 20) /* of a map, when it is opened */
 
 static const unsigned char map_magic[8] = {'C', 'A', 'I', 'R',
                                            'N', 'D', 'G', '\0'};
@@ -517,6 +518,8 @@ int cairn__map_open(const struct cairn_io *io, int dirfd, const char *name,
   if (check_header(m, header, (uint64_t)st.st_size, err) != 0) {
     goto fail;
   }
+  /* It will be read from end to end, a page between other work. */
+  (void)posix_fadvise(m->fd, 0, READ_AHEAD, POSIX_FADV_WILLNEED);
   *out = m;
   return 0;
 fail:
