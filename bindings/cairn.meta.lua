@@ -222,8 +222,8 @@ function engine:jobs(filter) end
 function engine:why(id) end
 
 ---Handlers are called in turns. They cannot wait; an error in one is logged and stops nothing.
----@param name string `"Submitted"`, `"JobState"`, `"PercentComplete"`, `"Changed"`, `"Removed"`, `"Warning"`, `"RequestTimeout"`
----@param fn fun(event: table) gets name, job, InstanceID, run_number, sequence, time (Unix microseconds) and JobState, PreviousJobState or PercentComplete
+---@param name string `"Submitted"`, `"JobState"`, `"PercentComplete"`, `"Changed"`, `"Removed"`, `"Warning"`, `"RequestTimeout"`, `"Skipped"`
+---@param fn fun(event: table) gets name, job, InstanceID, run_number, sequence, time (Unix microseconds) and JobState, PreviousJobState or PercentComplete; a JobState that is Starting has due, when the calendar made this run due; Skipped has due, due_last and count (the first and last of so many times that have no run) and reason: `"missed"`, `"running"` or `"held"`
 ---@return fun() # ends the subscription
 function engine:on(name, fn) end
 

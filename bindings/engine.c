@@ -223,6 +223,15 @@ static int engine_next_event(lua_State *L)
     set_integer(L, "new_state", event.new_state);
     set_integer(L, "old_state", event.old_state);
   }
+  if (event.due != 0)
+    set_integer(L, "due", event.due);
+  if (event.type == CAIRN_EVENT_SKIPPED) {
+    static const char *const reasons[] = {"missed", "running", "held"};
+    set_integer(L, "due_last", event.due_last);
+    set_integer(L, "count", event.count);
+    lua_pushstring(L, reasons[event.code]);
+    lua_setfield(L, -2, "reason");
+  }
   if (event.type == CAIRN_EVENT_PERCENT)
     set_integer(L, "PercentComplete", event.percent);
   if (event.type == CAIRN_EVENT_REQUEST_TIMEOUT)
@@ -598,6 +607,7 @@ static const struct {
                    {"TIMER", CAIRN_EVENT_TIMER},
                    {"PROCESS", CAIRN_EVENT_PROCESS},
                    {"REQUEST_TIMEOUT", CAIRN_EVENT_REQUEST_TIMEOUT},
+                   {"SKIPPED", CAIRN_EVENT_SKIPPED},
                    {"TASK_START", CAIRN_EVENT_TASK_START},
                    {"TASK_SUSPEND", CAIRN_EVENT_TASK_SUSPEND},
                    {"TASK_RESUME", CAIRN_EVENT_TASK_RESUME},

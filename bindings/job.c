@@ -254,13 +254,35 @@ static int job_number(lua_State *L)
 /* ---- properties from Lua
  * ------------------------------------------------------- */
 
+/* A duration, as Lua has them: seconds, or text such as "2h". 1 when it was
+ * one, 0 for what is left to the engine, -1. */
+static int to_duration(lua_State *L, int index, const char *name,
+                       struct cairn_value *out, struct cairn_error *err)
+{
+  const struct cairn_property_info *p = cairn_property_find(name);
+  struct cairn_error why;
+  if (p == NULL || !p->is_interval || !p->is_writable ||
+      (lua_type(L, index) != LUA_TNUMBER &&
+       (lua_type(L, index) != LUA_TSTRING ||
+        lua_rawlen(L, index) == CAIRN_DATETIME_SIZE - 1)))
+    return 0;
+  if (cairn__lua_to_datetime(L, index, 1, &out->as.datetime, &why) != 0)
+    return cairn__fail(err, why.id, "%s: %s", name, why.message);
+  out->kind = CAIRN_VALUE_DATETIME;
+  return 1;
+}
+
 /* The value at `index`, its string borrowed from there; -1: no such value. */
 static int to_value(lua_State *L, int index, const char *name,
                     struct cairn_value *out, struct cairn_error *err)
 {
   const struct cairn_datetime *t;
   char shown[80];
+  int code;
   memset(out, 0, sizeof *out);
+  code = to_duration(L, index, name, out, err);
+  if (code != 0)
+    return code > 0 ? 0 : -1;
   switch (lua_type(L, index)) {
   case LUA_TNIL:
     out->kind = CAIRN_VALUE_NULL;

@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #include "cairn.h"
+#include "cim.h"
 #include "zone.h"
 
 /* Which properties are set; one that is not constrains nothing. */
@@ -28,9 +29,7 @@ enum {
   CAIRN__SCHEDULE_UNTIL = 16,
 };
 
-enum { CAIRN__GAP_FIRST, CAIRN__GAP_SHIFT, CAIRN__GAP_SKIP };
-enum { CAIRN__OVERLAP_FIRST, CAIRN__OVERLAP_LAST, CAIRN__OVERLAP_BOTH };
-enum { CAIRN__CATCH_UP_LATEST, CAIRN__CATCH_UP_NONE, CAIRN__CATCH_UP_ALL };
+/* CAIRN__GAP_FIRST, CAIRN__OVERLAP_LAST, CAIRN__CATCH_UP_ALL, ...: cim.h. */
 enum { CAIRN__DUE_NORMAL, CAIRN__DUE_GAP, CAIRN__DUE_OVERLAP };
 
 struct cairn__schedule {

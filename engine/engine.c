@@ -327,6 +327,7 @@ void cairn_engine_free(cairn_engine *e)
   free_user_timers(e);
   cairn__directories_free(e);
   cairn__queues_free(e);
+  cairn__zones_free(e);
   cairn__table_free(&e->by_serial);
   cairn__table_free(&e->by_uuid);
   cairn__table_free(&e->directories);

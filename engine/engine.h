@@ -53,6 +53,7 @@ struct cairn_engine {
   size_t job_count;
   uint64_t next_serial;
   struct cairn__queue *queues;
+  struct cairn__zone_entry *zones; /* those that jobs have named */
   struct cairn__table directories;
   struct cairn__work *works;
   size_t work_count, user_timer_count;
@@ -97,6 +98,8 @@ int cairn__events_reserve(struct cairn_engine *e, size_t more);
 /* The event, its common fields filled; j may be NULL. */
 struct cairn_event *cairn__event_push(struct cairn_engine *e, int type,
                                       const struct cairn__job *j);
+/* The one that was pushed last. */
+struct cairn_event *cairn__event_last(struct cairn_engine *e);
 
 /* ---- process.c ---- */
 

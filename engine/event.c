@@ -56,6 +56,13 @@ struct cairn_event *cairn__event_push(struct cairn_engine *e, int type,
   return event;
 }
 
+struct cairn_event *cairn__event_last(struct cairn_engine *e)
+{
+  struct cairn__events *r = &e->events;
+
+  return &r->items[(r->head + r->count - 1) & (r->capacity - 1)];
+}
+
 size_t cairn_engine_next_events(cairn_engine *e, struct cairn_event *out,
                                 size_t max)
 {
@@ -86,6 +93,7 @@ const char *cairn_event_name(uint32_t type)
       [CAIRN_EVENT_TIMER] = "Timer",
       [CAIRN_EVENT_PROCESS] = "Process",
       [CAIRN_EVENT_REQUEST_TIMEOUT] = "RequestTimeout",
+      [CAIRN_EVENT_SKIPPED] = "Skipped",
       [CAIRN_EVENT_TASK_START] = "TaskStart",
       [CAIRN_EVENT_TASK_SUSPEND] = "TaskSuspend",
       [CAIRN_EVENT_TASK_RESUME] = "TaskResume",

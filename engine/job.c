@@ -267,6 +267,7 @@ static void finish(struct cairn_engine *e, struct cairn__job *j, int state)
   cairn__timer_disarm(&j->until);
   j->is_held = 0;
   j->is_start_asked = 0;
+  j->is_backing_off = 0;
   cairn__job_set_state(e, j, state);
   if (state == CAIRN_COMPLETED || state == CAIRN_COMPLETED_WITH_WARNINGS)
     cairn__job_set_percent(e, j, 100);
@@ -291,18 +292,24 @@ static int has_calendar(const struct cairn__job *j)
 
 int cairn__job_has_runs_left(const struct cairn__job *j)
 {
-  if (j->is_once || !has_calendar(j))
+  if (j->is_once || (!has_calendar(j) && !j->is_on_demand))
     return j->run_number == 0;
   return j->settings.run_times == 0 || j->run_number < j->settings.run_times;
 }
 
-/* After an error: recovery 2 (Do Not Continue) ends the job whatever is due. */
+static int has_recovery(const struct cairn__job *j, int action)
+{
+  return j->has_recovery_action && j->recovery_action == action;
+}
+
+/* After an error: Do Not Continue ends the job whatever is due. */
 static int goes_on_after_error(const struct cairn__job *j)
 {
   return cairn__job_has_runs_left(j) &&
-         !(j->has_recovery_action && j->recovery_action == 2);
+         !has_recovery(j, CAIRN__RECOVERY_DO_NOT_CONTINUE);
 }
 
+/* The run is over and the job is not. */
 static void wait_for_next(struct cairn_engine *e, struct cairn__job *j,
                           int was_suspending)
 {
@@ -312,17 +319,85 @@ static void wait_for_next(struct cairn_engine *e, struct cairn__job *j,
     cairn__job_set_state(e, j, CAIRN_SUSPENDED);
   /* The Suspend came too late for the run but not for the job. A run that
    * ended while it stood still leaves its hold to the job. */
-  if (was_suspending)
+  if (was_suspending ||
+      (j->is_on_demand && !has_calendar(j) && !j->is_backing_off))
     j->is_held = 1;
+  if (!j->is_backing_off)
+    cairn__due_skip(e, j, CAIRN__SKIP_ACTIVE);
   cairn__job_reconsider(e, j);
+}
+
+/* Re-run Job: the same run again, later each time. */
+static void back_off(struct cairn_engine *e, struct cairn__job *j,
+                     int was_suspending)
+{
+  j->is_backing_off = 1;
+  j->retry_us =
+      cairn__monotonic(e) + ((int64_t)CAIRN__BACKOFF_US << (j->attempts - 1));
+  wait_for_next(e, j, was_suspending);
+}
+
+/* What a client held goes on by the calendar: nothing is made up. */
+static void release(struct cairn_engine *e, struct cairn__job *j)
+{
+  if (j->is_held && !j->is_live && !j->is_backing_off)
+    cairn__due_skip(e, j, CAIRN__SKIP_HELD);
+  j->is_held = 0;
+}
+
+/* Run Recovery Job: starts the job that stands ready for this. One that has
+ * failed while it did that itself starts no other. */
+static void start_recovery(struct cairn_engine *e, struct cairn__job *j,
+                           int was_recovering)
+{
+  const char *id = j->details ? j->details->recovery_job : NULL;
+  struct cairn__job *other = NULL;
+  char text[256];
+  cairn_job serial;
+
+  if (!has_recovery(j, CAIRN__RECOVERY_RUN_RECOVERY_JOB) || was_recovering ||
+      e->closing >= 0)
+    return;
+  if (id && cairn_job_find(e, id, &serial, NULL) == 0)
+    other = cairn__engine_job(e, serial, NULL);
+  if (other && !other->is_live &&
+      (other->state == CAIRN_NEW || other->state == CAIRN_SUSPENDED)) {
+    release(e, other);
+    other->is_start_asked = 1;
+    other->is_recovering = 1;
+    cairn__job_reconsider(e, other);
+    return;
+  }
+  snprintf(text, sizeof text, "the recovery job %s was not started: %s",
+           id ? id : "(none)",
+           !id      ? "RecoveryJob is not set"
+           : !other ? "it does not exist any more"
+                    : "it is neither New nor Suspended");
+  cairn__job_warn(e, j, text);
+}
+
+static void fail_run(struct cairn_engine *e, struct cairn__job *j,
+                     int was_suspending, int was_recovering)
+{
+  if (has_recovery(j, CAIRN__RECOVERY_RE_RUN_JOB) &&
+      j->attempts < CAIRN__ATTEMPTS) {
+    back_off(e, j, was_suspending);
+    return;
+  }
+  if (goes_on_after_error(j))
+    wait_for_next(e, j, was_suspending);
+  else
+    finish(e, j, CAIRN_EXCEPTION);
+  start_recovery(e, j, was_recovering);
 }
 
 void cairn__job_run_ended(struct cairn_engine *e, struct cairn__job *j,
                           const struct cairn_error *error)
 {
-  int asked = j->asked;
+  int asked = j->asked, was_recovering = j->is_recovering;
 
   j->has_ended = 1;
+  j->is_recovering = 0;
   j->is_last_well = error->id == CAIRN_OK;
   leave_run(e, j);
   cairn__queue_leave(j); /* a parked run that waited to go on */
@@ -348,8 +423,8 @@ void cairn__job_run_ended(struct cairn_engine *e, struct cairn__job *j,
     finish(e, j, CAIRN_TERMINATED);
   } else {
     set_error(j, error);
-    if (asked != CAIRN__ASKED_TERMINATE && goes_on_after_error(j))
-      wait_for_next(e, j, asked == CAIRN__ASKED_SUSPEND);
+    if (asked != CAIRN__ASKED_TERMINATE)
+      fail_run(e, j, asked == CAIRN__ASKED_SUSPEND, was_recovering);
     else
       finish(e, j, CAIRN_EXCEPTION);
   }
@@ -439,11 +514,25 @@ static int settle_point(struct cairn_engine *e, struct cairn__job *j,
   return 0;
 }
 
+static void set_starting(struct cairn_engine *e, struct cairn__job *j)
+{
+  cairn__job_set_state(e, j, CAIRN_STARTING);
+  if (j->due.run_us != CAIRN__NEVER_US)
+    cairn__event_last(e)->due = j->due.run_us;
+}
+
 static void start_first_time(struct cairn_engine *e, struct cairn__job *j)
 {
   struct cairn_error error;
 
-  j->run_number++;
+  if (j->is_backing_off) {
+    j->is_backing_off = 0;
+    j->attempts++;
+  } else {
+    j->run_number++;
+    j->attempts = 1;
+    cairn__due_run(e, j);
+  }
   clear_error(j);
   json_decref(j->warnings);
   json_decref(j->report);
@@ -460,7 +549,7 @@ static void start_first_time(struct cairn_engine *e, struct cairn__job *j)
   if (j->directory)
     (void)settle_point(e, j, &error);
 
-  cairn__job_set_state(e, j, CAIRN_STARTING);
+  set_starting(e, j);
   cairn__job_set_percent(e, j, 0);
   if (error.id != CAIRN_OK || (j->kind && start_thread(e, j, &error) != 0)) {
     cairn__job_run_ended(e, j, &error);
@@ -468,7 +557,8 @@ static void start_first_time(struct cairn_engine *e, struct cairn__job *j)
     return;
   }
   cairn__job_set_state(e, j, CAIRN_RUNNING);
-  if (!j->is_once && !has_calendar(j) && j->settings.run_times != 1) {
+  if (!j->is_once && !has_calendar(j) && !j->is_on_demand &&
+      j->settings.run_times != 1) {
     char text[160];
 
     snprintf(text, sizeof text,
@@ -483,7 +573,7 @@ static void start_first_time(struct cairn_engine *e, struct cairn__job *j)
 
 static void start_again(struct cairn_engine *e, struct cairn__job *j)
 {
-  cairn__job_set_state(e, j, CAIRN_STARTING);
+  set_starting(e, j);
   cairn__job_set_state(e, j, CAIRN_RUNNING);
   clock_on(e, j);
   if (j->work) {
@@ -542,7 +632,38 @@ static int64_t schedule_delay(struct cairn_engine *e,
 
 static int is_exhausted(const struct cairn__job *j)
 {
-  return j->run_number > 0 && !j->is_live && !cairn__job_has_runs_left(j);
+  return j->run_number > 0 && !j->is_live && !j->is_backing_off &&
+         !cairn__job_has_runs_left(j);
+}
+
+/* Whether an idle job that nobody holds is to start now; if not, its timer is
+ * set for when it will be. */
+static int is_due(struct cairn_engine *e, struct cairn__job *j)
+{
+  struct cairn__timers *timers = &e->wall;
+  int64_t when;
+
+  if (j->is_backing_off) {
+    if (j->retry_us <= cairn__monotonic(e))
+      return 1;
+    timers = &e->monotonic;
+    when = j->retry_us;
+  } else if (j->is_once || j->settings.is_start_now) {
+    return 1;
+  } else if (has_calendar(j)) {
+    if (cairn__due_has_come(e, j))
+      return 1;
+    when = j->due.next_us;
+  } else {
+    if (schedule_delay(e, j) <= 0)
+      return 1;
+    if (j->settings.scheduled.kind == CAIRN_INTERVAL)
+      timers = &e->monotonic;
+    when = j->settings.scheduled.microseconds;
+  }
+  if (when != CAIRN__NEVER_US)
+    cairn__timer_arm(timers, &j->schedule, when);
+  return 0;
 }
 
 void cairn__job_reconsider(struct cairn_engine *e, struct cairn__job *j)
@@ -560,20 +681,10 @@ void cairn__job_reconsider(struct cairn_engine *e, struct cairn__job *j)
       complete(e, j);
     return;
   }
-  if (j->is_start_asked) {
+  if (j->is_start_asked)
     is_wanted = 1;
-  } else if (!j->is_held && !j->is_live) {
-    if (j->is_once || j->settings.is_start_now) {
-      is_wanted = 1;
-    } else if (!has_calendar(j)) {
-      is_wanted = schedule_delay(e, j) <= 0;
-      if (!is_wanted)
-        cairn__timer_arm(j->settings.scheduled.kind == CAIRN_INTERVAL
-                             ? &e->monotonic
-                             : &e->wall,
-                         &j->schedule, j->settings.scheduled.microseconds);
-    }
-  }
+  else if (!j->is_held && !j->is_live)
+    is_wanted = is_due(e, j);
   if (!is_wanted) {
     cairn__queue_leave(j);
   } else if (!j->heap) {
@@ -582,7 +693,8 @@ void cairn__job_reconsider(struct cairn_engine *e, struct cairn__job *j)
   }
 }
 
-void cairn__job_settings_changed(struct cairn_engine *e, struct cairn__job *j)
+void cairn__job_settings_changed(struct cairn_engine *e, struct cairn__job *j,
+                                 int is_calendar_new)
 {
   const struct cairn__settings *s = &j->settings;
 
@@ -602,6 +714,10 @@ void cairn__job_settings_changed(struct cairn_engine *e, struct cairn__job *j)
                      &j->until, s->until.microseconds + 1);
   if (j->is_live)
     j->settings.is_start_now = 0;
+  if (is_calendar_new)
+    cairn__due_begin(e, j);
+  else
+    cairn__due_find(e, j);
   cairn__queue_move(j);
   cairn__job_reconsider(e, j);
 }
@@ -614,7 +730,9 @@ int cairn__job_phase(const struct cairn__job *j)
     return CAIRN__PHASE_RUNNING;
   if (j->heap)
     return CAIRN__PHASE_QUEUED;
-  return j->is_held ? CAIRN__PHASE_HELD : CAIRN__PHASE_WAITING;
+  if (j->is_held)
+    return CAIRN__PHASE_HELD;
+  return j->is_backing_off ? CAIRN__PHASE_BACKOFF : CAIRN__PHASE_WAITING;
 }
 
 /* ---- ending ---- */
@@ -905,8 +1023,8 @@ static uint32_t request_start(struct cairn_engine *e, struct cairn__job *j,
 {
   if (e->closing >= 0)
     return refuse_closing(j, verb, err);
+  release(e, j);
   j->is_start_asked = 1;
-  j->is_held = 0;
   cairn__job_reconsider(e, j);
   return CAIRN_RC_STARTED;
 }
@@ -1070,8 +1188,8 @@ uint32_t cairn_job_resume(cairn_engine *e, cairn_job job,
     }
   } else if (j->state == CAIRN_SUSPENDED && j->is_live) {
     code = request_start(e, j, "resume", err);
-  } else if (j->state == CAIRN_SUSPENDED && j->is_held) {
-    j->is_held = 0;
+  } else if (j->is_held && !j->is_live) {
+    release(e, j);
     cairn__job_reconsider(e, j);
   } else {
     code = refuse_state(j, "resume", err);

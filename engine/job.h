@@ -26,6 +26,7 @@
 #include <jansson.h>
 
 #include "cairn.h"
+#include "due.h"
 #include "export/kinds.h"
 #include "queue.h"
 #include "run.h"
@@ -37,6 +38,8 @@
 #define CAIRN__KILL_GRACE_US     1000000
 #define CAIRN__SAMPLE_US         100000
 #define CAIRN__SAMPLES           32
+#define CAIRN__ATTEMPTS          3        /* of a run that is to be re-run */
+#define CAIRN__BACKOFF_US        60000000 /* doubles with each attempt */
 
 /* The writable properties. A bit of `set` is 1 when the property is not null;
  * it is that of the property's place in enum cairn__setting. */
@@ -124,13 +127,16 @@ struct cairn__job {
   uint32_t heap_index;
   int64_t eligible_us; /* monotonic: since when it could start */
 
-  struct cairn__timer schedule; /* ScheduledStartTime */
+  struct cairn__timer schedule; /* for the next time to start */
   struct cairn__timer until;    /* UntilTime */
   struct cairn__timer control;  /* TimeoutPeriod; when final: removal */
 
   int64_t submitted_us, changed_us, started_us; /* Unix */
   int64_t executing_since_us; /* monotonic; of the part not yet in elapsed */
   int64_t elapsed_us, finished_us; /* monotonic */
+
+  struct cairn__job_due due;
+  int64_t retry_us; /* monotonic: backing off until then */
 
   struct cairn__work *work; /* live and not a task */
   uint64_t bytes_total, bytes_done;
@@ -141,6 +147,7 @@ struct cairn__job {
   unsigned char point[16]; /* ReferencePointGroupId of the last run */
 
   uint32_t run_number, runs_succeeded;
+  uint32_t attempts; /* at the last run */
   uint32_t lost_warnings;
   uint16_t state; /* assigned by cairn__job_set_state alone */
   uint16_t error_id, percent;
@@ -150,8 +157,11 @@ struct cairn__job {
   uint8_t asked;                  /* enum cairn__asked */
   uint8_t has_changed, is_once, is_volatile, is_held, is_start_asked, is_live;
   uint8_t has_slot, is_executing, is_until_passed, is_removable;
-  uint8_t has_ended;    /* a run has ended since the last Starting */
-  uint8_t is_last_well; /* and it ended well */
+  uint8_t is_backing_off; /* the last run has failed and will be tried again */
+  uint8_t is_on_demand;   /* "held": between its runs a client holds it */
+  uint8_t is_recovering;  /* it runs, or will, for a job that has failed */
+  uint8_t has_ended;      /* a run has ended since the last Starting */
+  uint8_t is_last_well;   /* and it ended well */
 };
 
 /* ---- kinds ---- */
@@ -178,8 +188,10 @@ void cairn__job_remove(struct cairn_engine *e, struct cairn__job *j);
 /* Settles where an idle job belongs: queued, waiting, held, or done. Called
  * after whatever could change the answer; does nothing to a live job. */
 void cairn__job_reconsider(struct cairn_engine *e, struct cairn__job *j);
-/* Brings timers and place in line with settings that have just changed. */
-void cairn__job_settings_changed(struct cairn_engine *e, struct cairn__job *j);
+/* Brings timers and place in line with settings that have just changed; with
+ * another calendar what was due by the old one is forgotten. */
+void cairn__job_settings_changed(struct cairn_engine *e, struct cairn__job *j,
+                                 int is_calendar_new);
 /* The job has come to the head of its queue: Starting, Running. */
 void cairn__job_start(struct cairn_engine *e, struct cairn__job *j);
 /* A notice of a run came in; takes over the reference to the run. */

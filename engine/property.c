@@ -66,6 +66,18 @@ static void give_time(struct cairn_value *v, int64_t unix_us)
   give_datetime(v, cairn__datetime_from_unix(unix_us, 0));
 }
 
+/* As the clock shows it that the job's calendar goes by. */
+static struct cairn_datetime local_time(const struct cairn__job *j,
+                                        int64_t unix_us)
+{
+  int is_utc = (j->settings.set & CAIRN__SET_LOCAL_OR_UTC) &&
+               j->settings.local_or_utc == 2;
+  int64_t offset =
+      is_utc || !j->due.zone ? 0 : cairn__zone_offset_us(j->due.zone, unix_us);
+
+  return cairn__datetime_from_unix(unix_us, (int)(offset / 60000000));
+}
+
 static void give_interval(struct cairn_value *v, int64_t us)
 {
   give_datetime(v, cairn__datetime_interval(us));
@@ -115,8 +127,9 @@ static struct cairn__status status_of(const struct cairn__job *j)
   int phase = cairn__job_phase(j);
   int is_outside = cairn__cause_is_outside(j->error_id);
   struct cairn__status_flags flags = {
-      .is_waiting =
-          phase == CAIRN__PHASE_WAITING || phase == CAIRN__PHASE_QUEUED,
+      .is_waiting = phase == CAIRN__PHASE_WAITING ||
+                    phase == CAIRN__PHASE_QUEUED ||
+                    phase == CAIRN__PHASE_BACKOFF,
       .is_held = phase == CAIRN__PHASE_HELD,
       .is_killing = j->asked == CAIRN__ASKED_KILL,
       .is_retryable = is_outside != 0,
@@ -140,51 +153,69 @@ const char *cairn__job_message(const struct cairn__job *j)
 }
 
 /* What the job was told to do after a failure and this version does not do. */
-static const char *recovery_note(const struct cairn__job *j, char note[96])
+static const char *recovery_note(const struct cairn__job *j)
 {
-  note[0] = '\0';
-  if (j->has_recovery_action &&
-      (j->recovery_action == 1 || j->recovery_action >= 4))
-    snprintf(note, 96,
-             "; RecoveryAction \"%s\" is not carried out by this version",
-             cairn_value_label(info_of(CAIRN_PROPERTY_RecoveryAction),
-                               j->recovery_action));
-  return note;
+  return j->has_recovery_action && j->recovery_action == CAIRN__RECOVERY_OTHER
+             ? "; RecoveryAction \"Other\" is not carried out by this version"
+             : "";
+}
+
+/* When the timer of an idle job goes off; a time that was given as one is shown
+ * with the offset that it was given with. */
+static void format_timer(struct cairn_engine *e, const struct cairn__job *j,
+                         char text[CAIRN_DATETIME_SIZE])
+{
+  struct cairn_datetime t;
+
+  if (j->schedule.heap == &e->monotonic)
+    t = local_time(j, cairn__wall(e) + j->schedule.when - cairn__monotonic(e));
+  else if (!(j->settings.set & CAIRN__SET_CALENDAR))
+    t = j->settings.scheduled;
+  else
+    t = local_time(j, j->schedule.when);
+  cairn_datetime_format(&t, text);
 }
 
 static const char *waiting_status(struct cairn_engine *e,
                                   const struct cairn__job *j)
 {
-  char time[CAIRN_DATETIME_SIZE], note[96];
-  int n = 0;
+  char time[CAIRN_DATETIME_SIZE] = "", which[64] = "";
+  const char *failed = j->error_id ? "; the last run failed: " : "";
+  const char *message = j->error_id ? cairn__job_message(j) : "";
 
-  if (j->schedule.heap) {
-    struct cairn_datetime t = j->settings.scheduled;
-
-    if (t.kind == CAIRN_INTERVAL)
-      t = cairn__datetime_from_unix(
-          cairn__wall(e) + t.microseconds - cairn__monotonic(e), 0);
-    cairn_datetime_format(&t, time);
+  if (j->schedule.heap)
+    format_timer(e, j, time);
+  if (!(j->settings.set & CAIRN__SET_CALENDAR)) {
     snprintf(e->text, sizeof e->text, "waiting for ScheduledStartTime %s",
              time);
     return e->text;
   }
-  if (j->run_number > 0) {
-    if (j->settings.run_times == 0)
-      n = snprintf(e->text, sizeof e->text, "waiting for run %u; ",
-                   j->run_number + 1);
-    else
-      n = snprintf(e->text, sizeof e->text, "waiting for run %u of %u; ",
-                   j->run_number + 1, j->settings.run_times);
-  }
-  snprintf(
-      e->text + n, sizeof e->text - (size_t)n,
-      "%sthis version does not evaluate the calendar (RunMonth, RunDay, "
-      "RunDayOfWeek, RunStartInterval): request Start to run the job%s%s%s%s",
-      n ? "" : "waiting; ", j->error_id ? "; the last run failed" : "",
-      j->error_id ? recovery_note(j, note) : "", j->error_id ? ": " : "",
-      j->error_id ? cairn__job_message(j) : "");
+  if (j->settings.run_times == 0)
+    snprintf(which, sizeof which, "run %u", j->run_number + 1);
+  else
+    snprintf(which, sizeof which, "run %u of %u", j->run_number + 1,
+             j->settings.run_times);
+  if (*time)
+    snprintf(e->text, sizeof e->text, "waiting for %s, due %s%s%s%s", which,
+             time, failed, message, j->error_id ? recovery_note(j) : "");
+  else
+    snprintf(e->text, sizeof e->text,
+             "waiting for UntilTime: %s is not due before it%s%s%s", which,
+             failed, message, j->error_id ? recovery_note(j) : "");
   cairn__utf8_clean(e->text); /* in case it was cut */
+  return e->text;
+}
+
+static const char *backoff_status(struct cairn_engine *e,
+                                  const struct cairn__job *j)
+{
+  char time[CAIRN_DATETIME_SIZE];
+
+  format_timer(e, j, time);
+  snprintf(e->text, sizeof e->text,
+           "attempt %u of %d failed, the next is at %s: %s", j->attempts,
+           CAIRN__ATTEMPTS, time, cairn__job_message(j));
+  cairn__utf8_clean(e->text);
   return e->text;
 }
 
@@ -204,6 +235,8 @@ static const char *idle_status(struct cairn_engine *e,
   case CAIRN__PHASE_HELD:
     return j->is_live ? "suspended by a client in the middle of a run"
                       : "held by a client";
+  case CAIRN__PHASE_BACKOFF:
+    return backoff_status(e, j);
   default:
     return waiting_status(e, j);
   }
@@ -212,8 +245,6 @@ static const char *idle_status(struct cairn_engine *e,
 static const char *job_status(struct cairn_engine *e,
                               const struct cairn__job *j)
 {
-  char note[96];
-
   switch (j->state) {
   case CAIRN_NEW:
   case CAIRN_SUSPENDED:
@@ -239,9 +270,9 @@ static const char *job_status(struct cairn_engine *e,
              json_array_size(j->warnings) + j->lost_warnings == 1 ? "" : "s");
     return e->text;
   case CAIRN_EXCEPTION:
-    if (!*recovery_note(j, note))
+    if (!*recovery_note(j))
       return cairn__job_message(j);
-    snprintf(e->text, sizeof e->text, "failed%s: %s", note,
+    snprintf(e->text, sizeof e->text, "failed%s: %s", recovery_note(j),
              cairn__job_message(j));
     cairn__utf8_clean(e->text);
     return e->text;
@@ -263,6 +294,16 @@ static void give_scheduled(struct cairn_engine *e, const struct cairn__job *j,
   if (j->is_live) { /* executing */
     give_datetime(v,
                   (struct cairn_datetime){.kind = CAIRN_ZERO, .precision = 20});
+    return;
+  }
+  if (j->is_backing_off || (j->settings.set & CAIRN__SET_CALENDAR)) {
+    if (j->is_backing_off)
+      give_time(v, cairn__wall(e) + j->retry_us - cairn__monotonic(e));
+    else if (j->due.next_us == CAIRN__NEVER_US ||
+             (j->is_held && j->due.next_us <= cairn__wall(e)))
+      give_null(v); /* what comes while the job is held has no run */
+    else
+      give_datetime(v, local_time(j, j->due.next_us));
     return;
   }
   if (!(j->settings.set & CAIRN__SET_SCHEDULED)) {
@@ -658,7 +699,7 @@ static int get(struct cairn_engine *e, const struct cairn__job *j,
     give_string(v, d ? d->recovery_job : NULL);
     break;
   case CAIRN_PROPERTY_attempts:
-    give_integer(v, j->run_number > 0);
+    give_integer(v, j->attempts);
     break;
   case CAIRN_PROPERTY_policy:
     give_string(v, d ? d->policy : NULL);

@@ -431,12 +431,36 @@ int cairn__settings_check(const struct cairn__settings *s,
   return 0;
 }
 
+/* Values that are not set are left over from when they were. */
+static int is_same_calendar(const struct cairn__settings *a,
+                            const struct cairn__settings *b)
+{
+  const uint16_t mask =
+      CAIRN__SET_CALENDAR | CAIRN__SET_SCHEDULED | CAIRN__SET_LOCAL_OR_UTC;
+  const uint16_t set = a->set & mask;
+
+  return set == (b->set & mask) &&
+         (!(set & CAIRN__SET_MONTH) || a->month == b->month) &&
+         (!(set & CAIRN__SET_DAY) || a->day == b->day) &&
+         (!(set & CAIRN__SET_DAY_OF_WEEK) ||
+          a->day_of_week == b->day_of_week) &&
+         (!(set & CAIRN__SET_START_INTERVAL) ||
+          a->start_interval.microseconds == b->start_interval.microseconds) &&
+         (!(set & CAIRN__SET_LOCAL_OR_UTC) ||
+          a->local_or_utc == b->local_or_utc) &&
+         (!(set & CAIRN__SET_SCHEDULED) ||
+          (a->scheduled.kind == b->scheduled.kind &&
+           a->scheduled.microseconds == b->scheduled.microseconds));
+}
+
 int cairn_job_set(cairn_engine *e, cairn_job job,
                   const struct cairn_change *changes, size_t count,
                   struct cairn_error *err)
 {
   struct cairn__job *j;
   struct cairn__settings s;
+  const struct cairn__zone *zone;
+  int is_calendar_new;
 
   cairn__error_clear(err);
   j = cairn__engine_job(e, job, err);
@@ -460,7 +484,9 @@ int cairn_job_set(cairn_engine *e, cairn_job job,
     if (s.notify != notify && notify != j->settings.notify)
       cairn__free(notify);
   }
-  if (cairn__settings_check(&s, err) != 0)
+  if (cairn__settings_check(&s, err) != 0 ||
+      cairn__due_check(e, j, &s, j->details ? j->details->zone : NULL, &zone,
+                       err) != 0)
     goto fail;
   if (cairn__events_reserve(e, CAIRN__EVENTS_PER_ACTION) != 0) {
     cairn__fail_memory(err);
@@ -468,9 +494,11 @@ int cairn_job_set(cairn_engine *e, cairn_job job,
   }
   if (s.notify != j->settings.notify)
     cairn__free(j->settings.notify);
+  is_calendar_new = !is_same_calendar(&s, &j->settings);
   j->settings = s;
+  j->due.zone = zone;
   cairn__event_push(e, CAIRN_EVENT_CHANGED, j);
-  cairn__job_settings_changed(e, j);
+  cairn__job_settings_changed(e, j, is_calendar_new);
   cairn__engine_settle(e);
   return 0;
 

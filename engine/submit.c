@@ -65,6 +65,7 @@ static const struct key {
     {"policy_key", TEXT, DETAIL(policy_key)},
     {"once", FLAG, MEMBER(is_once)},
     {"volatile", FLAG, MEMBER(is_volatile)},
+    {"held", FLAG, MEMBER(is_on_demand)},
     {"export", KIND, 0},
     {"verify", KIND, 0},
     {"restore", KIND, 0},
@@ -419,6 +420,27 @@ static int check_together(const struct cairn__job *j, struct cairn_error *err)
   return cairn__settings_check(&j->settings, err);
 }
 
+/* "It must already be in the queue from which it will run." */
+static int check_recovery_queue(struct cairn_engine *e,
+                                const struct cairn__job *j,
+                                const struct cairn__queue *queue,
+                                struct cairn_error *err)
+{
+  const char *id = j->details ? j->details->recovery_job : NULL;
+  const struct cairn__job *other;
+  cairn_job serial;
+
+  if (!id || cairn_job_find(e, id, &serial, err) != 0)
+    return id ? -1 : 0;
+  other = cairn__engine_job(e, serial, err);
+  if (other->queue == queue)
+    return 0;
+  return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
+                     "RecoveryJob: %s is in the queue \"%s\", this job in "
+                     "\"%s\"; both must be in one",
+                     other->instance_id, other->queue->name, queue->name);
+}
+
 static int make_id(struct cairn_engine *e, struct cairn__job *j,
                    struct cairn_error *err)
 {
@@ -461,6 +483,10 @@ static int fill(struct cairn_engine *e, struct cairn__job *j, json_t *spec,
   /* ResumeWithInput must not fail for want of room. */
   if (!j->kind && !details_of(j, err))
     return -1;
+  if (cairn__due_check(e, j, &j->settings, j->details ? j->details->zone : NULL,
+                       &j->due.zone, err) != 0 ||
+      check_recovery_queue(e, j, parts.queue, err) != 0)
+    return -1;
   if (cairn__queue_add_job(parts.queue) != 0)
     return cairn__fail_memory(err);
   j->queue = parts.queue;
@@ -478,6 +504,7 @@ struct cairn__job *cairn__job_make(struct cairn_engine *e, json_t *spec,
   }
   j->state = CAIRN_NEW; /* where every job begins; no change, no event */
   j->rate = j->eta = -1;
+  j->due.next_us = j->due.run_us = CAIRN__NEVER_US;
   cairn__settings_init(&j->settings);
   j->schedule.kind = CAIRN__TIMER_SCHEDULE;
   j->until.kind = CAIRN__TIMER_UNTIL;
@@ -504,7 +531,9 @@ static cairn_job adopt(struct cairn_engine *e, struct cairn__job *j)
   cairn__table_add(&e->by_serial, &j->by_serial, ++e->next_serial);
   cairn__table_add(&e->by_uuid, &j->by_uuid, j->by_uuid.key);
   cairn__event_push(e, CAIRN_EVENT_SUBMITTED, j);
-  cairn__job_settings_changed(e, j);
+  if (j->is_on_demand)
+    j->is_held = 1;
+  cairn__job_settings_changed(e, j, 1);
   return j->by_serial.key;
 }
 

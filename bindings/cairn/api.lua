@@ -281,10 +281,14 @@ reading and then calls `step`. Without any of these nothing moves.]],
       { name = "engine:on", params = {
         { "name", "string", "`\"Submitted\"`, `\"JobState\"`, "
           .. "`\"PercentComplete\"`, `\"Changed\"`, `\"Removed\"`, "
-          .. "`\"Warning\"`, `\"RequestTimeout\"`" },
+          .. "`\"Warning\"`, `\"RequestTimeout\"`, `\"Skipped\"`" },
         { "fn", "fun(event: table)", "gets name, job, InstanceID, run_number, "
           .. "sequence, time (Unix microseconds) and JobState, "
-          .. "PreviousJobState or PercentComplete" } },
+          .. "PreviousJobState or PercentComplete; a JobState that is Starting "
+          .. "has due, when the calendar made this run due; Skipped has due, "
+          .. "due_last and count (the first and last of so many times that "
+          .. "have no run) and reason: `\"missed\"`, `\"running\"` or "
+          .. "`\"held\"`" } },
         returns = { { "fun()", "ends the subscription" } },
         text = "Handlers are called in turns. They cannot wait; an error in "
           .. "one is logged and stops nothing." },

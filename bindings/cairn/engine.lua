@@ -820,7 +820,7 @@ end
 
 M.event_names = {}
 for _, name in ipairs { "SUBMITTED", "STATE", "PERCENT", "CHANGED", "REMOVED",
-  "WARNING", "REQUEST_TIMEOUT" } do
+  "WARNING", "REQUEST_TIMEOUT", "SKIPPED" } do
   M.event_names[#M.event_names + 1] = core.event[core.event[name]]
 end
 local is_event_name = {}
@@ -880,6 +880,14 @@ local function prepared(S, spec, what)
   end
   local copy, body = {}, nil
   for key, value in pairs(spec) do copy[key] = value end
+  for _, name in ipairs { "RunStartInterval", "TimeBeforeRemoval" } do
+    local value = copy[name]
+    if type(value) == "number" or type(value) == "string" and #value ~= 25 then
+      local t, message, code = core.interval(value)
+      if not t then failure.raise(code, "%s: %s: %s", what, name, message) end
+      copy[name] = tostring(t)
+    end
+  end
   for _, kind in ipairs { "export", "verify", "restore", "stream", "import",
     "merge", "prune", "reference_point" } do
     local t = copy[kind]
@@ -1074,7 +1082,7 @@ end
 
 local reasons = {
   queued = "is eligible and waits for a free place in its queue",
-  waiting = "waits for its next run",
+  waiting = "waits for its time",
   backoff = "failed and will run again",
   held = "is held by a client until Start or resume",
   running = "is running",
@@ -1088,11 +1096,13 @@ function methods.why(engine, id)
   local data = { InstanceID = job.InstanceID, Name = job.Name,
     JobState = job.JobState, phase = job.phase, queue = job.queue,
     JobStatus = job.JobStatus, ScheduledStartTime = job.ScheduledStartTime,
+    attempts = job.attempts, run_number = job.run_number,
     ErrorCode = job.ErrorCode,
     ErrorSummaryDescription = job.ErrorSummaryDescription }
   local text = ("%s (%s) is %s: it %s"):format(job.Name, job.InstanceID,
     job.JobState, reasons[job.phase] or "is " .. tostring(job.phase))
-  if job.phase == "waiting" and data.ScheduledStartTime then
+  if (job.phase == "waiting" or job.phase == "backoff")
+    and data.ScheduledStartTime then
     text = text .. " at " .. data.ScheduledStartTime
   elseif job.JobState == "Query Pending" then
     local query = job:query()

@@ -32,6 +32,7 @@ local lua_types = { string = "string", boolean = "boolean", datetime = "any",
 
 -- What submit takes of a job, by name.
 local job_fields = { queue = "string", once = "boolean", volatile = "boolean",
+  held = "boolean",
   zone = "string", gap = "string", overlap = "string", catch_up = "string",
   RecoveryJob = "string", wait = "boolean", run = "function",
   export = "table", verify = "table", restore = "table", stream = "table",

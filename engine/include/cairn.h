@@ -354,6 +354,11 @@ enum cairn_event_type {
                                   else has reaped it */
   CAIRN_EVENT_REQUEST_TIMEOUT, /* a request did not finish in its
                                   TimeoutPeriod; it stands. code = 3 */
+  CAIRN_EVENT_SKIPPED,         /* count times at which the job was due, due to
+                                  due_last, have no run: code is 0 missed (the
+                                  engine was not there, and catch_up has it so),
+                                  1 the run before was not over, 2 the job was
+                                  held */
   /* To whoever runs the bodies of "run" jobs (tasks): */
   CAIRN_EVENT_TASK_START,
   CAIRN_EVENT_TASK_SUSPEND, /* stop at a safe point: cairn_task_parked() */
@@ -371,7 +376,11 @@ struct cairn_event {
   uint32_t type; /* enum cairn_event_type */
   int32_t status;
   uint16_t old_state, new_state, percent, code;
-  uint32_t run;         /* the job's run_number at that time */
+  uint32_t run;     /* the job's run_number at that time */
+  uint32_t count;   /* Skipped: how many times */
+  int64_t due;      /* Skipped: the first of them; JobState to Starting: when
+                       this run was due; Unix microseconds, 0 = at no time */
+  int64_t due_last; /* Skipped: the last of them */
   char instance_id[48]; /* the job's InstanceID (also of a removed one) */
 };
 

@@ -72,7 +72,6 @@ describe("a command line", function()
     { "--set without =", "wants K=V", "run", "p.lua", "--set", "x" },
     { "a store other than memory", "not built yet (see README)", "run",
       "p.lua", "--store", "x.db" },
-    { "--follow", "not built yet (see README)", "run", "p.lua", "--follow" },
     { "--socket", "not built yet (see README)", "console", "--socket", "s" },
   }
   for _, case in ipairs(refused) do

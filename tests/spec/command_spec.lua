@@ -331,7 +331,6 @@ describe("cairn", function()
       fails(2, "not built yet", cairn { later, "--help" })
     end
     fails(2, "not built yet", cairn { "run", "x.lua", "--store", "x.db" })
-    fails(2, "not built yet", cairn { "run", "x.lua", "--follow" })
     fails(2, "not built yet", cairn { "console", "--socket", "x" })
   end)
 
@@ -339,6 +338,79 @@ describe("cairn", function()
     local outcome = spawn("sh", { "-c", '"$0" --help >/dev/full', command })
     assert.equal(1, outcome.code)
     assert.truthy(outcome.err:find("cannot write standard output", 1, true))
+  end)
+end)
+
+-- ---- calendars ----------------------------------------------------------------------
+
+describe("cairn run --follow", function()
+  local path
+
+  -- Jobs with `at`: the time of day some seconds from now.
+  local function calendar(jobs)
+    path = policy("calendar", [[
+      local function at(seconds)
+        local t = os.date("!*t", os.time() + seconds)
+        return ("00000000%02d%02d%02d.000000:000"):format(t.hour, t.min, t.sec)
+      end
+      return cairn.policy { jobs = { ]] .. jobs .. " } }")
+  end
+
+  it("runs jobs when they are due, and ends with the last", function()
+    calendar [[
+      once = { RunStartInterval = at(2), LocalOrUtcTime = 2,
+        run = function() print("once", os.time()) end },
+      soon = { ScheduledStartTime = "00000000000001.000000:000",
+        run = function() print("soon") end },
+      now = { run = function() print("now") end } ]]
+    local start = os.time()
+    local outcome = cairn { "run", path, "--follow" }
+    assert.equal(0, outcome.code, outcome.err)
+    local when = tonumber(outcome.out:match("once%s+(%d+)"))
+    assert.is_true(when > start and when < start + 30, outcome.out)
+    assert.truthy(outcome.out:find("^now\nsoon\nonce"), outcome.out)
+    assert.truthy(outcome.err:find("once: waiting for run 1 of 1, due 20", 1,
+      true), outcome.err)
+  end)
+
+  it("is ended by a signal, which is no failure of a waiting job", function()
+    calendar [[
+      daily = { RunStartInterval = at(1), LocalOrUtcTime = 2, JobRunTimes = 0,
+        run = function() end },
+      later = { RunStartInterval = at(43200), LocalOrUtcTime = 2,
+        run = function() end } ]]
+    local outcome = cairn({ "run", path, "--follow", "--json" },
+      { on_stderr = function(all, kill)
+        if all:find("daily: waiting for run 2,", 1, true) then
+          kill "sigterm"
+        end
+      end })
+    assert.equal(0, outcome.code, outcome.err)
+    assert.truthy(outcome.err:find("daily: run 1: completed", 1, true))
+    assert.equal(2, select(2, outcome.out:gsub('"JobState":"Terminated"', "")))
+  end)
+
+  it("tells a failed run, and ends with 1", function()
+    calendar [[
+      daily = { RunStartInterval = at(1), LocalOrUtcTime = 2, JobRunTimes = 0,
+        run = function() error("no luck") end } ]]
+    local outcome = cairn({ "run", path, "--follow" },
+      { on_stderr = function(all, kill)
+        if all:find("daily: waiting for run 2,", 1, true) then
+          kill "sigint"
+        end
+      end })
+    assert.equal(1, outcome.code)
+    assert.truthy(outcome.err:find("calendar.lua:%d+: no luck"),
+      outcome.err)
+    assert.truthy(outcome.err:find("daily: run 1: failed", 1, true))
+  end)
+
+  it("refuses a schedule that never comes, with its job", function()
+    calendar [[ never = { RunMonth = "February", RunDay = 30,
+      run = function() end } ]]
+    fails(2, "never comes", cairn { "run", path, "--follow" })
+    fails(2, "never comes", cairn { "run", path })
   end)
 end)
 

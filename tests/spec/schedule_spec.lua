@@ -134,6 +134,98 @@ describe("a schedule", function()
   end)
 end)
 
+describe("a job with a calendar", function()
+  local function open()
+    return assert(cairn.open { clock = "virtual",
+      start = 1735689600 }) -- 2025-01-01T00:00:00Z
+  end
+  local daily = { Name = "d", RunStartInterval = "2h", LocalOrUtcTime = 2,
+    JobRunTimes = 0 }
+  local function job_of(more)
+    local spec = { run = function() end }
+    for k, v in pairs(daily) do spec[k] = v end
+    for k, v in pairs(more or {}) do spec[k] = v end
+    return spec
+  end
+
+  it("runs by it, says when, and why it waits", function()
+    local engine <close> = open()
+    local due = {}
+    engine:on("JobState", function(event)
+      if event.JobState == "Starting" then due[#due + 1] = event.due end
+    end)
+    local job = assert(engine:submit(job_of()))
+    assert.equal("waiting", job.phase)
+    assert.equal("20250101020000.000000+000", job.ScheduledStartTime)
+    local text, data = engine:why(job.InstanceID)
+    assert.truthy(text:find("waits for its time at 20250101020000", 1, true))
+    assert.equal(0, data.run_number)
+    for _ = 1, 3 do
+      engine:advance(86400)
+      engine:step()
+    end
+    assert.same({ 1735696800000000, 1735783200000000, 1735869600000000 }, due)
+    assert.equal("Suspended", job.JobState)
+    assert.equal(3, job.run_number)
+  end)
+
+  it("tells the times that have no run", function()
+    local engine <close> = open()
+    local skipped = {}
+    engine:on("Skipped", function(event) skipped[#skipped + 1] = event end)
+    local job = assert(engine:submit(job_of { catch_up = "none" }))
+    engine:advance(3 * 86400)
+    engine:step()
+    assert.equal(0, job.run_number)
+    assert.equal(1, #skipped)
+    assert.equal("missed", skipped[1].reason)
+    assert.equal(3, skipped[1].count)
+    assert.equal(1735696800000000, skipped[1].due)
+    assert.equal(1735869600000000, skipped[1].due_last)
+    assert.equal(job, skipped[1].job)
+    job:RequestStateChange "Suspend"
+    engine:advance(86400)
+    job:resume()
+    engine:step()
+    assert.equal("held", skipped[2].reason)
+  end)
+
+  it("is tried again by Re-run Job", function()
+    local engine <close> = open()
+    local tries = 0
+    local job = assert(engine:submit { Name = "r", RecoveryAction = "Re-run Job",
+      run = function()
+        tries = tries + 1
+        if tries < 3 then error("not yet") end
+      end })
+    engine:step()
+    assert.equal("backoff", job.phase)
+    local text = engine:why(job.InstanceID)
+    assert.truthy(text:find("attempt 1 of 3 failed", 1, true), text)
+    assert.equal("Completed", job:wait(1000))
+    assert.equal(3, tries)
+    assert.equal(3, job.attempts)
+    assert.equal(1, job.run_number)
+  end)
+
+  it("runs its recovery job, which stands ready", function()
+    local engine <close> = open()
+    local done = 0
+    local recovery = assert(engine:submit { Name = "r", held = true,
+      JobRunTimes = 0, run = function() done = done + 1 end })
+    assert.equal("held", recovery.phase)
+    for i = 1, 2 do
+      local job = assert(engine:submit { Name = "f",
+        RecoveryAction = "Run Recovery Job", RecoveryJob = recovery.InstanceID,
+        run = function() error("no") end })
+      assert.equal("Exception", job:wait(10))
+      engine:step()
+      assert.equal(i, done)
+      assert.equal("held", recovery.phase)
+    end
+  end)
+end)
+
 describe("cairn preview", function()
   local directory, remove
   before_each(function() directory, remove = support.directory() end)

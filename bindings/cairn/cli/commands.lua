@@ -40,6 +40,12 @@ Loads POLICY.lua, submits its jobs and runs each of them once, now; their
 calendars and ScheduledStartTime are ignored. Progress and messages go to
 standard error, the result to standard output.
 
+With --follow the jobs run when they are due: by their calendars, at their
+ScheduledStartTime, or at once when they have neither. Each run that ends is
+told on standard error, and so are times at which a job could not run. The
+command ends when no job has a run left, or at the first signal; a signal that
+finds a job waiting is no failure of it. Exit code 1: a run has failed.
+
 SIGINT (Ctrl-C), SIGTERM or SIGHUP terminates the jobs in order; a second one
 kills them. Nothing half written is ever published. Lua code that does not
 return (io.popen, os.execute, a long pattern) holds up all jobs and this too:
@@ -70,8 +76,8 @@ terminated.]],
             return not_built("a store other than :memory:")
           end
         end },
-      { name = "follow", is_hidden = true,
-        check = function() return not_built("--follow") end },
+      { name = "follow",
+        help = "run the jobs by their calendars, until a signal" },
     },
     exits = exit_jobs,
     examples = {

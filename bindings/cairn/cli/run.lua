@@ -1,4 +1,4 @@
--- cairn run: the jobs of a policy, each once, now.
+-- cairn run: the jobs of a policy, each once, now, or by their calendars.
 
 local say = require "cairn.cli.say"
 local session = require "cairn.cli.session"
@@ -50,14 +50,15 @@ function run.run(cairn, uv, options)
   local specs = {}
   for i, key in ipairs(chosen(options.policy, policy.jobs, options.job)) do
     local spec = policy.jobs[key] -- itself: messages say where it is from
-    spec.once = true
+    spec.once = not options.follow
     spec.Name = spec.Name or key
     specs[i] = spec
   end
   if options.dry_run then
     return summary.plan(cairn, specs, options)
   end
-  local outcomes, exit = session.run({ cairn = cairn, uv = uv }, specs)
+  local outcomes, exit = session.run({ cairn = cairn, uv = uv,
+    follow = options.follow }, specs)
   for _, outcome in ipairs(outcomes) do
     if options.json then
       say.result(outcome.json(options.numbers))

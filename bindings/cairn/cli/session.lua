@@ -49,13 +49,13 @@ local function view_for(uv)
   }
 end
 
--- options: cairn, uv.
+-- options: cairn, uv, follow (the jobs have calendars: a signal is their end).
 function session.open(options)
   local cairn, uv = options.cairn, options.uv
   local engine, message, code = cairn.open { store = ":memory:" }
   if not engine then say.fail_with(cairn, message, code) end
   local self = setmetatable({
-    cairn = cairn, uv = uv, engine = engine,
+    cairn = cairn, uv = uv, engine = engine, is_following = options.follow,
     jobs = {},     -- followed, in order: { job =, name =, state =, ... }
     known = {},    -- the same by job
     handles = {},  -- luv handles to close
@@ -101,11 +101,10 @@ end
 -- ---- what is shown ------------------------------------------------------------
 
 local function detail_of(job, state)
-  if state == "New" then return "queued" end
-  if state == "Suspended" then
+  if state == "New" or state == "Suspended" then
     local phase = job.phase
-    if phase == "backoff" then
-      return ("failed, will run again (attempt %d)"):format(job.attempts or 1)
+    if phase == "backoff" or phase == "waiting" then
+      return text.printable(job.JobStatus:match("^[^;\n]*")) -- told already
     end
     return phase == "held" and "suspended" or phase
   end
@@ -169,6 +168,41 @@ function Session:changed(entry)
     table.remove(self.questions, 1)
     self:ask()
   end
+end
+
+-- A run of a job that goes on has ended, if that is what the event tells.
+function Session:run_over(event)
+  local entry, job = self.known[event.job], event.job
+  if not entry or event.JobState ~= "Suspended" or job.phase == "held" then
+    return
+  end
+  local name = text.printable(entry.name)
+  if job.phase == "backoff" then
+    self.view:say(("%s: run %d: %s"):format(name, event.run_number,
+      text.printable_lines(job.JobStatus)))
+  elseif (job.ErrorCode or 0) ~= 0 then
+    self.has_failed = true
+    local _, errors = job:GetErrorEx()
+    for _, err in ipairs(errors or {}) do
+      self.view:say(session.error_lines(entry.name, err))
+    end
+    self.view:say(("%s: run %d: failed"):format(name, event.run_number))
+  else
+    self.view:say(("%s: run %d: completed"):format(name, event.run_number))
+  end
+end
+
+local why_skipped = {
+  missed = "nothing ran at that time",
+  running = "the run before was not over",
+  held = "the job was suspended",
+}
+
+function Session:skipped(event)
+  local entry = self.known[event.job]
+  if not entry then return end
+  self.view:say(("%s: %d time%s skipped: %s"):format(text.printable(entry.name),
+    event.count, event.count == 1 and "" or "s", why_skipped[event.reason]))
 end
 
 function Session:draw()
@@ -268,7 +302,13 @@ function Session:interrupted(name)
     self.view:say(("%s: ending the jobs in order; once more kills them")
       :format(name))
     for _, entry in ipairs(self.jobs) do
-      if not is_final[entry.state] then terminate(entry) end
+      if not is_final[entry.state] then
+        -- a job that only waits is let go, which is no failure
+        local phase = entry.job.phase
+        entry.is_let_go = self.is_following
+          and (phase == "waiting" or phase == "queued")
+        terminate(entry)
+      end
     end
   else
     self.view:say(("%s: killing the jobs"):format(name))
@@ -314,9 +354,16 @@ function Session:follow()
   local cairn, uv, engine = self.cairn, self.uv, self.engine
   local ok, err = xpcall(function()
     engine:on("Submitted", function(event) self:add(event.job) end)
-    engine:on("JobState", function() self:look() end)
+    engine:on("JobState", function(event)
+      if self.is_following then self:run_over(event) end
+      self:look()
+    end)
+    engine:on("Skipped", function(event) self:skipped(event) end)
     cairn.attach(engine, uv)
     self:watch_signals()
+    if self.is_following then
+      for _, entry in ipairs(self.jobs) do self.view:state(row_of(entry)) end
+    end
     local timer = assert(uv.new_timer())
     table.insert(self.handles, timer)
     uv.timer_start(timer, 0, self.tty and REDRAW_MS or LOOK_MS, function()
@@ -375,16 +422,18 @@ local function has_failed_machine(entry)
   return false
 end
 
+session.error_lines = error_lines
+
 -- Says on standard error what went wrong or gave a warning; returns the exit
 -- code of the whole.
 function Session:judge()
-  local code = guard.count > 0 and 1 or 0
+  local code = (guard.count > 0 or self.has_failed) and 1 or 0
   for _, entry in ipairs(self.jobs) do
-    if entry.place and (not is_well[entry.state]
+    if entry.place and not entry.is_let_go and (not is_well[entry.state]
       or has_failed_machine(entry)) then
       code = 1
     end
-    for _, err in ipairs(entry.errors or {}) do
+    for _, err in ipairs(not entry.is_let_go and entry.errors or {}) do
       say.note(error_lines(entry.name, err))
     end
   end
