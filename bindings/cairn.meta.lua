@@ -20,7 +20,7 @@
 local cairn = {}
 
 ---Opens an engine. Use `local engine <close> = assert(cairn.open())`.
----@param options? cairn.open.options store (`":memory:"`, the default and the only one of this version), codes (`"dmtf"` or `"vendor"`: whose return codes), log (function of a message; default: standard error), queues (`{ default = { concurrency = 2 } }`), owner (CIM_Job.Owner), clock (`"virtual"`: time stands still and is moved by engine:advance), start (a virtual clock's first time)
+---@param options? cairn.open.options store (`":memory:"`, the default and the only one of this version), codes (`"dmtf"` or `"vendor"`: whose return codes), log (function of a message; default: standard error), queues (`{ default = { concurrency = 2 } }`), owner (CIM_Job.Owner), clock (`"virtual"`: time stands still and is moved by engine:advance), start (a virtual clock's first time), history_limit (how many records of runs are kept)
 ---@return cairn.engine? # the engine
 ---@return string? # message, when refused
 ---@return string? # code, when refused: see cairn.errors
@@ -222,8 +222,8 @@ function engine:jobs(filter) end
 function engine:why(id) end
 
 ---Handlers are called in turns. They cannot wait; an error in one is logged and stops nothing.
----@param name string `"Submitted"`, `"JobState"`, `"PercentComplete"`, `"Changed"`, `"Removed"`, `"Warning"`, `"RequestTimeout"`, `"Skipped"`
----@param fn fun(event: table) gets name, job, InstanceID, run_number, sequence, time (Unix microseconds) and JobState, PreviousJobState or PercentComplete; a JobState that is Starting has due, when the calendar made this run due; Skipped has due, due_last and count (the first and last of so many times that have no run) and reason: `"missed"`, `"running"` or `"held"`
+---@param name string `"Submitted"`, `"JobState"`, `"PercentComplete"`, `"Changed"`, `"Removed"`, `"Warning"`, `"RequestTimeout"`, `"Skipped"`, `"RunEnded"`
+---@param fn fun(event: table) gets name, job, InstanceID, run_number, sequence, time (Unix microseconds) and JobState, PreviousJobState or PercentComplete; a JobState that is Starting has due, when the calendar made this run due, at each attempt; RunEnded has attempt, due, JobState (how it ended) and ErrorCode; Skipped has due, due_last and count (the first and last of so many times that have no run) and reason: `"missed"`, `"running"`, `"held"` or `"ended"`
 ---@return fun() # ends the subscription
 function engine:on(name, fn) end
 
@@ -313,8 +313,15 @@ function engine:advance(seconds) end
 ---@return cairn.datetime
 function engine:now() end
 
----Not built yet: nil, message, `not_supported`. So is engine:changes.
-function engine:history() end
+---What has become of runs. Each attempt that has ended: InstanceID, Name, time (of its end), due (nil: a client wanted it), StartTime, ElapsedTime, run_number, attempt, JobState (how it ended), ErrorCode, ErrorDescription, bytes_done, ReferencePointGroupId. Due times without a run: InstanceID, Name, time, due, due_last, skipped (how many), reason (`"missed"`, `"running"`, `"held"`, `"ended"`). Times are CIM datetimes. The latest history_limit of cairn.open (10000) are kept, as long as the engine.
+---@param id? string|cairn.job of this job, which may be gone; of all when left out
+---@return table[]? # oldest first
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function engine:history(id) end
+
+---Not built yet: nil, message, `not_supported`.
+function engine:changes() end
 
 ---@class cairn.job
 local job = {}

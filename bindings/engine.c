@@ -45,6 +45,9 @@ static int engine_open(lua_State *L)
   options.store = string_field(L, 1, "store");
   options.queues_json = string_field(L, 1, "queues_json");
   options.owner = string_field(L, 1, "owner");
+  lua_getfield(L, 1, "history_limit");
+  options.history_limit = (uint32_t)lua_tointeger(L, -1);
+  lua_pop(L, 1);
   lua_getfield(L, 1, "is_vendor");
   options.is_vendor_codes = lua_toboolean(L, -1);
   lua_getfield(L, 1, "is_virtual");
@@ -226,11 +229,16 @@ static int engine_next_event(lua_State *L)
   if (event.due != 0)
     set_integer(L, "due", event.due);
   if (event.type == CAIRN_EVENT_SKIPPED) {
-    static const char *const reasons[] = {"missed", "running", "held"};
+    static const char *const reasons[] = {"missed", "running", "held", "ended"};
     set_integer(L, "due_last", event.due_last);
     set_integer(L, "count", event.count);
     lua_pushstring(L, reasons[event.code]);
     lua_setfield(L, -2, "reason");
+  }
+  if (event.type == CAIRN_EVENT_RUN_ENDED) {
+    set_state(L, "JobState", event.new_state);
+    set_integer(L, "ErrorCode", event.code);
+    set_integer(L, "attempt", event.count);
   }
   if (event.type == CAIRN_EVENT_PERCENT)
     set_integer(L, "PercentComplete", event.percent);
@@ -306,6 +314,20 @@ static int engine_plan(lua_State *L)
       cairn_plan(check(L), text, length, plan, &err) != 0)
     return cairn__lua_fail(L, &err);
   cairn__lua_decode(L, *plan, strlen(*plan));
+  cairn__lua_unbox(L, box);
+  return 1;
+}
+
+/* history(engine, [id]) -> records | nil, message, code */
+static int engine_history(lua_State *L)
+{
+  struct cairn_error err = {0};
+  const char *id = luaL_optstring(L, 2, NULL);
+  char **records = (char **)cairn__lua_box(L, cairn_free);
+  int box = lua_gettop(L);
+  if (cairn_history(check(L), id, records, &err) != 0)
+    return cairn__lua_fail(L, &err);
+  cairn__lua_decode(L, *records, strlen(*records));
   cairn__lua_unbox(L, box);
   return 1;
 }
@@ -579,6 +601,7 @@ static const luaL_Reg functions[] = {{"open", engine_open},
                                      {"submit_all", engine_submit_all},
                                      {"plan", engine_plan},
                                      {"job", engine_job},
+                                     {"history", engine_history},
                                      {"job_next", engine_job_next},
                                      {"task_progress", task_progress},
                                      {"task_ask", task_ask},
@@ -608,6 +631,7 @@ static const struct {
                    {"PROCESS", CAIRN_EVENT_PROCESS},
                    {"REQUEST_TIMEOUT", CAIRN_EVENT_REQUEST_TIMEOUT},
                    {"SKIPPED", CAIRN_EVENT_SKIPPED},
+                   {"RUN_ENDED", CAIRN_EVENT_RUN_ENDED},
                    {"TASK_START", CAIRN_EVENT_TASK_START},
                    {"TASK_SUSPEND", CAIRN_EVENT_TASK_SUSPEND},
                    {"TASK_RESUME", CAIRN_EVENT_TASK_RESUME},

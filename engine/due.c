@@ -91,28 +91,6 @@ struct cairn__schedule cairn__due_schedule(const struct cairn_engine *e,
   return out;
 }
 
-int cairn__due_check(struct cairn_engine *e, const struct cairn__job *j,
-                     const struct cairn__settings *s, const char *zone_name,
-                     const struct cairn__zone **zone, struct cairn_error *err)
-{
-  struct cairn__schedule schedule;
-  struct cairn_error why;
-
-  *zone = NULL;
-  if (!(s->set & CAIRN__SET_CALENDAR))
-    return 0;
-  if (find_zone(e, zone_name ? zone_name : "", zone, err) != 0)
-    return -1;
-  schedule = cairn__due_schedule(e, j, s, *zone);
-  if (cairn__schedule_check(&schedule, cairn__wall(e), NULL, 0, &why) == 0)
-    return 0;
-  if (err)
-    *err = why;
-  return -1;
-}
-
-/* ---- as time passes ---- */
-
 /* The instant that ScheduledStartTime names: nothing is due before it. */
 static int64_t not_before(const struct cairn_engine *e,
                           const struct cairn__settings *s)
@@ -130,15 +108,57 @@ static int64_t not_before(const struct cairn_engine *e,
              : us;
 }
 
-void cairn__due_find(struct cairn_engine *e, struct cairn__job *j)
+int cairn__due_check(struct cairn_engine *e, const struct cairn__job *j,
+                     const struct cairn__settings *s, const char *zone_name,
+                     const struct cairn__zone **zone, struct cairn_error *err)
+{
+  struct cairn__schedule schedule;
+  struct cairn_error why;
+  int64_t begin;
+
+  *zone = NULL;
+  if (!(s->set & CAIRN__SET_CALENDAR))
+    return 0;
+  if (find_zone(e, zone_name ? zone_name : "", zone, err) != 0)
+    return -1;
+  schedule = cairn__due_schedule(e, j, s, *zone);
+  begin = not_before(e, s);
+  if (begin < cairn__wall(e))
+    begin = cairn__wall(e);
+  if (cairn__schedule_check(&schedule, begin, NULL, 0, &why) == 0) {
+    if (j->is_once)
+      *zone = NULL; /* checked, not followed */
+    return 0;
+  }
+  if (err)
+    *err = why;
+  return -1;
+}
+
+/* ---- as time passes ---- */
+
+int cairn__due_is_allowed(const struct cairn_engine *e,
+                          const struct cairn__job *j)
+{
+  struct cairn__schedule s =
+      cairn__due_schedule(e, j, &j->settings, j->due.zone);
+
+  return j->due.next_us != CAIRN__NEVER_US &&
+         (!(s.set & CAIRN__SCHEDULE_UNTIL) || j->due.next_us <= s.until_us);
+}
+
+/* Computes the next time anew. */
+static void find_next(struct cairn_engine *e, struct cairn__job *j)
 {
   struct cairn__schedule s =
       cairn__due_schedule(e, j, &j->settings, j->due.zone);
   int64_t after = j->due.after_us, begin = not_before(e, &j->settings);
   struct cairn__due due;
 
+  s.set &= (uint8_t)~CAIRN__SCHEDULE_UNTIL;
   if (begin > after)
     after = begin - 1;
+  j->due.has_come = 0;
   j->due.next_us = j->due.zone && cairn__schedule_next(&s, after, &due)
                        ? due.unix_us
                        : CAIRN__NEVER_US;
@@ -147,7 +167,7 @@ void cairn__due_find(struct cairn_engine *e, struct cairn__job *j)
 void cairn__due_begin(struct cairn_engine *e, struct cairn__job *j)
 {
   j->due.after_us = cairn__wall(e);
-  cairn__due_find(e, j);
+  find_next(e, j);
 }
 
 struct skipping {
@@ -178,6 +198,7 @@ static void tell_skipped(struct cairn_engine *e, struct cairn__job *j,
   event->due_last = s->last_us;
   event->count = s->count < UINT32_MAX ? (uint32_t)s->count : UINT32_MAX;
   event->code = (uint16_t)why;
+  cairn__history_skipped(e, j, event);
 }
 
 /* From when on times are looked for: what lies before ScheduledStartTime is
@@ -199,13 +220,15 @@ static int settle(struct cairn_engine *e, struct cairn__job *j, int mode,
   struct skipping skipping = {0};
   struct cairn__missed missed;
 
+  s.run_times = j->settings.run_times;
+  s.runs_done = j->run_number;
   cairn__schedule_catch_up(&s, mode, looked_at_from(j), now, runs,
                            CAIRN__CATCH_UP_MAX, note_skipped, &skipping,
                            &missed);
   tell_skipped(e, j, &skipping, why);
   if (missed.to_run == 0) {
     j->due.after_us = now > j->due.after_us ? now : j->due.after_us;
-    cairn__due_find(e, j);
+    find_next(e, j);
     return 0;
   }
   j->due.after_us = runs[0].unix_us - 1;
@@ -233,13 +256,16 @@ static int is_in_time(struct cairn_engine *e, struct cairn__job *j, int64_t now)
 int cairn__due_has_come(struct cairn_engine *e, struct cairn__job *j)
 {
   int64_t now = cairn__wall(e);
+  int has_come;
 
-  if (j->due.next_us > now)
-    return 0;
-  if (j->heap) /* it came in time, and waits for its turn */
+  if (j->due.has_come) /* and waits for its turn */
     return 1;
-  return is_in_time(e, j, now) ||
-         settle(e, j, catch_up_mode(j), CAIRN__SKIP_CATCH_UP, now);
+  if (j->due.next_us > now || !cairn__due_is_allowed(e, j))
+    return 0;
+  has_come = is_in_time(e, j, now) ||
+             settle(e, j, catch_up_mode(j), CAIRN__SKIP_CATCH_UP, now);
+  j->due.has_come = (uint8_t)has_come;
+  return has_come;
 }
 
 void cairn__due_skip(struct cairn_engine *e, struct cairn__job *j,
@@ -247,6 +273,8 @@ void cairn__due_skip(struct cairn_engine *e, struct cairn__job *j,
 {
   int64_t now = cairn__wall(e);
 
+  if (j->due.has_come && j->due.next_us > now)
+    now = j->due.next_us; /* the clock was set back */
   if (j->due.next_us > now ||
       (why == CAIRN__SKIP_ACTIVE && catch_up_mode(j) == CAIRN__CATCH_UP_ALL))
     return;
@@ -255,10 +283,10 @@ void cairn__due_skip(struct cairn_engine *e, struct cairn__job *j,
 
 void cairn__due_run(struct cairn_engine *e, struct cairn__job *j)
 {
-  if (j->due.next_us > cairn__wall(e)) {
+  if (!j->due.has_come && j->due.next_us > cairn__wall(e)) {
     j->due.run_us = CAIRN__NEVER_US;
     return;
   }
   j->due.run_us = j->due.after_us = j->due.next_us;
-  cairn__due_find(e, j);
+  find_next(e, j);
 }

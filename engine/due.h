@@ -14,7 +14,9 @@
  * clock), and catch_up says which of them are run. With "all", times that come
  * during a run are not skipped either.
  *
- * A clock that is set back repeats nothing: what is settled stays so. */
+ * A clock that is set back repeats nothing: what is settled stays so. UntilTime
+ * is looked at when a time comes, since it may be an interval and the clock may
+ * be set. */
 #ifndef CAIRN_DUE_H
 #define CAIRN_DUE_H
 
@@ -32,14 +34,16 @@ struct cairn__settings;
 enum cairn__skip {
   CAIRN__SKIP_CATCH_UP, /* missed, and catch_up has it so */
   CAIRN__SKIP_ACTIVE,   /* the run before it was not over */
-  CAIRN__SKIP_HELD      /* a client held the job */
+  CAIRN__SKIP_HELD,     /* a client held the job */
+  CAIRN__SKIP_ENDED     /* the job has ended before it could run */
 };
 
 struct cairn__job_due {
   const struct cairn__zone *zone; /* the engine's; NULL: no calendar yet */
   int64_t after_us;               /* Unix: settled up to here */
   int64_t next_us;                /* the first one after that, or NEVER */
-  int64_t run_us; /* what the last run was due at, or NEVER: at no time */
+  int64_t run_us;   /* what the last run was due at, or NEVER: at no time */
+  uint8_t has_come; /* next_us has, whatever the clock says by now */
 };
 
 /* Checks settings that have a calendar and finds the zone of this name (NULL:
@@ -55,11 +59,12 @@ struct cairn__schedule cairn__due_schedule(const struct cairn_engine *e,
                                            const struct cairn__zone *zone);
 /* The calendar counts from now on: the job is new, or was given another. */
 void cairn__due_begin(struct cairn_engine *e, struct cairn__job *j);
-/* Computes the next time anew, after a change of settings. */
-void cairn__due_find(struct cairn_engine *e, struct cairn__job *j);
 /* 1 when the idle job is to run for a time that has come; times that are not
  * made up are skipped. Otherwise next_us is in the future or NEVER. */
 int cairn__due_has_come(struct cairn_engine *e, struct cairn__job *j);
+/* 1 when the next time is one that UntilTime allows. */
+int cairn__due_is_allowed(const struct cairn_engine *e,
+                          const struct cairn__job *j);
 /* Skips what has come. There must be room for an event. */
 void cairn__due_skip(struct cairn_engine *e, struct cairn__job *j,
                      enum cairn__skip why);

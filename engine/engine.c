@@ -285,6 +285,7 @@ int cairn_engine_open(const struct cairn_engine_options *options,
   e->epoll_fd = e->wake_fd = e->wall_fd = e->monotonic_fd = -1;
   e->wall_set = e->monotonic_set = INT64_MAX;
   e->closing = -1;
+  e->history.limit = o->history_limit ? o->history_limit : CAIRN__HISTORY_LIMIT;
   e->sample.kind = CAIRN__TIMER_SAMPLE;
   if (open_parts(e, o, err) != 0) {
     cairn_engine_free(e);
@@ -328,6 +329,7 @@ void cairn_engine_free(cairn_engine *e)
   cairn__directories_free(e);
   cairn__queues_free(e);
   cairn__zones_free(e);
+  cairn__history_free(e);
   cairn__table_free(&e->by_serial);
   cairn__table_free(&e->by_uuid);
   cairn__table_free(&e->directories);
@@ -613,9 +615,7 @@ cairn_job cairn_job_next(cairn_engine *e, cairn_job after)
   return j ? j->by_serial.key : 0;
 }
 
-/* The hexadecimal digits of an id, upper case, without "Cairn:", braces and
- * dashes; their number, or -1 when there is anything else. */
-static int digits_of(const char *id, char digits[33])
+int cairn__id_digits(const char *id, char digits[33])
 {
   size_t length = strlen(id);
   int n = 0;
@@ -643,10 +643,9 @@ static int digits_of(const char *id, char digits[33])
   return n;
 }
 
-/* Compares digits with the GUID in an InstanceID. */
-static int starts_with(const struct cairn__job *j, const char *digits)
+int cairn__id_begins(const char *instance_id, const char *digits)
 {
-  const char *id = j->instance_id + 6;
+  const char *id = instance_id + 6;
 
   for (; *digits; digits++, id++) {
     if (*id == '-')
@@ -663,7 +662,7 @@ int cairn_job_find(cairn_engine *e, const char *id, cairn_job *out,
 {
   struct cairn__job *found = NULL;
   char digits[33], shown[128];
-  int n = digits_of(id, digits);
+  int n = cairn__id_digits(id, digits);
 
   cairn__error_clear(err);
   *out = 0;
@@ -683,14 +682,14 @@ int cairn_job_find(cairn_engine *e, const char *id, cairn_job *out,
     while ((link = cairn__table_find(&e->by_uuid, key, link)) != NULL) {
       struct cairn__job *j = CAIRN__OF(link, struct cairn__job, by_uuid);
 
-      if (starts_with(j, digits)) {
+      if (cairn__id_begins(j->instance_id, digits)) {
         found = j;
         break;
       }
     }
   } else {
     for (struct cairn__job *j = e->first; j; j = j->next) {
-      if (!starts_with(j, digits))
+      if (!cairn__id_begins(j->instance_id, digits))
         continue;
       if (found)
         return cairn__fail(err, CAIRN_E_AMBIGUOUS,

@@ -7,6 +7,7 @@
 
 #include "cairn.h"
 #include "clock.h"
+#include "history.h"
 #include "io.h"
 #include "job.h"
 #include "queue.h"
@@ -54,6 +55,7 @@ struct cairn_engine {
   uint64_t next_serial;
   struct cairn__queue *queues;
   struct cairn__zone_entry *zones; /* those that jobs have named */
+  struct cairn__history history;
   struct cairn__table directories;
   struct cairn__work *works;
   size_t work_count, user_timer_count;
@@ -91,6 +93,12 @@ int cairn__engine_id(struct cairn_engine *e, unsigned char id[16],
                      struct cairn_error *err);
 struct cairn__job *cairn__engine_job(struct cairn_engine *e, cairn_job serial,
                                      struct cairn_error *err);
+
+/* The hexadecimal digits of an id, upper case, without "Cairn:", braces and
+ * dashes; their number, or -1 when there is anything else. */
+int cairn__id_digits(const char *id, char digits[33]);
+/* Whether the GUID of an InstanceID begins with these digits. */
+int cairn__id_begins(const char *instance_id, const char *digits);
 
 /* ---- event.c ---- */
 

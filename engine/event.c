@@ -94,6 +94,7 @@ const char *cairn_event_name(uint32_t type)
       [CAIRN_EVENT_PROCESS] = "Process",
       [CAIRN_EVENT_REQUEST_TIMEOUT] = "RequestTimeout",
       [CAIRN_EVENT_SKIPPED] = "Skipped",
+      [CAIRN_EVENT_RUN_ENDED] = "RunEnded",
       [CAIRN_EVENT_TASK_START] = "TaskStart",
       [CAIRN_EVENT_TASK_SUSPEND] = "TaskSuspend",
       [CAIRN_EVENT_TASK_RESUME] = "TaskResume",

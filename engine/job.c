@@ -262,6 +262,8 @@ static void arm_removal(struct cairn_engine *e, struct cairn__job *j)
 /* The last change of state, and what comes with it. */
 static void finish(struct cairn_engine *e, struct cairn__job *j, int state)
 {
+  if (cairn__job_has_runs_left(j))
+    cairn__due_skip(e, j, CAIRN__SKIP_ENDED);
   cairn__queue_leave(j);
   cairn__timer_disarm(&j->schedule);
   cairn__timer_disarm(&j->until);
@@ -277,17 +279,22 @@ static void finish(struct cairn_engine *e, struct cairn__job *j, int state)
   arm_removal(e, j);
 }
 
+/* How a run that ended well ended. */
+static int well_state(const struct cairn__job *j)
+{
+  return has_warnings(j) ? CAIRN_COMPLETED_WITH_WARNINGS : CAIRN_COMPLETED;
+}
+
 static void complete(struct cairn_engine *e, struct cairn__job *j)
 {
   if (j->state != CAIRN_SHUTTING_DOWN)
     cairn__job_set_state(e, j, CAIRN_SHUTTING_DOWN);
-  finish(e, j,
-         has_warnings(j) ? CAIRN_COMPLETED_WITH_WARNINGS : CAIRN_COMPLETED);
+  finish(e, j, well_state(j));
 }
 
 static int has_calendar(const struct cairn__job *j)
 {
-  return (j->settings.set & CAIRN__SET_CALENDAR) != 0;
+  return !j->is_once && (j->settings.set & CAIRN__SET_CALENDAR) != 0;
 }
 
 int cairn__job_has_runs_left(const struct cairn__job *j)
@@ -309,6 +316,19 @@ static int goes_on_after_error(const struct cairn__job *j)
          !has_recovery(j, CAIRN__RECOVERY_DO_NOT_CONTINUE);
 }
 
+static void until_passed(struct cairn_engine *e, struct cairn__job *j);
+
+static int is_past_until(const struct cairn_engine *e,
+                         const struct cairn__job *j)
+{
+  const struct cairn_datetime *t = &j->settings.until;
+
+  return !j->is_once && (j->settings.set & CAIRN__SET_UNTIL) &&
+         t->kind != CAIRN_NEVER &&
+         t->microseconds <
+             (t->kind == CAIRN_INTERVAL ? cairn__monotonic(e) : cairn__wall(e));
+}
+
 /* The run is over and the job is not. */
 static void wait_for_next(struct cairn_engine *e, struct cairn__job *j,
                           int was_suspending)
@@ -324,7 +344,10 @@ static void wait_for_next(struct cairn_engine *e, struct cairn__job *j,
     j->is_held = 1;
   if (!j->is_backing_off)
     cairn__due_skip(e, j, CAIRN__SKIP_ACTIVE);
-  cairn__job_reconsider(e, j);
+  if (is_past_until(e, j)) /* the run began at its last moment */
+    until_passed(e, j);
+  else
+    cairn__job_reconsider(e, j);
 }
 
 /* Re-run Job: the same run again, later each time. */
@@ -363,8 +386,9 @@ static void start_recovery(struct cairn_engine *e, struct cairn__job *j,
   if (other && !other->is_live &&
       (other->state == CAIRN_NEW || other->state == CAIRN_SUSPENDED)) {
     release(e, other);
+    if (!other->heap && !other->is_backing_off)
+      other->is_recovering = 1; /* else it would have run anyway */
     other->is_start_asked = 1;
-    other->is_recovering = 1;
     cairn__job_reconsider(e, other);
     return;
   }
@@ -406,9 +430,11 @@ void cairn__job_run_ended(struct cairn_engine *e, struct cairn__job *j,
   if (asked == CAIRN__ASKED_KILL) {
     j->is_last_well = 0;
     set_error_text(j, CAIRN_E_KILLED, "killed at a client's request");
+    cairn__history_run(e, j, CAIRN_KILLED);
     finish(e, j, CAIRN_KILLED);
   } else if (error->id == CAIRN_OK) {
     j->runs_succeeded++;
+    cairn__history_run(e, j, well_state(j));
     if (asked != CAIRN__ASKED_TERMINATE && cairn__job_has_runs_left(j))
       wait_for_next(e, j, asked == CAIRN__ASKED_SUSPEND);
     else
@@ -420,9 +446,11 @@ void cairn__job_run_ended(struct cairn_engine *e, struct cairn__job *j,
                      "terminated because UntilTime has passed");
     else
       set_error(j, error);
+    cairn__history_run(e, j, CAIRN_TERMINATED);
     finish(e, j, CAIRN_TERMINATED);
   } else {
     set_error(j, error);
+    cairn__history_run(e, j, CAIRN_EXCEPTION);
     if (asked != CAIRN__ASKED_TERMINATE)
       fail_run(e, j, asked == CAIRN__ASKED_SUSPEND, was_recovering);
     else
@@ -586,25 +614,28 @@ static void start_again(struct cairn_engine *e, struct cairn__job *j)
   }
 }
 
-static void until_passed(struct cairn_engine *e, struct cairn__job *j);
-
-/* Its timer is due, but a step may have had others to see to first. */
-static int is_past_until(const struct cairn_engine *e,
-                         const struct cairn__job *j)
+/* UntilTime has passed, and less than CAIRN__LATE_US ago: what was due at that
+ * very moment, or queued then, may still start. */
+static int is_last_moment(struct cairn_engine *e, struct cairn__job *j)
 {
-  return j->until.heap &&
-         j->until.when <=
-             (j->until.heap == &e->wall ? cairn__wall(e) : cairn__monotonic(e));
+  const struct cairn_datetime *t = &j->settings.until;
+  int64_t now =
+      t->kind == CAIRN_INTERVAL ? cairn__monotonic(e) : cairn__wall(e);
+
+  return has_calendar(j) && !j->is_held && !j->is_backing_off &&
+         now - t->microseconds < CAIRN__LATE_US && cairn__due_has_come(e, j);
 }
 
 void cairn__job_start(struct cairn_engine *e, struct cairn__job *j)
 {
-  if (!j->is_live && is_past_until(e, j)) {
+  if (!j->is_live && is_past_until(e, j) && !is_last_moment(e, j)) {
     until_passed(e, j);
     pass_directory_on(e, j);
     return;
   }
   cairn__timer_disarm(&j->schedule);
+  if (is_past_until(e, j))
+    cairn__timer_disarm(&j->until);
   j->is_held = 0;
   j->is_start_asked = 0;
   j->settings.is_start_now = 0;
@@ -653,7 +684,9 @@ static int is_due(struct cairn_engine *e, struct cairn__job *j)
   } else if (has_calendar(j)) {
     if (cairn__due_has_come(e, j))
       return 1;
-    when = j->due.next_us;
+    /* what UntilTime does not allow may be allowed after a change of the clock,
+     * but not when it has come */
+    when = j->due.next_us > cairn__wall(e) ? j->due.next_us : CAIRN__NEVER_US;
   } else {
     if (schedule_delay(e, j) <= 0)
       return 1;
@@ -716,8 +749,6 @@ void cairn__job_settings_changed(struct cairn_engine *e, struct cairn__job *j,
     j->settings.is_start_now = 0;
   if (is_calendar_new)
     cairn__due_begin(e, j);
-  else
-    cairn__due_find(e, j);
   cairn__queue_move(j);
   cairn__job_reconsider(e, j);
 }
@@ -759,7 +790,7 @@ static void terminate(struct cairn_engine *e, struct cairn__job *j)
 
 static void kill_now(struct cairn_engine *e, struct cairn__job *j)
 {
-  int is_task = j->is_live && !j->work;
+  int is_task = j->is_live && !j->work, was_live = j->is_live;
 
   cairn__queue_leave(j);
   if (j->work)
@@ -771,6 +802,8 @@ static void kill_now(struct cairn_engine *e, struct cairn__job *j)
   j->is_last_well = 0;
   cairn__processes_kill(e, j->by_serial.key);
   set_error_text(j, CAIRN_E_KILLED, "killed at a client's request");
+  if (was_live)
+    cairn__history_run(e, j, CAIRN_KILLED);
   finish(e, j, CAIRN_KILLED);
   if (is_task)
     cairn__event_push(e, CAIRN_EVENT_TASK_KILL, j);
@@ -842,6 +875,12 @@ static void until_passed(struct cairn_engine *e, struct cairn__job *j)
   if (j->is_live) {
     j->is_until_passed = 1;
     terminate(e, j);
+  } else if (is_last_moment(e, j)) {
+    /* It is queued, or will be at once; a full queue has its limits. */
+    cairn__timer_arm(
+        j->settings.until.kind == CAIRN_INTERVAL ? &e->monotonic : &e->wall,
+        &j->until, j->settings.until.microseconds + CAIRN__LATE_US);
+    cairn__job_reconsider(e, j);
   } else if (j->runs_succeeded > 0) {
     complete(e, j);
   } else {
@@ -1037,6 +1076,7 @@ static uint32_t request_suspend(struct cairn_engine *e, struct cairn__job *j)
   }
   j->is_held = 1;
   j->is_start_asked = 0;
+  j->is_recovering = 0;
   j->settings.is_start_now = 0;
   cairn__job_reconsider(e, j);
   if (j->state == CAIRN_NEW)

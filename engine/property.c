@@ -195,13 +195,14 @@ static const char *waiting_status(struct cairn_engine *e,
   else
     snprintf(which, sizeof which, "run %u of %u", j->run_number + 1,
              j->settings.run_times);
-  if (*time)
+  if (*time && cairn__due_is_allowed(e, j))
     snprintf(e->text, sizeof e->text, "waiting for %s, due %s%s%s%s", which,
              time, failed, message, j->error_id ? recovery_note(j) : "");
   else
-    snprintf(e->text, sizeof e->text,
-             "waiting for UntilTime: %s is not due before it%s%s%s", which,
-             failed, message, j->error_id ? recovery_note(j) : "");
+    snprintf(e->text, sizeof e->text, "%s: %s is not due before it%s%s%s",
+             j->settings.set & CAIRN__SET_UNTIL ? "waiting for UntilTime"
+                                                : "waiting for the year 10000",
+             which, failed, message, j->error_id ? recovery_note(j) : "");
   cairn__utf8_clean(e->text); /* in case it was cut */
   return e->text;
 }
@@ -299,7 +300,7 @@ static void give_scheduled(struct cairn_engine *e, const struct cairn__job *j,
   if (j->is_backing_off || (j->settings.set & CAIRN__SET_CALENDAR)) {
     if (j->is_backing_off)
       give_time(v, cairn__wall(e) + j->retry_us - cairn__monotonic(e));
-    else if (j->due.next_us == CAIRN__NEVER_US ||
+    else if (!cairn__due_is_allowed(e, j) ||
              (j->is_held && j->due.next_us <= cairn__wall(e)))
       give_null(v); /* what comes while the job is held has no run */
     else

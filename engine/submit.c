@@ -531,8 +531,9 @@ static cairn_job adopt(struct cairn_engine *e, struct cairn__job *j)
   cairn__table_add(&e->by_serial, &j->by_serial, ++e->next_serial);
   cairn__table_add(&e->by_uuid, &j->by_uuid, j->by_uuid.key);
   cairn__event_push(e, CAIRN_EVENT_SUBMITTED, j);
-  if (j->is_on_demand)
-    j->is_held = 1;
+  if (j->is_once)
+    j->is_on_demand = 0;
+  j->is_held = j->is_on_demand;
   cairn__job_settings_changed(e, j, 1);
   return j->by_serial.key;
 }
@@ -548,7 +549,8 @@ static int check_open(struct cairn_engine *e, struct cairn_error *err)
 
 static int reserve(struct cairn_engine *e, size_t jobs, struct cairn_error *err)
 {
-  if (cairn__events_reserve(e, jobs) != 0 ||
+  /* Submitted, and Skipped when the clock is set meanwhile */
+  if (cairn__events_reserve(e, 2 * jobs) != 0 ||
       cairn__engine_reserve_timers(e, jobs, 0) != 0)
     return cairn__fail_memory(err);
   return 0;

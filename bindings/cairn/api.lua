@@ -32,7 +32,7 @@ they are relative to the working directory.]],
           .. "queues (`{ default = { concurrency = 2 } }`), owner "
           .. "(CIM_Job.Owner), clock (`\"virtual\"`: time stands still and is "
           .. "moved by engine:advance), start (a virtual clock's first "
-          .. "time)" } },
+          .. "time), history_limit (how many records of runs are kept)" } },
         returns = { { "cairn.engine?", "the engine" }, failure, code },
         text = "Opens an engine. Use `local engine <close> = "
           .. "assert(cairn.open())`." },
@@ -281,14 +281,16 @@ reading and then calls `step`. Without any of these nothing moves.]],
       { name = "engine:on", params = {
         { "name", "string", "`\"Submitted\"`, `\"JobState\"`, "
           .. "`\"PercentComplete\"`, `\"Changed\"`, `\"Removed\"`, "
-          .. "`\"Warning\"`, `\"RequestTimeout\"`, `\"Skipped\"`" },
+          .. "`\"Warning\"`, `\"RequestTimeout\"`, `\"Skipped\"`, "
+          .. "`\"RunEnded\"`" },
         { "fn", "fun(event: table)", "gets name, job, InstanceID, run_number, "
           .. "sequence, time (Unix microseconds) and JobState, "
           .. "PreviousJobState or PercentComplete; a JobState that is Starting "
-          .. "has due, when the calendar made this run due; Skipped has due, "
-          .. "due_last and count (the first and last of so many times that "
-          .. "have no run) and reason: `\"missed\"`, `\"running\"` or "
-          .. "`\"held\"`" } },
+          .. "has due, when the calendar made this run due, at each attempt; "
+          .. "RunEnded has attempt, due, JobState (how it ended) and "
+          .. "ErrorCode; Skipped has due, due_last and count (the first and "
+          .. "last of so many times that have no run) and reason: "
+          .. "`\"missed\"`, `\"running\"`, `\"held\"` or `\"ended\"`" } },
         returns = { { "fun()", "ends the subscription" } },
         text = "Handlers are called in turns. They cannot wait; an error in "
           .. "one is logged and stops nothing." },
@@ -378,9 +380,20 @@ reading and then calls `step`. Without any of these nothing moves.]],
           .. "happen." },
       { name = "engine:now", params = {},
         returns = { { "cairn.datetime", "" } }, text = "The engine's time." },
-      { name = "engine:history", params = {}, returns = {},
-        text = "Not built yet: nil, message, `not_supported`. So is "
-          .. "engine:changes." },
+      { name = "engine:history", params = { { "id", "string|cairn.job?",
+        "of this job, which may be gone; of all when left out" } },
+        returns = { { "table[]?", "oldest first" }, failure, code },
+        text = "What has become of runs. Each attempt that has ended: "
+          .. "InstanceID, Name, time (of its end), due (nil: a client wanted "
+          .. "it), StartTime, ElapsedTime, run_number, attempt, JobState (how "
+          .. "it ended), ErrorCode, ErrorDescription, bytes_done, "
+          .. "ReferencePointGroupId. Due times without a run: InstanceID, "
+          .. "Name, time, due, due_last, skipped (how many), reason "
+          .. "(`\"missed\"`, `\"running\"`, `\"held\"`, `\"ended\"`). Times are CIM datetimes. "
+          .. "The latest history_limit of cairn.open (10000) are kept, as long "
+          .. "as the engine." },
+      { name = "engine:changes", params = {}, returns = {},
+        text = "Not built yet: nil, message, `not_supported`." },
     },
   },
   {

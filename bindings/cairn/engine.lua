@@ -573,7 +573,8 @@ end
 -- ---- open and close ---------------------------------------------------------------------
 
 local option_fields = { store = "string", codes = "string", log = "function",
-  queues = "table", clock = "string", owner = "string", start = "any" }
+  queues = "table", clock = "string", owner = "string", start = "any",
+  history_limit = "number" }
 
 local function default_log(message)
   io.stderr:write("cairn: ", tostring(message), "\n")
@@ -613,10 +614,16 @@ function M.open(options)
       return nil, "cairn.open: queues: " .. message, code
     end
   end
+  local limit = options.history_limit
+  if limit ~= nil and (math.type(limit) ~= "integer" or limit < 1
+    or limit > 100000000) then
+    error("cairn.open: history_limit: 1 to 100000000 expected", 2)
+  end
   local is_vendor = options.codes == "vendor"
   local engine, message, code = core.open {
     store = options.store, queues_json = queues_json, owner = options.owner,
-    is_vendor = is_vendor, is_virtual = is_virtual, start_us = start_us }
+    is_vendor = is_vendor, is_virtual = is_virtual, start_us = start_us,
+    history_limit = options.history_limit }
   if not engine then return nil, message, code end
   local S = core.state(engine)
   S.store = options.store or ":memory:"
@@ -820,7 +827,7 @@ end
 
 M.event_names = {}
 for _, name in ipairs { "SUBMITTED", "STATE", "PERCENT", "CHANGED", "REMOVED",
-  "WARNING", "REQUEST_TIMEOUT", "SKIPPED" } do
+  "WARNING", "REQUEST_TIMEOUT", "SKIPPED", "RUN_ENDED" } do
   M.event_names[#M.event_names + 1] = core.event[core.event[name]]
 end
 local is_event_name = {}
@@ -852,9 +859,15 @@ function methods.on(engine, name, fn)
   end
 end
 
-function methods.history()
-  return nil, "engine:history: not built yet; a job shows its last run",
-    "not_supported"
+-- history([id]) -> list of records | nil, message, code
+function methods.history(engine, id)
+  opened(engine)
+  if core.is_job(id) then id = id.InstanceID end
+  if id ~= nil and type(id) ~= "string" then
+    error("engine:history: a job, an InstanceID, a GUID or the beginning of "
+      .. "one expected, got " .. type(id), 2)
+  end
+  return core.history(engine, id)
 end
 
 function methods.changes()

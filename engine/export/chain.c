@@ -384,14 +384,13 @@ static int visit_tables(const struct table_visit *v, struct cairn__run *run,
     goto out;
   for (uint64_t i = 0; i < count; i++) {
     uint64_t offset = cairn__get_be64(l1 + i * 8) & OFFSET_MASK;
-    uint64_t ahead = i + TABLES_AHEAD;
 
     /* They lie all over the file: the next ones come while this is read. */
-    if (ahead < count)
-      ahead = cairn__get_be64(l1 + ahead * 8) & OFFSET_MASK;
-    if (ahead >= cluster)
-      (void)posix_fadvise(h->fd, (off_t)ahead, (off_t)cluster,
-                          POSIX_FADV_WILLNEED);
+    if (i + TABLES_AHEAD < count)
+      (void)posix_fadvise(
+          h->fd,
+          (off_t)(cairn__get_be64(l1 + (i + TABLES_AHEAD) * 8) & OFFSET_MASK),
+          (off_t)cluster, POSIX_FADV_WILLNEED);
     if (offset == 0)
       continue;
     if (run && cairn__run_gate(run, err) != 0)
@@ -456,7 +455,7 @@ static int find_zeros(const struct table_visit *v, const unsigned char *table,
     if (at >= q->virtual_size)
       break;
     if (!(entry & COMPRESSED) &&
-        ((entry & READS_ZERO) || !(entry & OFFSET_MASK)))
+        (!(entry & OFFSET_MASK) || (q->version == 3 && (entry & READS_ZERO))))
       continue;
     if (at > z->edge && z->found(z->argument, z->edge, at - z->edge, err) != 0)
       return -1;

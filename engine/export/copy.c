@@ -34,9 +34,6 @@
 #define PIECE_BYTES    ((size_t)PIECE_BLOCKS * CAIRN__BLOCK)
 #define GATE_STRETCHES 256u /* walked between two gates */
 #define RUNS_MAX       16u
-#define UNASKED_BLOCKS                                                         \
-  16u /* changed ones in a row: reading them is sooner done than asking        \
-         whether they read as zero */
 
 enum stretch_kind {
   STRETCH_DATA, /* to be read */
@@ -186,12 +183,6 @@ static int walk_next(struct walk *w, uint64_t block, struct stretch *out,
     if (!is_set) {
       out->kind = STRETCH_CLEAN;
       out->count = limit;
-      return 0;
-    }
-    if (limit <= UNASKED_BLOCKS) {
-      out->kind = STRETCH_DATA;
-      out->count = limit;
-      out->data_bytes = end_of_block(w, block + limit - 1) - offset;
       return 0;
     }
   }

@@ -198,7 +198,7 @@ static int pass_gate(struct nbd_source *n, int64_t *end,
 
 static void disconnect(struct nbd_source *n, struct nbd_handle **h)
 {
-  if (*h)
+  if (*h && n->nbd)
     n->nbd->close(*h);
   *h = NULL;
 }

@@ -406,7 +406,7 @@ struct audit {
   /* under it */
   int has_failed, is_refuted;
   struct cairn_error error;
-  uint64_t refuted; /* the lowest block that has changed after all */
+  uint64_t refuted; /* a block that has changed after all */
 };
 
 /* 0 = go on; -1 = this thread has nothing more to do. */
@@ -456,6 +456,7 @@ static void audit_main(void *argument, unsigned reader)
   while ((i = atomic_fetch_add(&a->next, 1)) < a->sample.count &&
          audit_block(a, reader, i, buf) == 0)
     ;
+  atomic_store(&a->next, a->sample.count); /* the others need not go on */
   cairn__free_aligned(buf);
 }
 

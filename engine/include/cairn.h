@@ -297,6 +297,7 @@ struct cairn_engine_options {
   int64_t virtual_start;     /* Unix microseconds; 0 = 2025-01-01T00:00:00Z */
   const char *queues_json;   /* {"default":{"concurrency":2}, ...} or NULL */
   const char *owner;         /* CIM_Job.Owner of its jobs; NULL = the user */
+  uint32_t history_limit;    /* records of runs that are kept; 0 = 10000 */
   const struct cairn_io *io; /* NULL = the system's; stays valid until the
                                 engine is freed and its threads have ended */
 };
@@ -358,7 +359,10 @@ enum cairn_event_type {
                                   due_last, have no run: code is 0 missed (the
                                   engine was not there, and catch_up has it so),
                                   1 the run before was not over, 2 the job was
-                                  held */
+                                  held, 3 it has ended */
+  CAIRN_EVENT_RUN_ENDED,       /* an attempt at a run: new_state is the JobState
+                                  that says how, code its ErrorCode, count the
+                                  attempt, due as below */
   /* To whoever runs the bodies of "run" jobs (tasks): */
   CAIRN_EVENT_TASK_START,
   CAIRN_EVENT_TASK_SUSPEND, /* stop at a safe point: cairn_task_parked() */
@@ -376,11 +380,12 @@ struct cairn_event {
   uint32_t type; /* enum cairn_event_type */
   int32_t status;
   uint16_t old_state, new_state, percent, code;
-  uint32_t run;     /* the job's run_number at that time */
-  uint32_t count;   /* Skipped: how many times */
-  int64_t due;      /* Skipped: the first of them; JobState to Starting: when
-                       this run was due; Unix microseconds, 0 = at no time */
-  int64_t due_last; /* Skipped: the last of them */
+  uint32_t run;         /* the job's run_number at that time */
+  uint32_t count;       /* Skipped: how many times */
+  int64_t due;          /* Skipped: the first of them; RunEnded, JobState to
+                           Starting (of each attempt): when this run was due;
+                           Unix microseconds, 0 = at no time */
+  int64_t due_last;     /* Skipped: the last of them */
   char instance_id[48]; /* the job's InstanceID (also of a removed one) */
 };
 
@@ -436,6 +441,17 @@ CAIRN_API int cairn_job_set(cairn_engine *engine, cairn_job job,
 CAIRN_API int cairn_job_json(cairn_engine *engine, cairn_job job,
                              int is_numbers, char **out,
                              struct cairn_error *err);
+/* What has become of runs, oldest first: a JSON array that the caller frees, of
+ * one job, which may be gone (`id` as for cairn_job_find()), or of all (NULL).
+ * The latest history_limit of the engine are kept. Each
+ * attempt at a run that has ended: InstanceID, Name, time (of its end), due
+ * (null: a client wanted it), StartTime, ElapsedTime, run_number, attempt,
+ * JobState (how it ended), ErrorCode, ErrorDescription, bytes_done,
+ * ReferencePointGroupId. Due times without a run: InstanceID, Name, time, due,
+ * due_last, skipped (how many), reason ("missed", "running", "held",
+ * "ended"). */
+CAIRN_API int cairn_history(cairn_engine *engine, const char *id, char **out,
+                            struct cairn_error *err);
 /* What a verify, restore or export job reports (per machine, per disk), a
  * JSON value the caller frees; "null" before its run has ended. */
 CAIRN_API int cairn_job_report(cairn_engine *engine, cairn_job job, char **out,

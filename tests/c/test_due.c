@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include <cmocka.h>
+#include <jansson.h>
 
 #include "cairn.h"
 #include "due.h"
@@ -336,6 +337,51 @@ static void until_time_ends_the_job(void **state)
   expect(job, CAIRN_EXCEPTION, "done");
 }
 
+/* On a real clock the step that sees a time comes after it. */
+static void the_last_moment_is_in_time(void **state)
+{
+  cairn_job job =
+      submit("{\"Name\":\"d\",\"run\":true,\"JobRunTimes\":0," DAILY_AT_2
+             "\"UntilTime\":\"20250101020000.000000+000\"}");
+
+  (void)state;
+  assert_int_equal(planned(job), START + 2 * HOUR);
+  sleep_through(2 * HOUR + 5);
+  expect(job, CAIRN_RUNNING, "running");
+  pass(HOUR); /* and is not stopped */
+  expect(job, CAIRN_RUNNING, "running");
+  end_well(job);
+  expect(job, CAIRN_COMPLETED, "done");
+  assert_int_equal(told_count, 1);
+}
+
+static void what_cannot_run_before_the_end_is_told(void **state)
+{
+  cairn_job first = submit("{\"Name\":\"a\",\"queue\":\"other\",\"run\":true}");
+  cairn_job second =
+      submit("{\"Name\":\"b\",\"queue\":\"other\",\"run\":true}");
+  cairn_job job = submit("{\"Name\":\"d\",\"run\":true,\"queue\":\"other\","
+                         "\"JobRunTimes\":0," DAILY_AT_2
+                         "\"UntilTime\":\"20250101023000.000000+000\"}");
+  cairn_job killed = submit("{\"Name\":\"d\",\"run\":true,"
+                            "\"queue\":\"other\",\"JobRunTimes\":0," DAILY_AT_2
+                            "\"zone\":\"UTC\"}");
+
+  (void)state;
+  told_count = 0;
+  pass(2 * HOUR);
+  expect(job, CAIRN_NEW, "queued");
+  request(killed, CAIRN_REQUEST_KILL);
+  assert_int_equal(told_count, 1);
+  expect_told(0, START + 2 * HOUR, START + 2 * HOUR, 1, CAIRN__SKIP_ENDED);
+  pass(HOUR);
+  expect(job, CAIRN_EXCEPTION, "done");
+  assert_int_equal(told_count, 2);
+  expect_told(1, START + 2 * HOUR, START + 2 * HOUR, 1, CAIRN__SKIP_ENDED);
+  end_well(first);
+  end_well(second);
+}
+
 static void start_runs_it_now_and_counts(void **state)
 {
   cairn_job job =
@@ -418,6 +464,61 @@ static void what_comes_while_a_client_holds_it_is_skipped(void **state)
   pass(DAY);
   expect(job, CAIRN_RUNNING, "running");
   assert_int_equal(told_count, 2);
+}
+
+static void a_clock_set_back_in_the_queue_repeats_nothing(void **state)
+{
+  cairn_job first = submit("{\"Name\":\"a\",\"queue\":\"other\",\"run\":true}");
+  cairn_job second =
+      submit("{\"Name\":\"b\",\"queue\":\"other\",\"run\":true}");
+  cairn_job job = submit("{\"Name\":\"d\",\"run\":true,\"queue\":\"other\","
+                         "\"JobRunTimes\":0," DAILY_AT_2 "\"zone\":\"UTC\"}");
+
+  (void)state;
+  told_count = 0;
+  pass(2 * HOUR);
+  cairn__virtual_clock_jump(cairn__mailbox_clock(e->mailbox), -HOUR);
+  step();
+  set_integer(job, "Priority", 1);
+  end_well(first);
+  expect(job, CAIRN_RUNNING, "running");
+  expect_told(0, START + 2 * HOUR, START + 2 * HOUR, 1, -1);
+  end_well(job);
+  pass(2 * HOUR);
+  expect(job, CAIRN_SUSPENDED, "waiting");
+  assert_int_equal(told_count, 1);
+  end_well(second);
+}
+
+static void a_clock_set_forward_brings_a_time_before_its_end(void **state)
+{
+  cairn_job job =
+      submit("{\"Name\":\"d\",\"run\":true,\"JobRunTimes\":0," DAILY_AT_2
+             "\"UntilTime\":\"00000000013000.000000:000\"}");
+
+  (void)state;
+  assert_int_equal(planned(job), 0);
+  cairn__virtual_clock_jump(cairn__mailbox_clock(e->mailbox), HOUR);
+  assert_int_equal(planned(job), START + 2 * HOUR);
+  pass(HOUR);
+  expect(job, CAIRN_RUNNING, "running");
+}
+
+static void no_more_is_made_up_than_runs_are_left(void **state)
+{
+  cairn_job job =
+      submit("{\"Name\":\"d\",\"run\":true,\"JobRunTimes\":3," DAILY_AT_2
+             "\"catch_up\":\"all\"}");
+
+  (void)state;
+  sleep_through(5 * DAY);
+  expect_told(0, START + 2 * HOUR, START + DAY + 2 * HOUR, 2,
+              CAIRN__SKIP_CATCH_UP);
+  for (int i = 0; i < 3; i++)
+    end_well(job);
+  expect(job, CAIRN_COMPLETED, "done");
+  assert_int_equal(told_count, 4);
+  expect_told(3, START + 4 * DAY + 2 * HOUR, START + 4 * DAY + 2 * HOUR, 1, -1);
 }
 
 static void catch_up_says_what_is_made_up(void **state)
@@ -678,6 +779,32 @@ static void a_recovery_job_stands_ready(void **state)
   expect(recovery, CAIRN_SUSPENDED, "held");
 }
 
+/* What was asked as a recovery and taken back leaves no trace. */
+static void a_recovery_that_was_held_has_its_own_again(void **state)
+{
+  cairn_job last = submit("{\"Name\":\"r\",\"run\":true,\"held\":true}");
+  char id[64];
+  cairn_job middle, first;
+
+  (void)state;
+  snprintf(id, sizeof id, "%s", id_of(last));
+  middle = submit_with_recovery(
+      id, ",\"JobRunTimes\":0," DAILY_AT_2 "\"zone\":\"UTC\"", 0);
+  snprintf(id, sizeof id, "%s", id_of(middle));
+  submit("{\"Name\":\"x\",\"run\":true}");
+  first = submit_with_recovery(id, "", 0);
+  end_badly(first); /* its place is taken by middle */
+  request(middle, CAIRN_REQUEST_SUSPEND);
+  if (state_of(middle) == CAIRN_RUNNING)
+    end_badly(middle);
+  request(middle, CAIRN_REQUEST_SUSPEND);
+  cairn_job_resume(e, middle, NULL);
+  pass(DAY);
+  expect(middle, CAIRN_RUNNING, "running");
+  end_badly(middle);
+  expect(last, CAIRN_RUNNING, "running");
+}
+
 static void a_recovery_has_no_recovery(void **state)
 {
   cairn_job last = submit("{\"Name\":\"r\",\"run\":true,\"held\":true}");
@@ -783,6 +910,54 @@ static size_t check_account(cairn_job job)
   return count;
 }
 
+static int64_t time_of(const json_t *record, const char *name)
+{
+  const char *text = json_string_value(json_object_get(record, name));
+  struct cairn_datetime t;
+
+  if (!text)
+    return 0;
+  assert_int_equal(cairn_datetime_parse(text, strlen(text), &t, NULL), 0);
+  return t.microseconds;
+}
+
+/* The history has what the events have told: skipped times one by one, and a
+ * record for each time that an attempt ended. */
+static void check_history(void)
+{
+  json_t *records, *record;
+  size_t index, skipped = 0, at = 0;
+  int64_t due = 0;
+  char *text;
+
+  assert_int_equal(cairn_history(e, NULL, &text, NULL), 0);
+  records = json_loads(text, 0, NULL);
+  cairn_free(text);
+  assert_non_null(records);
+  json_array_foreach(records, index, record)
+  {
+    if (json_object_get(record, "skipped")) {
+      while (at < told_count && told[at].code == -1)
+        at++;
+      assert_true(at < told_count);
+      assert_int_equal(time_of(record, "due"), told[at].due);
+      assert_int_equal(time_of(record, "due_last"), told[at].due_last);
+      assert_int_equal(json_integer_value(json_object_get(record, "skipped")),
+                       told[at].count);
+      at++;
+      skipped++;
+    } else if (time_of(record, "due") != 0) {
+      assert_true(time_of(record, "due") >= due); /* more than one: attempts */
+      due = time_of(record, "due");
+      assert_true(time_of(record, "time") >= time_of(record, "StartTime"));
+    }
+  }
+  while (at < told_count && told[at].code == -1)
+    at++;
+  assert_int_equal(at, told_count);
+  json_decref(records);
+}
+
 static void every_due_time_has_one_run_or_one_reason(void **state)
 {
   static const char *const zones[] = {"UTC", "Europe/Berlin",
@@ -818,6 +993,7 @@ static void every_due_time_has_one_run_or_one_reason(void **state)
     job = submit(json);
     live(job);
     times += check_account(job);
+    check_history();
   }
   printf("# %d jobs, %zu times, each with one run or one reason\n", jobs,
          times);
@@ -832,10 +1008,15 @@ int main(void)
       TEST(local_time_is_that_of_the_zone),
       TEST(scheduled_start_time_is_the_earliest),
       TEST(until_time_ends_the_job),
+      TEST(the_last_moment_is_in_time),
+      TEST(what_cannot_run_before_the_end_is_told),
       TEST(start_runs_it_now_and_counts),
       TEST(what_comes_during_a_run_is_skipped),
       TEST(a_time_is_not_missed_in_the_queue),
       TEST(what_comes_while_a_client_holds_it_is_skipped),
+      TEST(a_clock_set_back_in_the_queue_repeats_nothing),
+      TEST(a_clock_set_forward_brings_a_time_before_its_end),
+      TEST(no_more_is_made_up_than_runs_are_left),
       TEST(catch_up_says_what_is_made_up),
       TEST(a_moment_late_is_not_missed),
       TEST(a_clock_that_is_set_back_repeats_nothing),
@@ -846,6 +1027,7 @@ int main(void)
       TEST(backing_off_ends_as_waiting_does),
       TEST(a_recovery_job_stands_ready),
       TEST(a_recovery_has_no_recovery),
+      TEST(a_recovery_that_was_held_has_its_own_again),
       TEST(every_due_time_has_one_run_or_one_reason),
   };
 

@@ -86,7 +86,7 @@ struct model {
 /* Daily at 02:00 UTC: the first after t. */
 static int64_t due_after(int64_t t)
 {
-  int64_t first = START + 2 * 3600 * SECOND;
+  int64_t first = START + INT64_C(7200) * SECOND;
 
   return t < first ? first : first + ((t - first) / DAY + 1) * DAY;
 }

@@ -72,7 +72,7 @@ describe("the module", function()
         "cairn%." .. name .. ": not built yet")
     end
     local engine <close> = support.engine(cairn)
-    for _, name in ipairs { "history", "changes" } do
+    for _, name in ipairs { "changes" } do
       local value, message, code = engine[name](engine)
       assert.is_nil(value)
       assert.matches("not built yet", message)

@@ -226,6 +226,76 @@ describe("a job with a calendar", function()
   end)
 end)
 
+describe("engine:history", function()
+  it("tells what has become of runs, also of jobs that are gone", function()
+    local engine <close> = assert(cairn.open { clock = "virtual",
+      start = 1735689600 })
+    local fails = true
+    local job = assert(engine:submit { Name = "h", JobRunTimes = 0,
+      RunStartInterval = "2h", LocalOrUtcTime = 2,
+      RecoveryAction = "Re-run Job", run = function(j)
+        j:sleep(5)
+        if fails then
+          fails = false
+          error("no luck")
+        end
+      end })
+    local id = job.InstanceID
+    assert.same({}, engine:history(id))
+    engine:advance(2 * 3600)
+    while job.run_number == 0 or job.phase ~= "waiting" do
+      engine:step(3600)
+    end
+    engine:advance(3 * 86400)
+    engine:step(10)
+    job:RequestStateChange "Terminate"
+    engine:step(10)
+    assert(job:DeleteInstance())
+    engine:step()
+    local records = engine:history(id:sub(7, 18))
+    assert.equal(4, #records)
+    local first, second, third, fourth = table.unpack(records)
+    assert.equal("20250101020000.000000+000", first.due)
+    assert.equal("20250101020000.000000+000", first.StartTime)
+    assert.equal("20250101020005.000000+000", first.time)
+    assert.equal("00000000000005.000000:000", first.ElapsedTime)
+    assert.equal("Exception", first.JobState)
+    assert.truthy(first.ErrorDescription:find("no luck", 1, true))
+    assert.same({ 1, 1, 1, 2 }, { first.run_number, first.attempt,
+      second.run_number, second.attempt })
+    assert.equal("Completed", second.JobState)
+    assert.equal(0, second.ErrorCode)
+    assert.equal(first.due, second.due)
+    assert.same({ "missed", 2 }, { third.reason, third.skipped })
+    assert.equal("20250102020000.000000+000", third.due)
+    assert.equal("20250103020000.000000+000", third.due_last)
+    assert.equal("20250104020000.000000+000", fourth.due)
+    assert.equal("h", fourth.Name)
+    assert.equal(id, fourth.InstanceID)
+    assert.equal(4, #engine:history())
+  end)
+
+  it("has a limit, and says who is unknown", function()
+    local engine <close> = assert(cairn.open { history_limit = 2 })
+    local jobs = {}
+    for i = 1, 3 do
+      jobs[i] = assert(engine:submit { Name = "h" .. i, run = function() end })
+      jobs[i]:wait(10)
+    end
+    local records = engine:history()
+    assert.equal(2, #records)
+    assert.equal("h2", records[1].Name)
+    assert.same({}, engine:history(jobs[1]))
+    local nothing, message, code = engine:history("00000000-0000")
+    assert.is_nil(nothing)
+    assert.equal("not_found", code)
+    assert.truthy(message:find("no job", 1, true))
+    assert.has_error(function() engine:history(3) end)
+    assert.has_error(function() cairn.open { history_limit = 0 } end)
+    assert.has_error(function() cairn.open { history_limit = 1.5 } end)
+  end)
+end)
+
 describe("cairn preview", function()
   local directory, remove
   before_each(function() directory, remove = support.directory() end)

@@ -63,6 +63,17 @@ local function parse_time(cairn, value)
   return time
 end
 
+-- When to begin to look for runs of a job: none comes before its
+-- ScheduledStartTime.
+local function beginning(cairn, job, from)
+  local value = job.ScheduledStartTime
+  local ok, time = pcall(cairn.datetime, value)
+  if value == nil or not ok or time.kind ~= "timestamp" then return from end
+  local now = from and from.microseconds or os.time() * 1000000
+  if time.microseconds <= now then return from end
+  return (time.microseconds - 1) / 1e6
+end
+
 function preview.preview(cairn, _, options)
   local policy, message, code = cairn.policy_load(options.policy)
   if not policy then say.fail_with(cairn, message, code) end
@@ -75,12 +86,14 @@ function preview.preview(cairn, _, options)
       options)
     local name = text.printable(key)
     if not schedule then
-      say.note(("%s: no calendar: it runs when it is started"):format(name))
+      say.note(("%s: no calendar: it runs at its ScheduledStartTime, or at "
+        .. "once"):format(name))
     else
       if schedule.warning then
         say.note(("%s: %s"):format(name, schedule.warning))
       end
-      local runs = schedule:next(tonumber(options.count) or 5, from)
+      local runs = schedule:next(tonumber(options.count) or 5,
+        beginning(cairn, policy.jobs[key], from))
       if #runs == 0 then
         say.note(("%s: no run is left (UntilTime)"):format(name))
       end

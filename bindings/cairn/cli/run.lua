@@ -50,7 +50,7 @@ function run.run(cairn, uv, options)
   local specs = {}
   for i, key in ipairs(chosen(options.policy, policy.jobs, options.job)) do
     local spec = policy.jobs[key] -- itself: messages say where it is from
-    spec.once = not options.follow
+    spec.once = spec.once or not options.follow
     spec.Name = spec.Name or key
     specs[i] = spec
   end

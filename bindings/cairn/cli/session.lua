@@ -136,6 +136,11 @@ local function keep(entry)
   entry.seconds = (job:number "ElapsedTime" or 0) / 1e6
 end
 
+local function terminate(entry)
+  local code = entry.job:RequestStateChange "Terminate"
+  if code ~= 0 and code ~= 4096 then entry.job:KillJob(false) end
+end
+
 function Session:look()
   local open = false
   for _, entry in ipairs(self.jobs) do
@@ -146,11 +151,25 @@ function Session:look()
         if is_final[state] then keep(entry) end
         self:changed(entry)
       end
-      open = open or (entry.place ~= nil and not is_final[state])
+      -- a job that stands ready for others ends with them
+      open = open or (entry.place ~= nil and not is_final[state]
+        and not (self.is_following and entry.job.phase == "held"))
     end
   end
+  if not open and self.is_following then self:let_go() end
   if not open then self.uv.stop() end
   self.is_done = not open
+end
+
+function Session:let_go()
+  for _, entry in ipairs(self.jobs) do
+    if not is_final[entry.state] then
+      entry.is_let_go = true
+      terminate(entry)
+      entry.state = entry.job.JobState
+      keep(entry)
+    end
+  end
 end
 
 function Session:changed(entry)
@@ -170,25 +189,26 @@ function Session:changed(entry)
   end
 end
 
--- A run of a job that goes on has ended, if that is what the event tells.
-function Session:run_over(event)
-  local entry, job = self.known[event.job], event.job
-  if not entry or event.JobState ~= "Suspended" or job.phase == "held" then
-    return
-  end
-  local name = text.printable(entry.name)
-  if job.phase == "backoff" then
-    self.view:say(("%s: run %d: %s"):format(name, event.run_number,
-      text.printable_lines(job.JobStatus)))
-  elseif (job.ErrorCode or 0) ~= 0 then
-    self.has_failed = true
-    local _, errors = job:GetErrorEx()
-    for _, err in ipairs(errors or {}) do
-      self.view:say(session.error_lines(entry.name, err))
+-- An attempt at a run has ended.
+function Session:run_ended(event)
+  local entry = self.known[event.job]
+  if not entry then return end
+  local is_failed = not is_well[event.JobState]
+  self.has_failed = self.has_failed or is_failed
+  self.view:say(("%s: run %d: %s%s"):format(text.printable(entry.name),
+    event.run_number, event.JobState == "Exception" and "failed"
+      or event.JobState:lower(),
+    event.attempt > 1 and (" (attempt %d)"):format(event.attempt) or ""))
+  if not is_failed then return end
+  local records = self.engine:history(event.InstanceID) or {}
+  for i = #records, 1, -1 do
+    local record = records[i]
+    if record.run_number == event.run_number
+      and record.attempt == event.attempt then
+      self.view:say("  " .. text.printable_lines(record.ErrorDescription
+        or "unknown error"))
+      break
     end
-    self.view:say(("%s: run %d: failed"):format(name, event.run_number))
-  else
-    self.view:say(("%s: run %d: completed"):format(name, event.run_number))
   end
 end
 
@@ -196,6 +216,7 @@ local why_skipped = {
   missed = "nothing ran at that time",
   running = "the run before was not over",
   held = "the job was suspended",
+  ended = "the job has ended",
 }
 
 function Session:skipped(event)
@@ -215,10 +236,6 @@ end
 
 -- ---- questions ------------------------------------------------------------------
 
-local function terminate(entry)
-  local code = entry.job:RequestStateChange "Terminate"
-  if code ~= 0 and code ~= 4096 then entry.job:KillJob(false) end
-end
 
 -- Asks the first open question, when none is being asked.
 function Session:ask()
@@ -306,7 +323,7 @@ function Session:interrupted(name)
         -- a job that only waits is let go, which is no failure
         local phase = entry.job.phase
         entry.is_let_go = self.is_following
-          and (phase == "waiting" or phase == "queued")
+          and phase ~= "running" and phase ~= "backoff"
         terminate(entry)
       end
     end
@@ -354,11 +371,11 @@ function Session:follow()
   local cairn, uv, engine = self.cairn, self.uv, self.engine
   local ok, err = xpcall(function()
     engine:on("Submitted", function(event) self:add(event.job) end)
-    engine:on("JobState", function(event)
-      if self.is_following then self:run_over(event) end
-      self:look()
-    end)
-    engine:on("Skipped", function(event) self:skipped(event) end)
+    engine:on("JobState", function() self:look() end)
+    if self.is_following then
+      engine:on("RunEnded", function(event) self:run_ended(event) end)
+      engine:on("Skipped", function(event) self:skipped(event) end)
+    end
     cairn.attach(engine, uv)
     self:watch_signals()
     if self.is_following then
