@@ -185,7 +185,7 @@ function schedule:next(n, after) end
 local engine = {}
 
 ---Creates a job. `run = function(job) ... end` is a body in Lua, run as a task.
----@param spec table writable properties, Name, Caption, Description, ElementName, RecoveryAction, OtherRecoveryAction, queue, once, volatile, and one of export, verify, restore, stream, import, merge, prune, run
+---@param spec table writable properties, Name, Caption, Description, ElementName, RecoveryAction, OtherRecoveryAction, RecoveryJob, queue, zone, gap, overlap, catch_up, once, held, volatile, and one of export, verify, restore, stream, import, merge, prune, run
 ---@return cairn.job? # the job
 ---@return string? # message, when refused
 ---@return string? # code, when refused: see cairn.errors

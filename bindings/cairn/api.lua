@@ -255,8 +255,9 @@ reading and then calls `step`. Without any of these nothing moves.]],
       { name = "engine:submit",
         params = { { "spec", "table", "writable properties, Name, Caption, "
           .. "Description, ElementName, RecoveryAction, OtherRecoveryAction, "
-          .. "queue, once, volatile, and one of export, verify, restore, "
-          .. "stream, import, merge, prune, run" } },
+          .. "RecoveryJob, queue, zone, gap, overlap, catch_up, once, held, "
+          .. "volatile, and one of export, verify, restore, stream, import, "
+          .. "merge, prune, run" } },
         returns = { { "cairn.job?", "the job" }, failure, code },
         text = "Creates a job. `run = function(job) ... end` is a body in "
           .. "Lua, run as a task." },
