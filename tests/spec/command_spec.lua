@@ -406,6 +406,32 @@ describe("cairn run --follow", function()
     assert.truthy(outcome.err:find("daily: run 1: failed", 1, true))
   end)
 
+  it("does not count an attempt that was followed by a good one", function()
+    -- Start does not wait for the delay between two attempts
+    calendar [[
+      flaky = { RecoveryAction = "Re-run Job", run = function()
+        tries = (tries or 0) + 1
+        if tries == 1 then error("no luck") end
+      end },
+      starter = { run = function(job)
+        while #engine:jobs { phase = "backoff" } == 0 do job:sleep(0.05) end
+        engine:jobs { phase = "backoff" }[1]:RequestStateChange "Start"
+      end } ]]
+    local f = assert(io.open(path))
+    local source = f:read "a"
+    f:close()
+    write(path, [[
+      local cairn = require "cairn"
+      local open, engine, tries = cairn.open
+      function cairn.open(options) engine = open(options) return engine end
+    ]] .. source)
+    local outcome = cairn { "run", path, "--follow" }
+    assert.equal(0, outcome.code, outcome.err)
+    assert.truthy(outcome.err:find("flaky: run 1: failed", 1, true))
+    assert.truthy(outcome.err:find("flaky: run 1: completed (attempt 2)", 1,
+      true), outcome.err)
+  end)
+
   it("refuses a schedule that never comes, with its job", function()
     calendar [[ never = { RunMonth = "February", RunDay = 30,
       run = function() end } ]]

@@ -194,7 +194,9 @@ function Session:run_ended(event)
   local entry = self.known[event.job]
   if not entry then return end
   local is_failed = not is_well[event.JobState]
-  self.has_failed = self.has_failed or is_failed
+  -- one that is well at a later attempt has not failed
+  entry.failed_runs = entry.failed_runs or {}
+  entry.failed_runs[event.run_number] = is_failed or nil
   self.view:say(("%s: run %d: %s%s"):format(text.printable(entry.name),
     event.run_number, event.JobState == "Exception" and "failed"
       or event.JobState:lower(),
@@ -439,13 +441,12 @@ local function has_failed_machine(entry)
   return false
 end
 
-session.error_lines = error_lines
-
 -- Says on standard error what went wrong or gave a warning; returns the exit
 -- code of the whole.
 function Session:judge()
-  local code = (guard.count > 0 or self.has_failed) and 1 or 0
+  local code = guard.count > 0 and 1 or 0
   for _, entry in ipairs(self.jobs) do
+    if entry.failed_runs and next(entry.failed_runs) then code = 1 end
     if entry.place and not entry.is_let_go and (not is_well[entry.state]
       or has_failed_machine(entry)) then
       code = 1
