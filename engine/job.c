@@ -240,7 +240,7 @@ static void leave_run(struct cairn_engine *e, struct cairn__job *j)
   take_progress(j);
   j->rate = j->eta = -1;
   give_slot(j);
-  j->is_live = 0;
+  j->is_live = j->is_beyond_until = 0;
   j->asked = CAIRN__ASKED_NOTHING;
   if (j->work) {
     j->work->job = NULL;
@@ -634,8 +634,10 @@ void cairn__job_start(struct cairn_engine *e, struct cairn__job *j)
     return;
   }
   cairn__timer_disarm(&j->schedule);
-  if (is_past_until(e, j))
+  if (!j->is_live && is_past_until(e, j)) {
     cairn__timer_disarm(&j->until);
+    j->is_beyond_until = 1;
+  }
   j->is_held = 0;
   j->is_start_asked = 0;
   j->settings.is_start_now = 0;
@@ -739,7 +741,7 @@ void cairn__job_settings_changed(struct cairn_engine *e, struct cairn__job *j,
     return;
   }
   if (!(s->set & CAIRN__SET_UNTIL) || s->until.kind == CAIRN_NEVER ||
-      j->is_once)
+      j->is_once || (j->is_beyond_until && is_past_until(e, j)))
     cairn__timer_disarm(&j->until);
   else
     /* The moment itself is still allowed. */

@@ -33,7 +33,7 @@
 #include "table.h"
 #include "timer.h"
 
-#define CAIRN__EVENTS_PER_ACTION 12
+#define CAIRN__EVENTS_PER_ACTION 16
 #define CAIRN__NEVER_US          INT64_MAX /* a TimeBeforeRemoval of nines */
 #define CAIRN__KILL_GRACE_US     1000000
 #define CAIRN__SAMPLE_US         100000
@@ -157,11 +157,13 @@ struct cairn__job {
   uint8_t asked;                  /* enum cairn__asked */
   uint8_t has_changed, is_once, is_volatile, is_held, is_start_asked, is_live;
   uint8_t has_slot, is_executing, is_until_passed, is_removable;
-  uint8_t is_backing_off; /* the last run has failed and will be tried again */
-  uint8_t is_on_demand;   /* "held": between its runs a client holds it */
-  uint8_t is_recovering;  /* it runs, or will, for a job that has failed */
-  uint8_t has_ended;      /* a run has ended since the last Starting */
-  uint8_t is_last_well;   /* and it ended well */
+  uint8_t is_backing_off;  /* the last run has failed and will be tried again */
+  uint8_t is_on_demand;    /* "held": between its runs a client holds it */
+  uint8_t is_recovering;   /* it runs, or will, for a job that has failed */
+  uint8_t is_beyond_until; /* its run began at the last moment of UntilTime,
+                              which does not end it */
+  uint8_t has_ended;       /* a run has ended since the last Starting */
+  uint8_t is_last_well;    /* and it ended well */
 };
 
 /* ---- kinds ---- */

@@ -16,6 +16,7 @@
 
 #include "cairn.h"
 #include "error.h"
+#include "virtual_time.h"
 
 #define SECOND INT64_C(1000000)
 #define DAY    (86400 * SECOND)
@@ -292,19 +293,7 @@ static void settle(void)
 
 static void pass(int64_t us)
 {
-  int64_t end = cairn_engine_monotonic(e) + us;
-
-  for (;;) {
-    int64_t left = end - cairn_engine_monotonic(e);
-    int64_t next = cairn_engine_timeout(e);
-
-    if (left <= 0)
-      break;
-    if (next < 0 || next > left)
-      next = left;
-    cairn_engine_advance(e, next, NULL);
-    settle();
-  }
+  pass_time(e, us, settle);
 }
 
 static int step_engine(enum event event)
