@@ -95,16 +95,17 @@ static int read_time(lua_State *L, const char *name, int is_interval,
   return rc;
 }
 
-/* One of three words: its number, 0 when it is not set, or -1. */
-static int read_word(lua_State *L, const char *name, int (*from)(const char *),
-                     const char *valid, struct cairn_error *err)
+/* A label of this property: its number, 0 when it is not set, or -1. */
+static int read_word(lua_State *L, const char *name, const char *valid,
+                     struct cairn_error *err)
 {
-  int n = 0;
+  int64_t n = 0;
   char shown[80];
   if (get_field(L, name)) {
     const char *word =
         lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : NULL;
-    n = word ? from(word) : -1;
+    if (!word || cairn_value_number(cairn_property_find(name), word, &n) != 0)
+      n = -1;
     if (!word)
       cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
                   "%s: one of %s expected, got a %s", name, valid,
@@ -116,7 +117,7 @@ static int read_word(lua_State *L, const char *name, int (*from)(const char *),
                   name, cairn__printable(word, shown, sizeof shown), valid);
   }
   lua_pop(L, 1);
-  return n;
+  return (int)n;
 }
 
 static int read_until(lua_State *L, struct cairn__schedule *s, int64_t now,
@@ -207,12 +208,10 @@ static int read_table(lua_State *L, struct schedule *p, struct cairn_error *err)
   }
   if (read_until(L, &p->s, now, err) != 0)
     return -1;
-  gap = read_word(L, "gap", cairn__gap_from,
-                  "\"first\", \"shift\" and \"skip\"", err);
+  gap = read_word(L, "gap", "\"first\", \"shift\" and \"skip\"", err);
   if (gap < 0)
     return -1;
-  overlap = read_word(L, "overlap", cairn__overlap_from,
-                      "\"first\", \"last\" and \"both\"", err);
+  overlap = read_word(L, "overlap", "\"first\", \"last\" and \"both\"", err);
   if (overlap < 0)
     return -1;
   p->s.gap = (uint8_t)gap;

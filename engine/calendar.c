@@ -25,36 +25,10 @@
 #define SPREAD_US (5 * DAY_US)
 
 static const char *const kinds[] = {"normal", "gap", "overlap"};
-static const char *const gaps[] = {"first", "shift", "skip"};
-static const char *const overlaps[] = {"first", "last", "both"};
-static const char *const catch_ups[] = {"latest", "none", "all"};
 
 const char *cairn__due_kind(int kind)
 {
   return kinds[kind];
-}
-
-static int find_word(const char *const words[3], const char *word)
-{
-  for (int i = 0; i < 3; i++)
-    if (strcmp(words[i], word) == 0)
-      return i;
-  return -1;
-}
-
-int cairn__gap_from(const char *word)
-{
-  return find_word(gaps, word);
-}
-
-int cairn__overlap_from(const char *word)
-{
-  return find_word(overlaps, word);
-}
-
-int cairn__catch_up_from(const char *word)
-{
-  return find_word(catch_ups, word);
 }
 
 /* ---- dates -----------------------------------------------------------------
@@ -339,7 +313,8 @@ static int check_ranges(const struct cairn__schedule *s,
   return 0;
 }
 
-int cairn__schedule_check_day(int month, int day, struct cairn_error *err)
+/* A day that the month has in no year. */
+static int check_day(int month, int day, struct cairn_error *err)
 {
   int most = cairn__days_in_month(2000, month + 1); /* a leap year */
 
@@ -369,7 +344,7 @@ int cairn__schedule_check(const struct cairn__schedule *s, int64_t now_us,
                        "a schedule needs one of RunMonth, RunDay, RunDayOfWeek "
                        "and RunStartInterval");
   if ((s->set & CAIRN__SCHEDULE_MONTH) && has_day(s) &&
-      cairn__schedule_check_day(s->month, s->day, err) != 0)
+      check_day(s->month, s->day, err) != 0)
     return -1;
   endless.set &= (uint8_t)~CAIRN__SCHEDULE_UNTIL;
   endless.run_times = 0;

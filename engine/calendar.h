@@ -59,15 +59,7 @@ struct cairn__due {
 
 /* "normal", "gap" or "overlap". */
 const char *cairn__due_kind(int kind);
-/* The number of a word ("first", "shift", "skip"; "first", "last", "both";
- * "latest", "none", "all"), or -1. */
-int cairn__gap_from(const char *word);
-int cairn__overlap_from(const char *word);
-int cairn__catch_up_from(const char *word);
 
-/* 0, or -1 with INVALID_ARGUMENT for a day that the month (0 to 11) has in no
- * year. */
-int cairn__schedule_check_day(int month, int day, struct cairn_error *err);
 /* Whether the schedule is one: 0, or -1 with OUT_OF_RANGE for a value beyond
  * its range, and INVALID_ARGUMENT for none of the four set and for what never
  * comes after `now_us`. UntilTime and JobRunTimes may be reached: that ends a

@@ -16,9 +16,9 @@ struct cairn__zone_entry {
   char name[]; /* as it was asked for; "" is the host's */
 };
 
-/* A zone is loaded once and kept: a million jobs have a few. */
-static int find_zone(struct cairn_engine *e, const char *name,
-                     const struct cairn__zone **out, struct cairn_error *err)
+/* A million jobs have a few zones. */
+int cairn__engine_zone(struct cairn_engine *e, const char *name,
+                       const struct cairn__zone **out, struct cairn_error *err)
 {
   struct cairn__zone_entry *z;
   struct cairn_error why;
@@ -119,7 +119,7 @@ int cairn__due_check(struct cairn_engine *e, const struct cairn__job *j,
   *zone = NULL;
   if (!(s->set & CAIRN__SET_CALENDAR))
     return 0;
-  if (find_zone(e, zone_name ? zone_name : "", zone, err) != 0)
+  if (cairn__engine_zone(e, zone_name ? zone_name : "", zone, err) != 0)
     return -1;
   schedule = cairn__due_schedule(e, j, s, *zone);
   begin = not_before(e, s);

@@ -46,6 +46,10 @@ struct cairn__job_due {
   uint8_t has_come; /* next_us has, whatever the clock says by now */
 };
 
+/* The zone of this name, loaded once; "" is the host's. It lives as long as the
+ * engine. */
+int cairn__engine_zone(struct cairn_engine *e, const char *name,
+                       const struct cairn__zone **out, struct cairn_error *err);
 /* Checks settings that have a calendar and finds the zone of this name (NULL:
  * the host's). 0 with *zone; NULL when there is no calendar. */
 int cairn__due_check(struct cairn_engine *e, const struct cairn__job *j,

@@ -51,10 +51,8 @@ add(struct cairn_engine *e, const struct cairn__job *j, const char *message)
   size_t name = strlen(j->name) + 1, more = message ? strlen(message) + 1 : 0;
   struct cairn__record *r = cairn__malloc(sizeof *r + name + more);
 
-  if (!r) {
-    h->lost++;
+  if (!r)
     return NULL;
-  }
   memset(r, 0, sizeof *r);
   r->time = cairn__wall(e);
   memcpy(r->instance_id, j->instance_id, sizeof r->instance_id);
@@ -69,9 +67,9 @@ add(struct cairn_engine *e, const struct cairn__job *j, const char *message)
     h->first = r;
   h->last = r;
   h->count++;
-  while (h->count > h->limit)
+  if (h->count > h->limit)
     drop_first(h);
-  return h->limit > 0 ? r : NULL;
+  return r;
 }
 
 void cairn__history_run(struct cairn_engine *e, const struct cairn__job *j,

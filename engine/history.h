@@ -2,8 +2,8 @@
  * and one for each row of due times that have no run. Records outlive their
  * jobs; there are at most so many of them, and the oldest go.
  *
- * A record for which memory is missing is left out and counted: a run's end is
- * never held up by its record. Owner thread. */
+ * A record for which memory is missing is left out: a run's end, which has its
+ * event, is never held up by its record. Owner thread. */
 #ifndef CAIRN_HISTORY_H
 #define CAIRN_HISTORY_H
 
@@ -19,8 +19,7 @@ struct cairn__record;
 
 struct cairn__history {
   struct cairn__record *first, *last;
-  size_t count, limit;
-  uint64_t lost;
+  size_t count, limit; /* limit >= 1 */
 };
 
 /* Also pushes a RunEnded event. The run of the job has ended as `state` says (a

@@ -226,9 +226,6 @@ int cairn__settings_apply(struct cairn_engine *e, struct cairn__settings *s,
                           const struct cairn_property_info *p,
                           const struct cairn_value *value,
                           struct cairn_error *err);
-/* What no single value shows. */
-int cairn__settings_check(const struct cairn__settings *s,
-                          struct cairn_error *err);
 /* A string for a property: valid UTF-8, no NUL, not too long. */
 int cairn__text_check(const struct cairn_property_info *p, const char *text,
                       size_t length, struct cairn_error *err);

@@ -10,7 +10,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "calendar.h"
 #include "engine.h"
 #include "error.h"
 #include "memory.h"
@@ -423,14 +422,6 @@ int cairn__settings_apply(struct cairn_engine *e, struct cairn__settings *s,
   }
 }
 
-int cairn__settings_check(const struct cairn__settings *s,
-                          struct cairn_error *err)
-{
-  if ((s->set & CAIRN__SET_MONTH) && (s->set & CAIRN__SET_DAY))
-    return cairn__schedule_check_day(s->month, s->day, err);
-  return 0;
-}
-
 /* Values that are not set are left over from when they were. */
 static int is_same_calendar(const struct cairn__settings *a,
                             const struct cairn__settings *b)
@@ -484,8 +475,7 @@ int cairn_job_set(cairn_engine *e, cairn_job job,
     if (s.notify != notify && notify != j->settings.notify)
       cairn__free(notify);
   }
-  if (cairn__settings_check(&s, err) != 0 ||
-      cairn__due_check(e, j, &s, j->details ? j->details->zone : NULL, &zone,
+  if (cairn__due_check(e, j, &s, j->details ? j->details->zone : NULL, &zone,
                        err) != 0)
     goto fail;
   if (cairn__events_reserve(e, CAIRN__EVENTS_PER_ACTION) != 0) {

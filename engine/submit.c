@@ -14,7 +14,6 @@
 #include "engine.h"
 #include "error.h"
 #include "memory.h"
-#include "zone.h"
 
 enum what {
   SETTING,
@@ -203,21 +202,18 @@ static int read_recovery_job(struct cairn_engine *e, struct cairn__job *j,
 }
 
 /* "" would be the host's, which is what no zone at all is. */
-static int read_zone(struct cairn__job *j, const json_t *value,
-                     struct cairn_error *err)
+static int read_zone(struct cairn_engine *e, struct cairn__job *j,
+                     const json_t *value, struct cairn_error *err)
 {
-  struct cairn__zone *zone;
-  struct cairn_error why;
+  const struct cairn__zone *zone;
 
   if (expect_string("zone", value, err) != 0)
     return -1;
-  cairn__error_clear(&why);
   if (json_string_length(value) == 0)
     return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
                        "zone: a name such as \"Europe/Berlin\" expected");
-  if (cairn__zone_load(json_string_value(value), &zone, &why) != 0)
-    return cairn__fail(err, why.id, "zone: %s", why.message);
-  cairn__zone_free(zone);
+  if (cairn__engine_zone(e, json_string_value(value), &zone, err) != 0)
+    return -1;
   return read_text(j, "zone", value, offsetof(struct cairn__details, zone),
                    err);
 }
@@ -392,7 +388,7 @@ static int read_key(struct cairn_engine *e, struct cairn__job *j,
   case RECOVERY_JOB:
     return read_recovery_job(e, j, value, err);
   case ZONE:
-    return read_zone(j, value, err);
+    return read_zone(e, j, value, err);
   case QUEUE:
     return read_queue(e, value, &parts->queue, err);
   default: /* KIND */
@@ -417,7 +413,7 @@ static int check_together(const struct cairn__job *j, struct cairn_error *err)
     return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
                        "OtherRecoveryAction is allowed only when "
                        "RecoveryAction is 1 (Other)");
-  return cairn__settings_check(&j->settings, err);
+  return 0;
 }
 
 /* "It must already be in the queue from which it will run." */

@@ -234,8 +234,12 @@ static void all_cases_catch_up(void **state)
     struct cairn__due runs[8], due;
     struct cairn__missed m;
     for (int k = 0; k < 3; k++) {
-      int mode = cairn__catch_up_from(modes[k]);
-      cairn__schedule_catch_up(&s, mode, from, until, runs, 8, NULL, NULL, &m);
+      int64_t mode;
+      assert_int_equal(
+          cairn_value_number(cairn_property_find("catch_up"), modes[k], &mode),
+          0);
+      cairn__schedule_catch_up(&s, (int)mode, from, until, runs, 8, NULL, NULL,
+                               &m);
       assert_int_equal(m.count, json_array_size(missed));
       size_t wanted = (size_t)json_integer_value(
           json_object_get(json_object_get(c, "catch_up"), modes[k]));
