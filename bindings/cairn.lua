@@ -20,6 +20,7 @@ local cairn = {
   properties = engine.properties,
 
   open = engine.open,
+  kind = engine.kind,
   attach = luv.attach,
   spawn = task.spawn,
   sleep = task.sleep,
@@ -60,16 +61,6 @@ local function datetimes(name, make)
 end
 datetimes("datetime", core.datetime)
 datetimes("interval", core.interval)
-
--- Names that belong to the module and are not built yet say so.
-for name, instead in pairs {
-  kind = "pass run = function to engine:submit",
-} do
-  cairn[name] = function()
-    error(("cairn.%s: not built yet in this version (%s)"):format(name,
-      instead), 2)
-  end
-end
 
 -- help([name]) -> text: what a name of the module is; without one, all names.
 function cairn.help(name)

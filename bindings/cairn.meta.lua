@@ -19,12 +19,17 @@
 ---@field properties table # the properties of a job in order of declaration, and by name: name, type, is_writable, values, min, max, max_length, default, description, ...
 local cairn = {}
 
----Opens an engine. Use `local engine <close> = assert(cairn.open())`.
----@param options? cairn.open.options store (`":memory:"`, the default and the only one of this version), codes (`"dmtf"` or `"vendor"`: whose return codes), log (function of a message; default: standard error), queues (`{ default = { concurrency = 2 } }`), owner (CIM_Job.Owner), clock (`"virtual"`: time stands still and is moved by engine:advance), start (a virtual clock's first time), history_limit (how many records of runs are kept)
+---Opens an engine. Use `local engine <close> = assert(cairn.open())`. With a store the jobs of earlier lives are there again: what was running is begun again, as the same run; what a client had held or asked to end stays so; times that have passed are made up for as catch_up says. `store_locked`: another engine has it, whose process the message names; `store_failed`: it is no store, damaged, or cannot be written.
+---@param options? cairn.open.options store (the file that keeps the jobs, made when it is missing; `":memory:"`, the default, keeps none), codes (`"dmtf"` or `"vendor"`: whose return codes), log (function of a message; default: standard error), queues (`{ default = { concurrency = 2 } }`), owner (CIM_Job.Owner), clock (`"virtual"`: time stands still and is moved by engine:advance), start (a virtual clock's first time), history_limit (how many records of runs are kept)
 ---@return cairn.engine? # the engine
 ---@return string? # message, when refused
 ---@return string? # code, when refused: see cairn.errors
 function cairn.open(options) end
+
+---Names the body of run jobs, for `run = name`. A store keeps the name, not the code: such a job waits until a program that has the engine open has given the name a body.
+---@param name string
+---@param body fun(job: cairn.job)
+function cairn.kind(name, body) end
 
 ---Checks the description of a collection of machines. Raises an error object that names the place.
 ---@param collection table `CollectionId`, `ElementName`, `source_directories`, `machines`: a list of `VirtualMachineId`, `ElementName`, `disks` (a list of `id`, `path`, `format` (`"raw"` or `"qcow2"`), `assume_quiescent`), and the lists of files `config`, `runtime`, `guest_state`
@@ -184,19 +189,27 @@ function schedule:next(n, after) end
 ---@class cairn.engine
 local engine = {}
 
----Creates a job. `run = function(job) ... end` is a body in Lua, run as a task.
----@param spec table writable properties, Name, Caption, Description, ElementName, RecoveryAction, OtherRecoveryAction, RecoveryJob, queue, zone, gap, overlap, catch_up, once, held, volatile, and one of export, verify, restore, stream, import, merge, prune, run
+---Creates a job. `run = function(job) ... end` is a body in Lua, run as a task; `run = name` one of cairn.kind. With a store it returns when the job is in it; `wait = false`: at once, and a Submitted event says when. While waiting the engine is driven. `volatile = true`: not kept, which a function as body outside of a policy needs. `store_failed` after waiting: whether the job is kept is known when the store works again.
+---@param spec table writable properties, Name, Caption, Description, ElementName, RecoveryAction, OtherRecoveryAction, RecoveryJob, queue, zone, gap, overlap, catch_up, once, held, volatile, wait, and one of export, verify, restore, stream, import, merge, prune, run
 ---@return cairn.job? # the job
 ---@return string? # message, when refused
 ---@return string? # code, when refused: see cairn.errors
 function engine:submit(spec) end
 
----All or none.
+---All or none, in one commit.
 ---@param specs table[]
 ---@return cairn.job[]? # in the same order
 ---@return string? # message, when refused
 ---@return string? # code, when refused: see cairn.errors
 function engine:submit_all(specs) end
+
+---Gives a job that has not ended another specification. Its id, its history and what a client holds stay; a run that is on goes on as it began; with the same calendar no due time is lost.
+---@param job cairn.job
+---@param spec table what engine:submit takes
+---@return boolean? # true
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function engine:update(job, spec) end
 
 ---Checks and plans without running. Reads, writes nothing; blocks while it reads.
 ---@param spec table
@@ -222,8 +235,8 @@ function engine:jobs(filter) end
 function engine:why(id) end
 
 ---Handlers are called in turns. They cannot wait; an error in one is logged and stops nothing.
----@param name string `"Submitted"`, `"JobState"`, `"PercentComplete"`, `"Changed"`, `"Removed"`, `"Warning"`, `"RequestTimeout"`, `"Skipped"`, `"RunEnded"`
----@param fn fun(event: table) gets name, job, InstanceID, run_number, sequence, time (Unix microseconds) and JobState, PreviousJobState or PercentComplete; a JobState that is Starting has due, when the calendar made this run due, at each attempt; RunEnded has attempt, due, JobState (how it ended) and ErrorCode; Skipped has due, due_last and count (the first and last of so many times that have no run) and reason: `"missed"`, `"running"`, `"held"` or `"ended"`
+---@param name string `"Submitted"`, `"JobState"`, `"PercentComplete"`, `"Changed"`, `"Removed"`, `"Warning"`, `"RequestTimeout"`, `"Skipped"`, `"RunEnded"`, `"Store"`
+---@param fn fun(event: table) gets name, job, InstanceID, run_number, sequence, time (Unix microseconds) and JobState, PreviousJobState or PercentComplete; a JobState that is Starting has due, when the calendar made this run due, at each attempt; RunEnded has attempt, due, JobState (how it ended) and ErrorCode; Skipped has due, due_last and count (the first and last of so many times that have no run) and reason: `"missed"`, `"running"`, `"held"` or `"ended"`; Store has code (0: it works again) and message
 ---@return fun() # ends the subscription
 function engine:on(name, fn) end
 
@@ -298,9 +311,18 @@ function engine:detach() end
 ---@return string? # `timeout`, when jobs had to be killed
 function engine:close(options) end
 
----Waits until everything that happened is in the store.
----@return boolean # true
+---Waits until everything that happened is in the store. Only submit, submit_all, update and job:set do so by themselves; requests and `job.Priority = 3` do not. Events come when what they tell is in the store.
+---@return boolean? # true
+---@return string? # message, when refused
+---@return string? # `store_failed`: a commit failed; it is tried again
 function engine:flush() end
+
+---Copies the store into a new file while the engine works; what is committed meanwhile is in it. It is whole when it has its name.
+---@param path string a file that does not exist
+---@return boolean? # true
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function engine:backup(path) end
 
 ---Moves a virtual clock. Waits that drive an engine with a virtual clock move it by themselves when nothing else can happen.
 ---@param seconds number
@@ -313,15 +335,20 @@ function engine:advance(seconds) end
 ---@return cairn.datetime
 function engine:now() end
 
----What has become of runs. Each attempt that has ended: InstanceID, Name, time (of its end), due (nil: a client wanted it), StartTime, ElapsedTime, run_number, attempt, JobState (how it ended), ErrorCode, ErrorDescription, bytes_done, ReferencePointGroupId. Due times without a run: InstanceID, Name, time, due, due_last, skipped (how many), reason (`"missed"`, `"running"`, `"held"`, `"ended"`). Times are CIM datetimes. The latest history_limit of cairn.open (10000) are kept, as long as the engine.
+---What has become of runs. Each attempt that has ended: InstanceID, Name, time (of its end), due (nil: a client wanted it), StartTime, ElapsedTime, run_number, attempt, JobState (how it ended), ErrorCode, ErrorDescription, bytes_done, ReferencePointGroupId. Due times without a run: InstanceID, Name, time, due, due_last, skipped (how many), reason (`"missed"`, `"running"`, `"held"`, `"ended"`). Times are CIM datetimes. The latest history_limit of cairn.open (10000) are kept, with a store in it.
 ---@param id? string|cairn.job of this job, which may be gone; of all when left out
 ---@return table[]? # oldest first
 ---@return string? # message, when refused
 ---@return string? # code, when refused: see cairn.errors
 function engine:history(id) end
 
----Not built yet: nil, message, `not_supported`.
-function engine:changes() end
+---The events of a store, without a gap and in order, over all its lives: `sequence` counts them. PercentComplete is not among them. The latest 100000 are kept, and some more; `out_of_range` when those after the cursor are gone. Waits for the commit of what has happened, a moment in which nothing else does.
+---@param cursor? integer what the last call gave; 0 or nothing: from the oldest event that is kept
+---@param max? integer at most so many (256)
+---@return table[]? # events, as engine:on gives them; empty when there are none yet
+---@return integer|string # the cursor for the next call; else the message
+---@return string? # code, when refused: see cairn.errors
+function engine:changes(cursor, max) end
 
 ---@class cairn.job
 local job = {}

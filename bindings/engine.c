@@ -186,6 +186,58 @@ static void set_integer(lua_State *L, const char *key, lua_Integer value)
   lua_setfield(L, -2, key);
 }
 
+/* Pushes an event of the engine at stack index 1 as a table. */
+static void push_event(lua_State *L, const struct cairn_event *event)
+{
+  const char *name = cairn_event_name(event->type);
+  lua_createtable(L, 0, 12);
+  set_integer(L, "type", event->type);
+  lua_pushstring(L, name != NULL ? name : "");
+  lua_setfield(L, -2, "name");
+  set_integer(L, "sequence", (lua_Integer)event->sequence);
+  set_integer(L, "time", event->time);
+  if (event->cookie != 0)
+    set_integer(L, "cookie", (lua_Integer)event->cookie);
+  if (event->type == CAIRN_EVENT_PROCESS)
+    set_integer(L, "status", event->status);
+  if (event->job != 0) {
+    set_integer(L, "serial", (lua_Integer)event->job);
+    set_integer(L, "run_number", event->run);
+    lua_pushstring(L, event->instance_id);
+    lua_setfield(L, -2, "InstanceID");
+    cairn__lua_push_job(L, 1, event->job);
+    struct cairn__lua_job *job = lua_touserdata(L, -1);
+    if (job->instance_id[0] == '\0')
+      memcpy(job->instance_id, event->instance_id, sizeof job->instance_id);
+    lua_setfield(L, -2, "job");
+  }
+  if (event->type == CAIRN_EVENT_STATE) {
+    set_state(L, "JobState", event->new_state);
+    set_state(L, "PreviousJobState", event->old_state);
+    set_integer(L, "new_state", event->new_state);
+    set_integer(L, "old_state", event->old_state);
+  }
+  if (event->due != 0)
+    set_integer(L, "due", event->due);
+  if (event->type == CAIRN_EVENT_SKIPPED) {
+    static const char *const reasons[] = {"missed", "running", "held", "ended"};
+    set_integer(L, "due_last", event->due_last);
+    set_integer(L, "count", event->count);
+    lua_pushstring(L, event->code < 4 ? reasons[event->code] : "");
+    lua_setfield(L, -2, "reason");
+  }
+  if (event->type == CAIRN_EVENT_RUN_ENDED) {
+    set_state(L, "JobState", event->new_state);
+    set_integer(L, "ErrorCode", event->code);
+    set_integer(L, "attempt", event->count);
+  }
+  if (event->type == CAIRN_EVENT_PERCENT)
+    set_integer(L, "PercentComplete", event->percent);
+  if (event->type == CAIRN_EVENT_REQUEST_TIMEOUT ||
+      event->type == CAIRN_EVENT_STORE || event->type == CAIRN_EVENT_BACKUP)
+    set_integer(L, "code", event->code);
+}
+
 /* next_event(engine) -> table | nil when there is none */
 static int engine_next_event(lua_State *L)
 {
@@ -198,52 +250,7 @@ static int engine_next_event(lua_State *L)
       return 0;
   }
   struct cairn_event event = e->batch[e->next];
-  const char *name = cairn_event_name(event.type);
-  lua_createtable(L, 0, 12);
-  set_integer(L, "type", event.type);
-  lua_pushstring(L, name != NULL ? name : "");
-  lua_setfield(L, -2, "name");
-  set_integer(L, "sequence", (lua_Integer)event.sequence);
-  set_integer(L, "time", event.time);
-  if (event.cookie != 0)
-    set_integer(L, "cookie", (lua_Integer)event.cookie);
-  if (event.type == CAIRN_EVENT_PROCESS)
-    set_integer(L, "status", event.status);
-  if (event.job != 0) {
-    set_integer(L, "serial", (lua_Integer)event.job);
-    set_integer(L, "run_number", event.run);
-    lua_pushstring(L, event.instance_id);
-    lua_setfield(L, -2, "InstanceID");
-    cairn__lua_push_job(L, 1, event.job);
-    struct cairn__lua_job *job = lua_touserdata(L, -1);
-    if (job->instance_id[0] == '\0')
-      memcpy(job->instance_id, event.instance_id, sizeof job->instance_id);
-    lua_setfield(L, -2, "job");
-  }
-  if (event.type == CAIRN_EVENT_STATE) {
-    set_state(L, "JobState", event.new_state);
-    set_state(L, "PreviousJobState", event.old_state);
-    set_integer(L, "new_state", event.new_state);
-    set_integer(L, "old_state", event.old_state);
-  }
-  if (event.due != 0)
-    set_integer(L, "due", event.due);
-  if (event.type == CAIRN_EVENT_SKIPPED) {
-    static const char *const reasons[] = {"missed", "running", "held", "ended"};
-    set_integer(L, "due_last", event.due_last);
-    set_integer(L, "count", event.count);
-    lua_pushstring(L, reasons[event.code]);
-    lua_setfield(L, -2, "reason");
-  }
-  if (event.type == CAIRN_EVENT_RUN_ENDED) {
-    set_state(L, "JobState", event.new_state);
-    set_integer(L, "ErrorCode", event.code);
-    set_integer(L, "attempt", event.count);
-  }
-  if (event.type == CAIRN_EVENT_PERCENT)
-    set_integer(L, "PercentComplete", event.percent);
-  if (event.type == CAIRN_EVENT_REQUEST_TIMEOUT)
-    set_integer(L, "code", event.code);
+  push_event(L, &event);
   /* a finalizer may have closed the engine, which empties the batch */
   if (e->next < e->count)
     e->next++;
@@ -255,6 +262,79 @@ static int engine_has_events(lua_State *L)
   struct cairn__lua_engine *e = cairn__lua_check_engine(L, 1);
   lua_pushboolean(L, e->next < e->count);
   return 1;
+}
+
+/* ---- the store
+ * ------------------------------------------------------------------- */
+
+/* turn(engine) -> what was changed so far is durable when durable() is this */
+static int engine_turn(lua_State *L)
+{
+  lua_pushinteger(L, (lua_Integer)cairn_engine_turn(check(L)));
+  return 1;
+}
+
+static int engine_durable(lua_State *L)
+{
+  lua_pushinteger(L, (lua_Integer)cairn_engine_durable(check(L)));
+  return 1;
+}
+
+/* store_error(engine) -> nil | message, code */
+static int engine_store_error(lua_State *L)
+{
+  struct cairn_error err = {0};
+  if (cairn_engine_store_error(check(L), &err) == 0)
+    return 0;
+  cairn__lua_fail(L, &err); /* nil, message, code */
+  return 2;
+}
+
+/* changes(engine, cursor, max) -> events | nil, message, code */
+static int engine_changes(lua_State *L)
+{
+  struct cairn_error err = {0};
+  lua_Integer max = luaL_checkinteger(L, 3);
+  luaL_argcheck(L, max >= 0 && max <= 1000000, 3, "0 to 1000000 expected");
+  struct cairn_event *events =
+      lua_newuserdatauv(L, ((size_t)max + 1) * sizeof *events, 0);
+  size_t count;
+  if (cairn_changes(check(L), (uint64_t)luaL_checkinteger(L, 2), events,
+                    (size_t)max, &count, &err) != 0)
+    return cairn__lua_fail(L, &err);
+  lua_createtable(L, (int)count, 0);
+  for (size_t i = 0; i < count; i++) {
+    push_event(L, &events[i]);
+    lua_rawseti(L, -2, (lua_Integer)i + 1);
+  }
+  return 1;
+}
+
+static int finish(lua_State *L, int rc, const struct cairn_error *err);
+
+/* backup_start(engine, to, cookie) -> true | nil, message, code */
+static int engine_backup_start(lua_State *L)
+{
+  struct cairn_error err = {0};
+  return finish(L,
+                cairn_backup_start(check(L), luaL_checkstring(L, 2),
+                                   (uint64_t)luaL_checkinteger(L, 3), &err),
+                &err);
+}
+
+/* backup_error(engine) -> true | nil, message, code: of the last one */
+static int engine_backup_error(lua_State *L)
+{
+  struct cairn_error err = {0};
+  return finish(L, cairn_backup_error(check(L), &err), &err);
+}
+
+/* code_add(engine, name) -> true | nil, message, code */
+static int engine_code_add(lua_State *L)
+{
+  struct cairn_error err = {0};
+  return finish(L, cairn_code_add(check(L), luaL_checkstring(L, 2), &err),
+                &err);
 }
 
 /* ---- jobs
@@ -274,6 +354,22 @@ static int engine_submit(lua_State *L)
     return cairn__lua_fail(L, &err);
   cairn__lua_push_job(L, 1, job);
   return 1;
+}
+
+/* update(engine, serial, spec) -> true | nil, message, code */
+static int engine_update(lua_State *L)
+{
+  struct cairn_error err = {0};
+  const char *text;
+  size_t length;
+  check(L);
+  luaL_checktype(L, 3, LUA_TTABLE);
+  if (cairn__lua_encode(L, 3, &text, &length, &err) != 0)
+    return cairn__lua_fail(L, &err);
+  return finish(L,
+                cairn_job_update(check(L), (cairn_job)luaL_checkinteger(L, 2),
+                                 text, length, &err),
+                &err);
 }
 
 /* submit_all(engine, specs) -> array of jobs | nil, message, code */
@@ -397,6 +493,13 @@ static int task_ask(lua_State *L)
 static int task_answer(lua_State *L)
 {
   lua_pushstring(L, cairn_task_answer_text(check(L), check_serial(L)));
+  return 1;
+}
+
+/* task_code(engine, serial) -> the name of its body | nil */
+static int task_code(lua_State *L)
+{
+  lua_pushstring(L, cairn_task_code(check(L), check_serial(L)));
   return 1;
 }
 
@@ -597,6 +700,15 @@ static const luaL_Reg functions[] = {{"open", engine_open},
                                      {"now", engine_now},
                                      {"next_event", engine_next_event},
                                      {"has_events", engine_has_events},
+                                     {"turn", engine_turn},
+                                     {"durable", engine_durable},
+                                     {"store_error", engine_store_error},
+                                     {"changes", engine_changes},
+                                     {"backup_start", engine_backup_start},
+                                     {"backup_error", engine_backup_error},
+                                     {"code_add", engine_code_add},
+                                     {"update", engine_update},
+                                     {"task_code", task_code},
                                      {"submit", engine_submit},
                                      {"submit_all", engine_submit_all},
                                      {"plan", engine_plan},
@@ -632,6 +744,8 @@ static const struct {
                    {"REQUEST_TIMEOUT", CAIRN_EVENT_REQUEST_TIMEOUT},
                    {"SKIPPED", CAIRN_EVENT_SKIPPED},
                    {"RUN_ENDED", CAIRN_EVENT_RUN_ENDED},
+                   {"STORE", CAIRN_EVENT_STORE},
+                   {"BACKUP", CAIRN_EVENT_BACKUP},
                    {"TASK_START", CAIRN_EVENT_TASK_START},
                    {"TASK_SUSPEND", CAIRN_EVENT_TASK_SUSPEND},
                    {"TASK_RESUME", CAIRN_EVENT_TASK_RESUME},

@@ -170,6 +170,12 @@ void cairn__due_begin(struct cairn_engine *e, struct cairn__job *j)
   find_next(e, j);
 }
 
+void cairn__due_revive(struct cairn_engine *e, struct cairn__job *j)
+{
+  if (!j->due.has_come || !j->due.zone)
+    find_next(e, j);
+}
+
 struct skipping {
   int64_t first_us, last_us;
   uint64_t count;

@@ -63,6 +63,9 @@ struct cairn__schedule cairn__due_schedule(const struct cairn_engine *e,
                                            const struct cairn__zone *zone);
 /* The calendar counts from now on: the job is new, or was given another. */
 void cairn__due_begin(struct cairn_engine *e, struct cairn__job *j);
+/* After the job was loaded from a store: what it waits for next, by what its
+ * zone says now. What had come already has come. */
+void cairn__due_revive(struct cairn_engine *e, struct cairn__job *j);
 /* 1 when the idle job is to run for a time that has come; times that are not
  * made up are skipped. Otherwise next_us is in the future or NEVER. */
 int cairn__due_has_come(struct cairn_engine *e, struct cairn__job *j);

@@ -33,6 +33,7 @@
 
 #include "error.h"
 #include "memory.h"
+#include "store.h"
 
 #define LAST_INSTANT_US 253402300799999999 /* of the year 9999 */
 
@@ -102,7 +103,8 @@ static int has_work(const struct cairn_engine *e)
 {
   const struct cairn__timer *wall, *monotonic;
 
-  if (e->close_next || (e->closing < 0 && cairn__queue_is_ready(e)))
+  if (e->close_next ||
+      (e->closing < 0 && !cairn__store_error(e) && cairn__queue_is_ready(e)))
     return 1;
   if (!e->is_virtual)
     return 0; /* the timerfds tell */
@@ -131,9 +133,11 @@ static void set_timer(int fd, int flags, const struct cairn__timer *first,
 
 void cairn__engine_settle(struct cairn_engine *e)
 {
-  int is_awake = e->events.count > 0 || has_work(e);
+  int is_awake;
   uint64_t counter = 1;
 
+  cairn__store_turn(e);
+  is_awake = cairn__events_ready(e) > 0 || has_work(e);
   if (is_awake != e->is_awake) {
     ssize_t n = is_awake ? write(e->wake_fd, &counter, sizeof counter)
                          : read(e->wake_fd, &counter, sizeof counter);
@@ -222,11 +226,6 @@ static int check_options(const struct cairn_engine_options *o,
                        "open: the options are those of another version of "
                        "cairn.h: %u bytes, not %zu",
                        o->size, sizeof *o);
-  if (o->store && strcmp(o->store, ":memory:") != 0)
-    return cairn__fail(err, CAIRN_E_NOT_SUPPORTED,
-                       "open: store \"%s\": the durable store is not built "
-                       "yet; valid: \":memory:\"",
-                       o->store);
   if (o->virtual_start < 0)
     return cairn__fail(err, CAIRN_E_OUT_OF_RANGE,
                        "open: virtual_start must not be negative");
@@ -287,7 +286,9 @@ int cairn_engine_open(const struct cairn_engine_options *options,
   e->closing = -1;
   e->history.limit = o->history_limit ? o->history_limit : CAIRN__HISTORY_LIMIT;
   e->sample.kind = CAIRN__TIMER_SAMPLE;
-  if (open_parts(e, o, err) != 0) {
+  if (open_parts(e, o, err) != 0 ||
+      (o->store && strcmp(o->store, ":memory:") != 0 &&
+       cairn__store_open(e, o->store, err) != 0)) {
     cairn_engine_free(e);
     return -1;
   }
@@ -316,6 +317,7 @@ void cairn_engine_free(cairn_engine *e)
     cairn__run_release(work->run);
     cairn__free(work);
   }
+  cairn__store_close(e);
   cairn__mailbox_release(e->mailbox);
   cairn__processes_free(e);
   while (e->first) {
@@ -329,6 +331,7 @@ void cairn_engine_free(cairn_engine *e)
   cairn__directories_free(e);
   cairn__queues_free(e);
   cairn__zones_free(e);
+  cairn__codes_free(e);
   cairn__history_free(e);
   cairn__table_free(&e->by_serial);
   cairn__table_free(&e->by_uuid);
@@ -340,7 +343,7 @@ void cairn_engine_free(cairn_engine *e)
   close_fd(e->wake_fd);
   close_fd(e->wall_fd);
   close_fd(e->monotonic_fd);
-  cairn__free(e->events.items);
+  cairn__events_free(e);
   cairn__free(e->strings);
   cairn__free(e->owner);
   cairn__free(e);
@@ -366,6 +369,8 @@ int cairn_engine_is_idle(const cairn_engine *e)
     busy -= e->querying;
   if (e->close_next || busy > 0 || e->orphans > 0 ||
       cairn__processes_running(e) > 0)
+    return 0;
+  if (cairn__store_is_pending(e) && !cairn__store_error(e))
     return 0;
   return e->closing >= 0 || !cairn__queue_is_ready(e);
 }
@@ -512,7 +517,7 @@ static int step_closing(struct cairn_engine *e)
 
 static int step_queues(struct cairn_engine *e)
 {
-  if (e->closing >= 0)
+  if (e->closing >= 0 || cairn__store_error(e))
     return 0;
   for (int i = 0; i < BATCH; i++) {
     struct cairn__job *j;
@@ -531,13 +536,14 @@ int cairn_engine_step(cairn_engine *e)
 {
   int is_left = step_descriptors(e);
 
+  cairn__store_poll(e);
   is_left |= step_notices(e);
   is_left |= step_timers(e, &e->monotonic, cairn__monotonic(e));
   is_left |= step_timers(e, &e->wall, cairn__wall(e));
   is_left |= step_closing(e);
   is_left |= step_queues(e);
   cairn__engine_settle(e);
-  return is_left || e->events.count > 0 || has_work(e);
+  return is_left || cairn__events_ready(e) > 0 || has_work(e);
 }
 
 int cairn_engine_pollfd(const cairn_engine *e)
@@ -551,7 +557,7 @@ int64_t cairn_engine_timeout(const cairn_engine *e)
   const struct cairn__timer *monotonic = cairn__timers_first(&e->monotonic);
   int64_t left = -1, t;
 
-  if (e->events.count > 0 || has_work(e))
+  if (cairn__events_ready(e) > 0 || has_work(e))
     return 0;
   if (wall) {
     t = wall->when - cairn__wall(e);
@@ -576,7 +582,8 @@ int cairn_engine_wait(cairn_engine *e, int64_t timeout_us)
   if (cairn_engine_step(e))
     return 1;
   /* Nothing outside could end the wait, and virtual time does not pass. */
-  if (e->is_virtual && !e->works && cairn__processes_running(e) == 0)
+  if (e->is_virtual && !e->works && cairn__processes_running(e) == 0 &&
+      !cairn__store_is_pending(e))
     return 0;
   if (ppoll(&poller, 1, timeout_us < 0 ? NULL : &limit, NULL) <= 0)
     return 0;

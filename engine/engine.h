@@ -24,18 +24,28 @@ enum cairn__timer_kind {
   CAIRN__TIMER_USER
 };
 
-/* A ring. Room is reserved before an action, so that no event is ever lost:
- * pushing cannot fail. */
-struct cairn__events {
-  struct cairn_event *items;
+struct cairn__ring {
+  struct cairn__pushed *items;
   size_t head, count, capacity; /* capacity is a power of two */
-  uint64_t sequence;
+};
+
+/* Room is reserved before an action, so that no event is ever lost: pushing
+ * cannot fail. Positions among the events of jobs count from the first that
+ * this engine has pushed. */
+struct cairn__events {
+  struct cairn__ring of_jobs, of_host;
+  uint64_t order;    /* of pushing, over both */
+  uint64_t sequence; /* the last one given */
+  uint64_t pushed;   /* events of jobs */
+  uint64_t written;  /* of these, given to the store */
+  uint64_t visible;  /* of these, durable */
 };
 
 struct cairn_engine {
   const struct cairn_clock *clock;
   const struct cairn_io *io;
   struct cairn__mailbox *mailbox;
+  struct cairn__store *store; /* NULL: ":memory:" */
   int is_virtual, is_vendor_codes;
   char *owner;
 
@@ -55,6 +65,7 @@ struct cairn_engine {
   uint64_t next_serial;
   struct cairn__queue *queues;
   struct cairn__zone_entry *zones; /* those that jobs have named */
+  struct cairn__code *codes;       /* bodies of tasks that there are */
   struct cairn__history history;
   struct cairn__table directories;
   struct cairn__work *works;
@@ -100,14 +111,27 @@ int cairn__id_digits(const char *id, char digits[33]);
 /* Whether the GUID of an InstanceID begins with these digits. */
 int cairn__id_begins(const char *instance_id, const char *digits);
 
+/* ---- task.c ---- */
+
+void cairn__codes_free(struct cairn_engine *e);
+
 /* ---- event.c ---- */
 
 int cairn__events_reserve(struct cairn_engine *e, size_t more);
+void cairn__events_free(struct cairn_engine *e);
 /* The event, its common fields filled; j may be NULL. */
 struct cairn_event *cairn__event_push(struct cairn_engine *e, int type,
-                                      const struct cairn__job *j);
-/* The one that was pushed last. */
+                                      struct cairn__job *j);
+/* The one of a job that was pushed last. */
 struct cairn_event *cairn__event_last(struct cairn_engine *e);
+/* That of a position, which was not handed out yet. */
+const struct cairn_event *cairn__event_at(const struct cairn_engine *e,
+                                          uint64_t position);
+/* It has a sequence, and a store keeps it: it tells what has become of a job.
+ * The others are progress, or said to the embedding program alone. */
+int cairn__event_is_kept(uint32_t type);
+/* How many could be handed out now. */
+size_t cairn__events_ready(const struct cairn_engine *e);
 
 /* ---- process.c ---- */
 

@@ -14,6 +14,7 @@
 
 struct cairn__record {
   struct cairn__record *next;
+  uint64_t id;
   int64_t time; /* when it was made: the end of the run; Unix */
   int64_t due, due_last;
   int64_t started, elapsed;
@@ -34,6 +35,9 @@ static void drop_first(struct cairn__history *h)
   h->first = r->next;
   if (!h->first)
     h->last = NULL;
+  if (h->unwritten == r)
+    h->unwritten = r->next;
+  h->dropped = r->id;
   h->count--;
   cairn__free(r);
 }
@@ -44,23 +48,30 @@ void cairn__history_free(struct cairn_engine *e)
     drop_first(&e->history);
 }
 
-static struct cairn__record *
-add(struct cairn_engine *e, const struct cairn__job *j, const char *message)
+/* A record that is in no list yet. */
+static struct cairn__record *make(const char *id, const char *name,
+                                  size_t name_length, const char *message,
+                                  size_t message_length)
 {
-  struct cairn__history *h = &e->history;
-  size_t name = strlen(j->name) + 1, more = message ? strlen(message) + 1 : 0;
-  struct cairn__record *r = cairn__malloc(sizeof *r + name + more);
+  size_t more = message ? message_length + 1 : 0;
+  struct cairn__record *r = cairn__malloc(sizeof *r + name_length + 1 + more);
 
   if (!r)
     return NULL;
   memset(r, 0, sizeof *r);
-  r->time = cairn__wall(e);
-  memcpy(r->instance_id, j->instance_id, sizeof r->instance_id);
-  memcpy(r->text, j->name, name);
+  memcpy(r->instance_id, id, sizeof r->instance_id - 1);
+  memcpy(r->text, name, name_length);
+  r->text[name_length] = '\0';
   if (message) {
-    r->message = r->text + name;
-    memcpy(r->message, message, more);
+    r->message = r->text + name_length + 1;
+    memcpy(r->message, message, message_length);
+    r->message[message_length] = '\0';
   }
+  return r;
+}
+
+static void append(struct cairn__history *h, struct cairn__record *r)
+{
   if (h->last)
     h->last->next = r;
   else
@@ -69,11 +80,25 @@ add(struct cairn_engine *e, const struct cairn__job *j, const char *message)
   h->count++;
   if (h->count > h->limit)
     drop_first(h);
+}
+
+static struct cairn__record *
+add(struct cairn_engine *e, const struct cairn__job *j, const char *message)
+{
+  struct cairn__record *r = make(j->instance_id, j->name, strlen(j->name),
+                                 message, message ? strlen(message) : 0);
+
+  if (!r)
+    return NULL;
+  r->time = cairn__wall(e);
+  r->id = ++e->history.last_id;
+  if (!e->history.unwritten)
+    e->history.unwritten = r;
+  append(&e->history, r);
   return r;
 }
 
-void cairn__history_run(struct cairn_engine *e, const struct cairn__job *j,
-                        int state)
+void cairn__history_run(struct cairn_engine *e, struct cairn__job *j, int state)
 {
   int64_t due = j->due.run_us == CAIRN__NEVER_US ? 0 : j->due.run_us;
   struct cairn_event *event = cairn__event_push(e, CAIRN_EVENT_RUN_ENDED, j);
@@ -109,6 +134,113 @@ void cairn__history_skipped(struct cairn_engine *e, const struct cairn__job *j,
   r->due = event->due;
   r->due_last = event->due_last;
   r->count = event->count;
+}
+
+/* ---- in the store ---- */
+
+int cairn__history_is_changed(const struct cairn_engine *e)
+{
+  return e->history.unwritten ||
+         e->history.dropped_written < e->history.dropped;
+}
+
+static int put_record(const struct cairn__record *r, struct cairn__rows *rows)
+{
+  const int64_t v[CAIRN__HISTORY_INTEGER_COUNT] = {
+      [CAIRN__HISTORY_id] = (int64_t)r->id,
+      [CAIRN__HISTORY_time] = r->time,
+      [CAIRN__HISTORY_due] = r->due,
+      [CAIRN__HISTORY_due_last] = r->due_last,
+      [CAIRN__HISTORY_StartTime] = r->started,
+      [CAIRN__HISTORY_ElapsedTime] = r->elapsed,
+      [CAIRN__HISTORY_bytes_done] = (int64_t)r->bytes_done,
+      [CAIRN__HISTORY_run_number] = r->run,
+      [CAIRN__HISTORY_attempt] = r->attempt,
+      [CAIRN__HISTORY_count] = r->count,
+      [CAIRN__HISTORY_JobState] = r->state,
+      [CAIRN__HISTORY_ErrorCode] = r->error_id,
+      [CAIRN__HISTORY_skipped] = r->is_skipped,
+      [CAIRN__HISTORY_reason] = r->reason,
+  };
+  struct cairn__text t[CAIRN__HISTORY_TEXT_COUNT] = {
+      [CAIRN__HISTORY_InstanceID] = {r->instance_id, strlen(r->instance_id)},
+      [CAIRN__HISTORY_Name] = {r->text, strlen(r->text)},
+  };
+  char point[37];
+
+  if (r->message)
+    t[CAIRN__HISTORY_ErrorDescription] =
+        (struct cairn__text){r->message, strlen(r->message)};
+  if (!uuid_is_null(r->point)) {
+    uuid_unparse_upper(r->point, point);
+    t[CAIRN__HISTORY_ReferencePointGroupId] = (struct cairn__text){point, 36};
+  }
+  return cairn__rows_put(rows, CAIRN__TABLE_HISTORY, v, t);
+}
+
+int cairn__history_put(const struct cairn_engine *e, struct cairn__rows *rows)
+{
+  const struct cairn__history *h = &e->history;
+
+  for (const struct cairn__record *r = h->unwritten; r; r = r->next) {
+    if (put_record(r, rows) != 0)
+      return -1;
+  }
+  if (h->dropped_written == h->dropped)
+    return 0;
+  return cairn__rows_remove_to(rows, CAIRN__TABLE_HISTORY, (int64_t)h->dropped);
+}
+
+void cairn__history_written(struct cairn_engine *e)
+{
+  e->history.unwritten = NULL;
+  e->history.dropped_written = e->history.dropped;
+}
+
+int cairn__history_load(struct cairn_engine *e, const int64_t *v,
+                        const struct cairn__text *t, struct cairn_error *err)
+{
+  const struct cairn__text *id = &t[CAIRN__HISTORY_InstanceID];
+  const struct cairn__text *name = &t[CAIRN__HISTORY_Name];
+  const struct cairn__text *message = &t[CAIRN__HISTORY_ErrorDescription];
+  const struct cairn__text *point = &t[CAIRN__HISTORY_ReferencePointGroupId];
+  struct cairn__record *r;
+  char instance_id[48] = "", point_id[37] = "";
+
+  if (!id->bytes || id->length != 42 || !name->bytes ||
+      v[CAIRN__HISTORY_id] < 1 ||
+      v[CAIRN__HISTORY_id] > (int64_t)e->history.last_id ||
+      v[CAIRN__HISTORY_reason] < 0 ||
+      v[CAIRN__HISTORY_reason] > CAIRN__SKIP_ENDED)
+    return cairn__fail(err, CAIRN_E_STORE_FAILED,
+                       "the store is damaged: record %lld of its history",
+                       (long long)v[CAIRN__HISTORY_id]);
+  memcpy(instance_id, id->bytes, id->length);
+  r = make(instance_id, name->bytes, name->length, message->bytes,
+           message->length);
+  if (!r)
+    return cairn__fail_memory(err);
+  r->id = (uint64_t)v[CAIRN__HISTORY_id];
+  r->time = v[CAIRN__HISTORY_time];
+  r->due = v[CAIRN__HISTORY_due];
+  r->due_last = v[CAIRN__HISTORY_due_last];
+  r->started = v[CAIRN__HISTORY_StartTime];
+  r->elapsed = v[CAIRN__HISTORY_ElapsedTime];
+  r->bytes_done = (uint64_t)v[CAIRN__HISTORY_bytes_done];
+  r->run = (uint32_t)v[CAIRN__HISTORY_run_number];
+  r->attempt = (uint32_t)v[CAIRN__HISTORY_attempt];
+  r->count = (uint32_t)v[CAIRN__HISTORY_count];
+  r->state = (uint16_t)v[CAIRN__HISTORY_JobState];
+  r->error_id = (uint16_t)v[CAIRN__HISTORY_ErrorCode];
+  r->is_skipped = v[CAIRN__HISTORY_skipped] != 0;
+  r->reason = (uint8_t)v[CAIRN__HISTORY_reason];
+  if (point->bytes && point->length == 36) {
+    memcpy(point_id, point->bytes, 36);
+    if (uuid_parse(point_id, r->point) != 0)
+      uuid_clear(r->point);
+  }
+  append(&e->history, r);
+  return 0;
 }
 
 /* ---- as JSON ---- */

@@ -14,6 +14,7 @@
 #include "error.h"
 #include "memory.h"
 #include "state.h"
+#include "store.h"
 
 /* ---- kinds ---- */
 
@@ -88,7 +89,7 @@ static void clear_error(struct cairn__job *j)
 
 /* Without memory for the text the number stays, which has a text of its own
  * in the table of errors. */
-static void set_error(struct cairn__job *j, const struct cairn_error *error)
+void cairn__job_set_error(struct cairn__job *j, const struct cairn_error *error)
 {
   const char *const parts[] = {error->message, error->machine, error->disk,
                                error->path};
@@ -122,12 +123,20 @@ static void set_error(struct cairn__job *j, const struct cairn_error *error)
   j->failure = f;
 }
 
-static void set_error_text(struct cairn__job *j, int id, const char *message)
+static void set_error(struct cairn_engine *e, struct cairn__job *j,
+                      const struct cairn_error *error)
+{
+  cairn__job_set_error(j, error);
+  cairn__store_touch(e, j, CAIRN__TOUCHED_TEXT);
+}
+
+static void set_error_text(struct cairn_engine *e, struct cairn__job *j, int id,
+                           const char *message)
 {
   struct cairn_error error;
 
   cairn__fail(&error, id, "%s", message);
-  set_error(j, &error);
+  set_error(e, j, &error);
 }
 
 void cairn__job_warn(struct cairn_engine *e, struct cairn__job *j,
@@ -142,15 +151,18 @@ void cairn__job_warn(struct cairn_engine *e, struct cairn__job *j,
   if (!j->warnings ||
       json_array_append_new(j->warnings, json_string(text)) != 0)
     j->lost_warnings++;
+  cairn__store_touch(e, j, CAIRN__TOUCHED_TEXT);
   cairn__event_push(e, CAIRN_EVENT_WARNING, j);
 }
 
 /* Moves the results of a run that is done into its job: nothing of jansson's
  * is ever shared between threads. */
-static void take_results(struct cairn__job *j, struct cairn__run *run)
+static void take_results(struct cairn_engine *e, struct cairn__job *j,
+                         struct cairn__run *run)
 {
   json_t *warnings = run->warnings;
 
+  cairn__store_touch(e, j, CAIRN__TOUCHED_TEXT);
   json_decref(j->report);
   j->report = run->report;
   j->lost_warnings += run->lost_warnings;
@@ -259,9 +271,25 @@ static void arm_removal(struct cairn_engine *e, struct cairn__job *j)
                      j->finished_us + j->settings.removal_us);
 }
 
+/* A run that was interrupted and is not begun again has ended after all. */
+static void end_interrupted(struct cairn_engine *e, struct cairn__job *j,
+                            int state)
+{
+  if (!j->is_interrupted)
+    return;
+  j->is_interrupted = 0;
+  if (j->error_id == CAIRN_OK)
+    set_error_text(e, j, CAIRN_E_TERMINATED,
+                   "the engine ended while the run was on, and the job ended "
+                   "before it could be begun again");
+  cairn__history_run(e, j,
+                     state == CAIRN_KILLED ? CAIRN_KILLED : CAIRN_TERMINATED);
+}
+
 /* The last change of state, and what comes with it. */
 static void finish(struct cairn_engine *e, struct cairn__job *j, int state)
 {
+  end_interrupted(e, j, state);
   if (cairn__job_has_runs_left(j))
     cairn__due_skip(e, j, CAIRN__SKIP_ENDED);
   cairn__queue_leave(j);
@@ -363,7 +391,7 @@ static void back_off(struct cairn_engine *e, struct cairn__job *j,
 /* What a client held goes on by the calendar: nothing is made up. */
 static void release(struct cairn_engine *e, struct cairn__job *j)
 {
-  if (j->is_held && !j->is_live && !j->is_backing_off)
+  if (j->is_held && !j->is_live && !j->is_backing_off && !j->is_interrupted)
     cairn__due_skip(e, j, CAIRN__SKIP_HELD);
   j->is_held = 0;
 }
@@ -429,7 +457,7 @@ void cairn__job_run_ended(struct cairn_engine *e, struct cairn__job *j,
 
   if (asked == CAIRN__ASKED_KILL) {
     j->is_last_well = 0;
-    set_error_text(j, CAIRN_E_KILLED, "killed at a client's request");
+    set_error_text(e, j, CAIRN_E_KILLED, "killed at a client's request");
     cairn__history_run(e, j, CAIRN_KILLED);
     finish(e, j, CAIRN_KILLED);
   } else if (error->id == CAIRN_OK) {
@@ -442,14 +470,14 @@ void cairn__job_run_ended(struct cairn_engine *e, struct cairn__job *j,
   } else if (asked == CAIRN__ASKED_TERMINATE &&
              error->id == CAIRN_E_TERMINATED) {
     if (j->is_until_passed)
-      set_error_text(j, CAIRN_E_TERMINATED,
+      set_error_text(e, j, CAIRN_E_TERMINATED,
                      "terminated because UntilTime has passed");
     else
-      set_error(j, error);
+      set_error(e, j, error);
     cairn__history_run(e, j, CAIRN_TERMINATED);
     finish(e, j, CAIRN_TERMINATED);
   } else {
-    set_error(j, error);
+    set_error(e, j, error);
     cairn__history_run(e, j, CAIRN_EXCEPTION);
     if (asked != CAIRN__ASKED_TERMINATE)
       fail_run(e, j, asked == CAIRN__ASKED_SUSPEND, was_recovering);
@@ -492,7 +520,8 @@ static int start_thread(struct cairn_engine *e, struct cairn__job *j,
   if (j->directory)
     uuid_unparse_upper(j->point, run->point_uuid);
   run->number = j->run_number;
-  run->epoch = 1;
+  run->epoch = j->epoch;
+  run->turn = cairn_engine_turn(e);
   run->cookie = (uint64_t)(uintptr_t)work;
   if (cairn__run_start(run, error) != 0) {
     cairn__run_release(run);
@@ -553,15 +582,20 @@ static void start_first_time(struct cairn_engine *e, struct cairn__job *j)
 {
   struct cairn_error error;
 
-  if (j->is_backing_off) {
+  if (j->is_interrupted) {
+    j->is_interrupted = 0;
+    j->epoch++;
+  } else if (j->is_backing_off) {
     j->is_backing_off = 0;
     j->attempts++;
+    j->epoch++;
   } else {
     j->run_number++;
-    j->attempts = 1;
+    j->attempts = j->epoch = 1;
     cairn__due_run(e, j);
   }
   clear_error(j);
+  cairn__store_touch(e, j, CAIRN__TOUCHED_TEXT);
   json_decref(j->warnings);
   json_decref(j->report);
   j->warnings = j->report = NULL;
@@ -666,7 +700,7 @@ static int64_t schedule_delay(struct cairn_engine *e,
 static int is_exhausted(const struct cairn__job *j)
 {
   return j->run_number > 0 && !j->is_live && !j->is_backing_off &&
-         !cairn__job_has_runs_left(j);
+         !j->is_interrupted && !cairn__job_has_runs_left(j);
 }
 
 /* Whether an idle job that nobody holds is to start now; if not, its timer is
@@ -676,6 +710,8 @@ static int is_due(struct cairn_engine *e, struct cairn__job *j)
   struct cairn__timers *timers = &e->wall;
   int64_t when;
 
+  if (j->is_interrupted)
+    return 1;
   if (j->is_backing_off) {
     if (j->retry_us <= cairn__monotonic(e))
       return 1;
@@ -716,7 +752,9 @@ void cairn__job_reconsider(struct cairn_engine *e, struct cairn__job *j)
       complete(e, j);
     return;
   }
-  if (j->is_start_asked)
+  if (cairn__job_missing_code(e, j))
+    is_wanted = 0;
+  else if (j->is_start_asked)
     is_wanted = 1;
   else if (!j->is_held && !j->is_live)
     is_wanted = is_due(e, j);
@@ -768,6 +806,76 @@ int cairn__job_phase(const struct cairn__job *j)
   return j->is_backing_off ? CAIRN__PHASE_BACKOFF : CAIRN__PHASE_WAITING;
 }
 
+/* ---- after another life of the engine ---- */
+
+/* The zone that its calendar needs may be gone from the system. */
+static int revive_calendar(struct cairn_engine *e, struct cairn__job *j,
+                           struct cairn_error *err)
+{
+  const char *zone = j->details ? j->details->zone : NULL;
+  struct cairn_error why;
+
+  if (!has_calendar(j))
+    return 0;
+  if (cairn__engine_zone(e, zone ? zone : "", &j->due.zone, &why) != 0) {
+    if (why.id == CAIRN_E_NO_MEMORY)
+      return cairn__fail_memory(err);
+    j->due.zone = NULL;
+    j->is_held = 1;
+    set_error(e, j, &why);
+    cairn__job_warn(e, j, why.message);
+  }
+  cairn__due_revive(e, j);
+  return 0;
+}
+
+/* The same run is begun again, at once, unless a client had asked for it to
+ * stand still. */
+static void interrupt(struct cairn_engine *e, struct cairn__job *j)
+{
+  j->is_live = 0;
+  j->is_interrupted = 1;
+  if (j->asked == CAIRN__ASKED_SUSPEND && !j->is_closing)
+    j->is_held = 1;
+  if (!j->is_held)
+    j->is_start_asked = 1;
+  if (j->state == CAIRN_QUERY_PENDING || j->state == CAIRN_STARTING)
+    cairn__job_set_state(e, j, CAIRN_RUNNING);
+  if (j->state == CAIRN_RUNNING)
+    cairn__job_set_state(e, j, CAIRN_SUSPENDED);
+}
+
+int cairn__job_recover(struct cairn_engine *e, struct cairn__job *j,
+                       struct cairn_error *err)
+{
+  int was_killed = j->asked == CAIRN__ASKED_KILL;
+
+  e->busy += (size_t)is_busy(j->state);
+  e->querying += (size_t)(j->state == CAIRN_QUERY_PENDING);
+  if (cairn_state_is_final(j->state)) {
+    arm_removal(e, j);
+    return 0;
+  }
+  if (revive_calendar(e, j, err) != 0)
+    return -1;
+  if (j->state == CAIRN_SHUTTING_DOWN) {
+    j->is_interrupted = j->is_live;
+    j->is_live = 0;
+    set_error_text(e, j, was_killed ? CAIRN_E_KILLED : CAIRN_E_TERMINATED,
+                   was_killed ? "killed at a client's request"
+                              : "terminated at a client's request; the engine "
+                                "ended meanwhile");
+    j->asked = CAIRN__ASKED_NOTHING;
+    finish(e, j, was_killed ? CAIRN_KILLED : CAIRN_TERMINATED);
+    return 0;
+  }
+  if (j->is_live)
+    interrupt(e, j);
+  j->asked = CAIRN__ASKED_NOTHING;
+  cairn__job_settings_changed(e, j, 0);
+  return 0;
+}
+
 /* ---- ending ---- */
 
 static void terminate(struct cairn_engine *e, struct cairn__job *j)
@@ -778,7 +886,8 @@ static void terminate(struct cairn_engine *e, struct cairn__job *j)
   if (!j->is_live) {
     cairn__job_set_state(e, j, CAIRN_SHUTTING_DOWN);
     j->is_last_well = 0;
-    set_error_text(j, CAIRN_E_TERMINATED, "terminated at a client's request");
+    set_error_text(e, j, CAIRN_E_TERMINATED,
+                   "terminated at a client's request");
     finish(e, j, CAIRN_TERMINATED);
     return;
   }
@@ -803,7 +912,7 @@ static void kill_now(struct cairn_engine *e, struct cairn__job *j)
   }
   j->is_last_well = 0;
   cairn__processes_kill(e, j->by_serial.key);
-  set_error_text(j, CAIRN_E_KILLED, "killed at a client's request");
+  set_error_text(e, j, CAIRN_E_KILLED, "killed at a client's request");
   if (was_live)
     cairn__history_run(e, j, CAIRN_KILLED);
   finish(e, j, CAIRN_KILLED);
@@ -846,7 +955,7 @@ void cairn__job_parked(struct cairn_engine *e, struct cairn__job *j)
   take_progress(j);
   j->rate = j->eta = -1;
   give_slot(j);
-  j->is_held = 1;
+  j->is_held = !j->is_closing;
   cairn__job_set_state(e, j, CAIRN_SUSPENDED);
 }
 
@@ -856,8 +965,10 @@ void cairn__job_close(struct cairn_engine *e, struct cairn__job *j)
     return;
   switch (e->closing) {
   case CAIRN_CLOSE_SUSPEND:
-    if (j->state == CAIRN_RUNNING && j->asked == CAIRN__ASKED_NOTHING)
+    if (j->state == CAIRN_RUNNING && j->asked == CAIRN__ASKED_NOTHING) {
+      j->is_closing = 1;
       suspend_run(e, j);
+    }
     break;
   case CAIRN_CLOSE_TERMINATE:
     if (j->state != CAIRN_SHUTTING_DOWN)
@@ -887,7 +998,7 @@ static void until_passed(struct cairn_engine *e, struct cairn__job *j)
     complete(e, j);
   } else {
     if (j->error_id == CAIRN_OK)
-      set_error_text(j, CAIRN_E_TIMEOUT,
+      set_error_text(e, j, CAIRN_E_TIMEOUT,
                      "UntilTime passed before a run of the job had started");
     finish(e, j, CAIRN_EXCEPTION);
   }
@@ -910,7 +1021,7 @@ void cairn__job_notice(struct cairn_engine *e, struct cairn__run *run,
     cairn__event_push(e, CAIRN_EVENT_WARNING, j);
   if (notices & CAIRN__NOTICE_DONE) {
     if (j) {
-      take_results(j, run);
+      take_results(e, j, run);
       cairn__job_run_ended(e, j, &run->error);
     }
     e->orphans--; /* leave_run took the thread for one that still works */
@@ -1158,6 +1269,7 @@ uint32_t cairn_job_request_state_change(
     cairn__fail_memory(err);
     return answer(e, CAIRN_RC_FAILED);
   }
+  cairn__store_touch(e, j, CAIRN__TOUCHED_STATE);
   code = request(e, j, requested, err);
   /* A request that replaces another takes over its deadline too. */
   if ((code == CAIRN_RC_STARTED || code == CAIRN_RC_COMPLETED) &&
@@ -1197,6 +1309,7 @@ uint32_t cairn_job_kill(cairn_engine *e, cairn_job job, int delete_on_kill,
     j->settings.set |= CAIRN__SET_DELETE;
     j->settings.is_delete = delete_on_kill != 0;
   }
+  cairn__store_touch(e, j, CAIRN__TOUCHED_STATE);
   kill_job(e, j);
   cairn__engine_settle(e);
   /* The method has no code for "started": what it promises is under way. */
@@ -1217,6 +1330,7 @@ uint32_t cairn_job_resume(cairn_engine *e, cairn_job job,
     cairn__fail_memory(err);
     return answer(e, CAIRN_RC_FAILED);
   }
+  cairn__store_touch(e, j, CAIRN__TOUCHED_STATE);
   if (j->state == CAIRN_RUNNING && j->asked == CAIRN__ASKED_SUSPEND) {
     if (e->closing >= 0) {
       code = refuse_closing(j, "resume", err);
@@ -1228,7 +1342,7 @@ uint32_t cairn_job_resume(cairn_engine *e, cairn_job job,
       else
         cairn__event_push(e, CAIRN_EVENT_TASK_RESUME, j);
     }
-  } else if (j->state == CAIRN_SUSPENDED && j->is_live) {
+  } else if (j->state == CAIRN_SUSPENDED && (j->is_live || j->is_interrupted)) {
     code = request_start(e, j, "resume", err);
   } else if (j->is_held && !j->is_live) {
     release(e, j);
@@ -1283,6 +1397,7 @@ void cairn__job_free(struct cairn_engine *e, struct cairn__job *j)
 {
   if (!j)
     return;
+  cairn__store_forget(e, j);
   if (j->directory)
     cairn__directory_remove_job(e, j->directory);
   if (j->queue)

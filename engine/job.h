@@ -146,8 +146,11 @@ struct cairn__job {
   struct cairn__failure *failure;
   unsigned char point[16]; /* ReferencePointGroupId of the last run */
 
+  struct cairn__job *touched_prev, *touched_next; /* store.h */
+
   uint32_t run_number, runs_succeeded;
   uint32_t attempts; /* at the last run */
+  uint32_t epoch;    /* of the last run: how often it was begun, from 1 */
   uint32_t lost_warnings;
   uint16_t state; /* assigned by cairn__job_set_state alone */
   uint16_t error_id, percent;
@@ -155,6 +158,7 @@ struct cairn__job {
   uint8_t recovery_action, has_recovery_action;
   uint8_t gap, overlap, catch_up; /* 1 + position in the value map; 0 null */
   uint8_t asked;                  /* enum cairn__asked */
+  uint8_t touched;                /* enum cairn__touched */
   uint8_t has_changed, is_once, is_volatile, is_held, is_start_asked, is_live;
   uint8_t has_slot, is_executing, is_until_passed, is_removable;
   uint8_t is_backing_off;  /* the last run has failed and will be tried again */
@@ -164,6 +168,10 @@ struct cairn__job {
                               which does not end it */
   uint8_t has_ended;       /* a run has ended since the last Starting */
   uint8_t is_last_well;    /* and it ended well */
+  uint8_t is_interrupted;  /* its last run was on when an engine ended; it is
+                              begun again, as the same run */
+  uint8_t is_closing; /* asked to suspend by cairn_engine_close(): nobody holds
+                         it, the next engine goes on */
 };
 
 /* ---- kinds ---- */
@@ -179,7 +187,28 @@ void cairn__kind_register(const struct cairn__kind *kind);
 struct cairn__job *cairn__job_make(struct cairn_engine *e, json_t *spec,
                                    struct cairn_error *err);
 
+/* One that nothing knows, in the state New; NULL: out of memory. */
+struct cairn__job *cairn__job_blank(void);
+/* Its kind, directory and queue, when it comes from a store. A kind that this
+ * build lacks becomes one whose runs say so, a queue that the engine was not
+ * opened with is made. */
+int cairn__job_place(struct cairn_engine *e, struct cairn__job *j,
+                     const char *kind, const char *queue,
+                     struct cairn_error *err);
+/* The engine knows it from now on. There must be room for its timers. */
+void cairn__job_link(struct cairn_engine *e, struct cairn__job *j,
+                     uint64_t serial);
+
 /* ---- job.c: the state machine ---- */
+
+/* The error of its last run; the text is left out without memory. */
+void cairn__job_set_error(struct cairn__job *j,
+                          const struct cairn_error *error);
+/* Once all jobs of a store are there: one whose run was on is interrupted, one
+ * that was asked to end has ended, all others wait for what they waited for.
+ * There must be room for events. -1: out of memory. */
+int cairn__job_recover(struct cairn_engine *e, struct cairn__job *j,
+                       struct cairn_error *err);
 
 /* The one writer of JobState. There must be room for an event. */
 void cairn__job_set_state(struct cairn_engine *e, struct cairn__job *j,
@@ -216,6 +245,10 @@ void cairn__job_close(struct cairn_engine *e, struct cairn__job *j);
 /* One of the words of the value map "phase", as a number of that map. */
 int cairn__job_phase(const struct cairn__job *j);
 int cairn__job_has_runs_left(const struct cairn__job *j);
+/* The name of the body that a task needs and the embedding program has not said
+ * to have (cairn_code_add), or NULL. */
+const char *cairn__job_missing_code(const struct cairn_engine *e,
+                                    const struct cairn__job *j);
 
 /* ---- settings.c ---- */
 
@@ -226,6 +259,9 @@ int cairn__settings_apply(struct cairn_engine *e, struct cairn__settings *s,
                           const struct cairn_property_info *p,
                           const struct cairn_value *value,
                           struct cairn_error *err);
+/* They name the same times, but for UntilTime and JobRunTimes. */
+int cairn__settings_same_calendar(const struct cairn__settings *a,
+                                  const struct cairn__settings *b);
 /* A string for a property: valid UTF-8, no NUL, not too long. */
 int cairn__text_check(const struct cairn_property_info *p, const char *text,
                       size_t length, struct cairn_error *err);

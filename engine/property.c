@@ -17,6 +17,7 @@
 #include "error.h"
 #include "json.h"
 #include "memory.h"
+#include "store.h"
 #include "state.h"
 
 static const struct cairn_property_info *info_of(int id)
@@ -220,26 +221,52 @@ static const char *backoff_status(struct cairn_engine *e,
   return e->text;
 }
 
+static const char *queued_status(struct cairn_engine *e,
+                                 const struct cairn__job *j)
+{
+  const struct cairn_error *error = cairn__store_error(e);
+
+  if (error) {
+    snprintf(e->text, sizeof e->text,
+             "queued: nothing starts while the store fails: %s",
+             error->message);
+    cairn__utf8_clean(e->text);
+    return e->text;
+  }
+  if (j->directory && j->heap == &j->directory->waiting) {
+    snprintf(e->text, sizeof e->text, "queued: another job exports into %s",
+             j->directory->path);
+    cairn__utf8_clean(e->text);
+    return e->text;
+  }
+  if (e->closing >= 0)
+    return "queued: the engine is closing, nothing starts";
+  if (j->is_interrupted)
+    return "queued: its run was interrupted and will be begun again";
+  return "queued";
+}
+
 static const char *idle_status(struct cairn_engine *e,
                                const struct cairn__job *j)
 {
+  const char *code = cairn__job_missing_code(e, j);
+
   switch (cairn__job_phase(j)) {
   case CAIRN__PHASE_QUEUED:
-    if (j->directory && j->heap == &j->directory->waiting) {
-      snprintf(e->text, sizeof e->text, "queued: another job exports into %s",
-               j->directory->path);
-      cairn__utf8_clean(e->text);
-      return e->text;
-    }
-    return e->closing >= 0 ? "queued: the engine is closing, nothing starts"
-                           : "queued";
+    return queued_status(e, j);
   case CAIRN__PHASE_HELD:
-    return j->is_live ? "suspended by a client in the middle of a run"
-                      : "held by a client";
+    return j->is_live || j->is_interrupted
+               ? "suspended by a client in the middle of a run"
+               : "held by a client";
   case CAIRN__PHASE_BACKOFF:
     return backoff_status(e, j);
   default:
-    return waiting_status(e, j);
+    if (!code)
+      return waiting_status(e, j);
+    snprintf(e->text, sizeof e->text,
+             "waiting for its code: this program has no \"%s\"", code);
+    cairn__utf8_clean(e->text);
+    return e->text;
   }
 }
 
@@ -292,7 +319,7 @@ static void give_scheduled(struct cairn_engine *e, const struct cairn__job *j,
     give_null(v);
     return;
   }
-  if (j->is_live) { /* executing */
+  if (j->is_live || j->is_interrupted) { /* executing */
     give_datetime(v,
                   (struct cairn_datetime){.kind = CAIRN_ZERO, .precision = 20});
     return;

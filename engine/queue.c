@@ -228,6 +228,13 @@ static struct cairn__queue *queue_add(struct cairn_engine *e, const char *name,
   return q;
 }
 
+int cairn__queue_make(struct cairn_engine *e, const char *name,
+                      struct cairn__queue **out, struct cairn_error *err)
+{
+  *out = queue_add(e, name, DEFAULT_CONCURRENCY);
+  return *out ? 0 : cairn__fail_memory(err);
+}
+
 static int read_queue(struct cairn_engine *e, const char *name,
                       const json_t *options, struct cairn_error *err)
 {

@@ -48,6 +48,9 @@ int cairn__queues_open(struct cairn_engine *e, const char *json,
 void cairn__queues_free(struct cairn_engine *e);
 struct cairn__queue *cairn__queue_find(struct cairn_engine *e,
                                        const char *name);
+/* One more, with the defaults: jobs of a store are in it. */
+int cairn__queue_make(struct cairn_engine *e, const char *name,
+                      struct cairn__queue **out, struct cairn_error *err);
 
 /* Room for one more job; counted in when it was made. */
 int cairn__queue_add_job(struct cairn__queue *q);

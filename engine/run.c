@@ -35,6 +35,10 @@ struct cairn__mailbox {
   int fd;
   int is_closed;
   int references; /* the owner and every run that may post; under lock */
+  pthread_cond_t committed; /* durable or is_failing has changed, or a run was
+                               asked something */
+  uint64_t durable;         /* turns, under lock */
+  _Atomic int is_failing;   /* written under lock */
   struct cairn_virtual_clock clock;
 };
 
@@ -94,6 +98,7 @@ struct cairn__mailbox *cairn__mailbox_new(struct cairn_error *err)
     cairn__free(box);
     return NULL;
   }
+  pthread_cond_init(&box->committed, NULL); /* never fails here */
   return box;
 }
 
@@ -113,6 +118,7 @@ static void mailbox_unref(struct cairn__mailbox *box)
   pthread_mutex_unlock(&box->lock);
   if (is_last) {
     close(box->fd);
+    pthread_cond_destroy(&box->committed);
     pthread_mutex_destroy(&box->lock);
     cairn__free(box);
   }
@@ -211,10 +217,22 @@ void cairn__mailbox_release(struct cairn__mailbox *box)
     return;
   pthread_mutex_lock(&box->lock);
   box->is_closed = 1;
+  pthread_cond_broadcast(&box->committed);
   pthread_mutex_unlock(&box->lock);
   while ((run = cairn__mailbox_take(box, &notices)) != NULL)
     cairn__run_release(run);
   mailbox_unref(box);
+}
+
+void cairn__mailbox_durable(struct cairn__mailbox *box, uint64_t turn,
+                            int is_failing)
+{
+  pthread_mutex_lock(&box->lock);
+  if (turn > box->durable)
+    box->durable = turn;
+  atomic_store(&box->is_failing, is_failing);
+  pthread_cond_broadcast(&box->committed);
+  pthread_mutex_unlock(&box->lock);
 }
 
 struct cairn_virtual_clock *cairn__mailbox_clock(struct cairn__mailbox *box)
@@ -272,11 +290,33 @@ void cairn__run_release(struct cairn__run *run)
   cairn__free(run);
 }
 
+/* Until the store has the turn, or the run is asked to end: 0 or -1. */
+static int wait_for_turn(struct cairn__run *run)
+{
+  struct cairn__mailbox *box = run->mailbox;
+  int is_durable = 1;
+
+  if (box && run->turn > 0) {
+    pthread_mutex_lock(&box->lock);
+    while (box->durable < run->turn && !box->is_closed &&
+           !cairn__run_is_ending(run))
+      pthread_cond_wait(&box->committed, &box->lock);
+    is_durable = box->durable >= run->turn;
+    pthread_mutex_unlock(&box->lock);
+  }
+  if (is_durable)
+    return 0;
+  if (cairn__run_gate(run, &run->error) == 0)
+    cairn__fail(&run->error, CAIRN_E_KILLED, "the engine is gone");
+  return -1;
+}
+
 static void *thread_main(void *argument)
 {
   struct cairn__run *run = argument;
 
-  run->main(run);
+  if (wait_for_turn(run) == 0)
+    run->main(run);
   post(run, CAIRN__NOTICE_DONE);
   cairn__run_release(run);
   return NULL;
@@ -348,8 +388,22 @@ void cairn__run_leave(struct cairn__run *run)
   pthread_mutex_unlock(&run->lock);
 }
 
+/* The store fails: stands still until it does not, or something is asked. */
+static void wait_for_store(struct cairn__run *run)
+{
+  struct cairn__mailbox *box = run->mailbox;
+
+  pthread_mutex_lock(&box->lock);
+  while (atomic_load(&box->is_failing) && !box->is_closed &&
+         atomic_load(&run->request) == CAIRN__RUN_GO)
+    pthread_cond_wait(&box->committed, &box->lock);
+  pthread_mutex_unlock(&box->lock);
+}
+
 int cairn__run_gate(struct cairn__run *run, struct cairn_error *err)
 {
+  if (run->mailbox && atomic_load(&run->mailbox->is_failing))
+    wait_for_store(run);
   if (atomic_load(&run->request) == CAIRN__RUN_SUSPEND) {
     pthread_mutex_lock(&run->lock);
     park_locked(run);
@@ -427,6 +481,11 @@ void cairn__run_request(struct cairn__run *run, int request)
     else
       withdraw(run, CAIRN__NOTICE_PARKED);
     pthread_cond_broadcast(&run->changed);
+    if (run->mailbox) {
+      pthread_mutex_lock(&run->mailbox->lock);
+      pthread_cond_broadcast(&run->mailbox->committed);
+      pthread_mutex_unlock(&run->mailbox->lock);
+    }
   }
   pthread_mutex_unlock(&run->lock);
 }

@@ -21,6 +21,10 @@
  * waits for others of its own run must have left. Entering parks while the run
  * is suspended, so that a parked run stays parked.
  *
+ * With a store, nothing of a run happens before the commit that says that it is
+ * on; and while the store fails, every thread stands in the gate, which is what
+ * keeps it from publishing. Neither is parking: the owner is told nothing.
+ *
  * Lifetime: reference counted; the owner holds one, the thread one. The owner
  * may drop its own (cairn_engine_free) while the thread still unwinds. */
 #ifndef CAIRN_RUN_H
@@ -61,6 +65,7 @@ struct cairn__run {
   char point_uuid[37]; /* export: the ReferencePointGroupId of this run */
   uint32_t number;     /* run number, from 1 */
   uint64_t epoch;
+  uint64_t turn;   /* the store must have committed it before main begins */
   uint64_t cookie; /* the owner's; nobody else's business */
 
   /* atomics: written by the thread, read by the owner at any time */
@@ -139,6 +144,10 @@ void cairn__mailbox_release(struct cairn__mailbox *box);
 /* Room for the engine's virtual clock, which the threads may outlive it with;
  * the owner initialises it. */
 struct cairn_virtual_clock *cairn__mailbox_clock(struct cairn__mailbox *box);
+/* By the store's writer: all turns up to this one are durable (0: as before),
+ * and whether the store fails. */
+void cairn__mailbox_durable(struct cairn__mailbox *box, uint64_t turn,
+                            int is_failing);
 int cairn__mailbox_fd(const struct cairn__mailbox *box); /* eventfd */
 /* The next run with notices (which are taken into *notices), or NULL. The
  * descriptor is readable exactly while runs with notices are left. The caller

@@ -13,6 +13,7 @@
 #include "engine.h"
 #include "error.h"
 #include "memory.h"
+#include "store.h"
 
 #define REMOVAL_DEFAULT_US INT64_C(300000000)
 #define REMOVAL_MIN_US     INT64_C(1000000)
@@ -423,8 +424,8 @@ int cairn__settings_apply(struct cairn_engine *e, struct cairn__settings *s,
 }
 
 /* Values that are not set are left over from when they were. */
-static int is_same_calendar(const struct cairn__settings *a,
-                            const struct cairn__settings *b)
+int cairn__settings_same_calendar(const struct cairn__settings *a,
+                                  const struct cairn__settings *b)
 {
   const uint16_t mask =
       CAIRN__SET_CALENDAR | CAIRN__SET_SCHEDULED | CAIRN__SET_LOCAL_OR_UTC;
@@ -455,7 +456,7 @@ int cairn_job_set(cairn_engine *e, cairn_job job,
 
   cairn__error_clear(err);
   j = cairn__engine_job(e, job, err);
-  if (!j)
+  if (!j || cairn__store_accepts(e, err) != 0)
     return -1;
   s = j->settings;
   for (size_t i = 0; i < count; i++) {
@@ -484,9 +485,10 @@ int cairn_job_set(cairn_engine *e, cairn_job job,
   }
   if (s.notify != j->settings.notify)
     cairn__free(j->settings.notify);
-  is_calendar_new = !is_same_calendar(&s, &j->settings);
+  is_calendar_new = !cairn__settings_same_calendar(&s, &j->settings);
   j->settings = s;
   j->due.zone = zone;
+  cairn__store_touch(e, j, CAIRN__TOUCHED_TEXT); /* Notify */
   cairn__event_push(e, CAIRN_EVENT_CHANGED, j);
   cairn__job_settings_changed(e, j, is_calendar_new);
   cairn__engine_settle(e);

@@ -14,6 +14,7 @@
 #include "engine.h"
 #include "error.h"
 #include "memory.h"
+#include "store.h"
 
 enum what {
   SETTING,
@@ -279,6 +280,13 @@ static const char *written_directory(const struct cairn__job *j,
   return json_string_value(json_object_get(j->spec, "directory"));
 }
 
+/* The others add to a directory, or change it. */
+static int writes_directory(const char *kind)
+{
+  return strcmp(kind, "verify") != 0 && strcmp(kind, "restore") != 0 &&
+         strcmp(kind, "stream") != 0 && strcmp(kind, "unknown") != 0;
+}
+
 static int read_directory(struct cairn_engine *e, struct cairn__job *j,
                           const char *kind, struct cairn_error *err)
 {
@@ -323,11 +331,7 @@ static int read_kind(struct cairn_engine *e, struct cairn__job *j,
       *err = why;
     return -1;
   }
-  /* the others add to a directory, or change it */
-  return strcmp(name, "verify") == 0 || strcmp(name, "restore") == 0 ||
-                 strcmp(name, "stream") == 0
-             ? 0
-             : read_directory(e, j, name, err);
+  return writes_directory(name) ? read_directory(e, j, name, err) : 0;
 }
 
 /* ---- the whole ---- */
@@ -489,15 +493,12 @@ static int fill(struct cairn_engine *e, struct cairn__job *j, json_t *spec,
   return make_id(e, j, err);
 }
 
-struct cairn__job *cairn__job_make(struct cairn_engine *e, json_t *spec,
-                                   struct cairn_error *err)
+struct cairn__job *cairn__job_blank(void)
 {
   struct cairn__job *j = cairn__calloc(1, sizeof *j);
 
-  if (!j) {
-    cairn__fail_memory(err);
+  if (!j)
     return NULL;
-  }
   j->state = CAIRN_NEW; /* where every job begins; no change, no event */
   j->rate = j->eta = -1;
   j->due.next_us = j->due.run_us = CAIRN__NEVER_US;
@@ -506,6 +507,18 @@ struct cairn__job *cairn__job_make(struct cairn_engine *e, json_t *spec,
   j->until.kind = CAIRN__TIMER_UNTIL;
   j->control.kind = CAIRN__TIMER_CONTROL;
   j->schedule.owner = j->until.owner = j->control.owner = j;
+  return j;
+}
+
+struct cairn__job *cairn__job_make(struct cairn_engine *e, json_t *spec,
+                                   struct cairn_error *err)
+{
+  struct cairn__job *j = cairn__job_blank();
+
+  if (!j) {
+    cairn__fail_memory(err);
+    return NULL;
+  }
   if (fill(e, j, spec, err) != 0) {
     cairn__job_free(e, j);
     return NULL;
@@ -513,10 +526,41 @@ struct cairn__job *cairn__job_make(struct cairn_engine *e, json_t *spec,
   return j;
 }
 
-/* The engine gets to know the job. Cannot fail. */
-static cairn_job adopt(struct cairn_engine *e, struct cairn__job *j)
+/* For a job whose kind this build does not have. */
+static void unknown_main(struct cairn__run *run)
 {
-  j->submitted_us = cairn__wall(e);
+  cairn__fail(&run->error, CAIRN_E_NOT_SUPPORTED,
+              "this build has no such kind of job");
+}
+
+static const struct cairn__kind unknown_kind = {.name = "unknown",
+                                                .main = unknown_main};
+
+int cairn__job_place(struct cairn_engine *e, struct cairn__job *j,
+                     const char *kind, const char *queue,
+                     struct cairn_error *err)
+{
+  struct cairn__queue *q = cairn__queue_find(e, queue);
+
+  if (!q && cairn__queue_make(e, queue, &q, err) != 0)
+    return -1;
+  if (strcmp(kind, "run") != 0) {
+    j->kind = cairn__kind_find(kind);
+    if (!j->kind)
+      j->kind = &unknown_kind;
+    if (writes_directory(j->kind->name) &&
+        read_directory(e, j, j->kind->name, err) != 0)
+      return -1;
+  }
+  if (cairn__queue_add_job(q) != 0)
+    return cairn__fail_memory(err);
+  j->queue = q;
+  return 0;
+}
+
+void cairn__job_link(struct cairn_engine *e, struct cairn__job *j,
+                     uint64_t serial)
+{
   j->prev = e->last;
   if (e->last)
     e->last->next = j;
@@ -524,8 +568,16 @@ static cairn_job adopt(struct cairn_engine *e, struct cairn__job *j)
     e->first = j;
   e->last = j;
   e->job_count++;
-  cairn__table_add(&e->by_serial, &j->by_serial, ++e->next_serial);
+  cairn__table_add(&e->by_serial, &j->by_serial, serial);
   cairn__table_add(&e->by_uuid, &j->by_uuid, j->by_uuid.key);
+}
+
+/* The engine gets to know the job. Cannot fail. */
+static cairn_job adopt(struct cairn_engine *e, struct cairn__job *j)
+{
+  j->submitted_us = cairn__wall(e);
+  cairn__job_link(e, j, ++e->next_serial);
+  cairn__store_touch(e, j, CAIRN__TOUCHED_JOB);
   cairn__event_push(e, CAIRN_EVENT_SUBMITTED, j);
   if (j->is_once)
     j->is_on_demand = 0;
@@ -538,7 +590,7 @@ static int check_open(struct cairn_engine *e, struct cairn_error *err)
 {
   cairn__error_clear(err);
   if (e->closing < 0)
-    return 0;
+    return cairn__store_accepts(e, err);
   return cairn__fail(err, CAIRN_E_CLOSED,
                      "the engine is closing and takes no new jobs");
 }
@@ -641,6 +693,105 @@ int cairn_submit_all(cairn_engine *e, const char *json, size_t length,
   }
   cairn__free(jobs);
   json_decref(array);
+  return code;
+}
+
+/* ---- another specification ---- */
+
+#define SWAP(a, b)                                                             \
+  do {                                                                         \
+    __typeof__(a) swapped_ = (a);                                              \
+    (a) = (b);                                                                 \
+    (b) = swapped_;                                                            \
+  } while (0)
+
+/* What the run that is on has asked, or was answered, stays. */
+static void keep_query(struct cairn__details *from, struct cairn__details *to)
+{
+  if (!from || !to)
+    return;
+  SWAP(from->question, to->question);
+  SWAP(from->answer, to->answer);
+  SWAP(from->choices, to->choices);
+}
+
+/* Gives a job the definition of another one, which takes over the old one. */
+static void exchange(struct cairn_engine *e, struct cairn__job *j,
+                     struct cairn__job *other)
+{
+  int is_calendar_new =
+      !cairn__settings_same_calendar(&j->settings, &other->settings) ||
+      j->due.zone != other->due.zone || j->gap != other->gap ||
+      j->overlap != other->overlap || j->is_once != other->is_once;
+
+  cairn__queue_leave(j);
+  if (j->has_slot) {
+    j->queue->running--;
+    other->queue->running++;
+  }
+  keep_query(j->details, other->details);
+  SWAP(j->name, other->name);
+  SWAP(j->details, other->details);
+  SWAP(j->kind, other->kind);
+  SWAP(j->spec, other->spec);
+  SWAP(j->settings, other->settings);
+  SWAP(j->queue, other->queue);
+  SWAP(j->directory, other->directory);
+  SWAP(j->due.zone, other->due.zone);
+  j->gap = other->gap;
+  j->overlap = other->overlap;
+  j->catch_up = other->catch_up;
+  j->is_once = other->is_once;
+  j->is_on_demand = other->is_once ? 0 : other->is_on_demand;
+  j->recovery_action = other->recovery_action;
+  j->has_recovery_action = other->has_recovery_action;
+  cairn__store_touch(e, j, CAIRN__TOUCHED_JOB);
+  cairn__event_push(e, CAIRN_EVENT_CHANGED, j);
+  cairn__job_settings_changed(e, j, is_calendar_new);
+}
+
+static int check_update(const struct cairn__job *j,
+                        const struct cairn__job *other, struct cairn_error *err)
+{
+  if (cairn_state_is_final(j->state))
+    return cairn__fail(err, CAIRN_E_INVALID_STATE,
+                       "%s has ended; submit it anew", j->instance_id);
+  if ((j->is_live || j->is_interrupted) && j->kind != other->kind)
+    return cairn__fail(err, CAIRN_E_BUSY,
+                       "%s: its run is of another kind; wait for its end",
+                       j->instance_id);
+  if (j->is_volatile != other->is_volatile)
+    return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
+                       "%s: volatile cannot change", j->instance_id);
+  return 0;
+}
+
+int cairn_job_update(cairn_engine *e, cairn_job job, const char *json,
+                     size_t length, struct cairn_error *err)
+{
+  struct cairn__job *j, *other;
+  json_t *spec;
+  int code;
+
+  if (check_open(e, err) != 0)
+    return -1;
+  j = cairn__engine_job(e, job, err);
+  if (!j)
+    return -1;
+  spec = cairn__json_parse("specification", json, length, err);
+  if (!spec)
+    return -1;
+  other = cairn__job_make(e, spec, err);
+  json_decref(spec);
+  if (!other)
+    return -1;
+  code = check_update(j, other, err);
+  if (code == 0 && cairn__events_reserve(e, CAIRN__EVENTS_PER_ACTION) != 0)
+    code = cairn__fail_memory(err);
+  if (code == 0)
+    exchange(e, j, other);
+  cairn__job_free(e, other);
+  cairn__engine_settle(e);
   return code;
 }
 

@@ -8,6 +8,88 @@
 #include "engine.h"
 #include "error.h"
 #include "memory.h"
+#include "store.h"
+
+/* ---- the names of bodies ---- */
+
+struct cairn__code {
+  struct cairn__code *next;
+  char name[];
+};
+
+static const char *code_of(const struct cairn__job *j)
+{
+  return j->kind ? NULL : json_string_value(json_object_get(j->spec, "code"));
+}
+
+static int has_code(const struct cairn_engine *e, const char *name)
+{
+  const struct cairn__code *c = e->codes;
+
+  while (c && strcmp(c->name, name) != 0)
+    c = c->next;
+  return c != NULL;
+}
+
+const char *cairn__job_missing_code(const struct cairn_engine *e,
+                                    const struct cairn__job *j)
+{
+  const char *name = code_of(j);
+
+  return name && !has_code(e, name) ? name : NULL;
+}
+
+static int wants_code(const struct cairn__job *j, const char *name)
+{
+  const char *wanted = code_of(j);
+
+  return wanted && strcmp(wanted, name) == 0;
+}
+
+int cairn_code_add(cairn_engine *e, const char *name, struct cairn_error *err)
+{
+  struct cairn__code *c;
+  size_t waiting = 0;
+
+  cairn__error_clear(err);
+  if (has_code(e, name))
+    return 0;
+  for (struct cairn__job *j = e->first; j; j = j->next)
+    waiting += (size_t)wants_code(j, name);
+  c = cairn__malloc(sizeof *c + strlen(name) + 1);
+  if (!c || cairn__events_reserve(e, waiting * CAIRN__EVENTS_PER_ACTION) != 0) {
+    cairn__free(c);
+    return cairn__fail_memory(err);
+  }
+  memcpy(c->name, name, strlen(name) + 1);
+  c->next = e->codes;
+  e->codes = c;
+  for (struct cairn__job *j = e->first; j; j = j->next) {
+    if (wants_code(j, name))
+      cairn__job_reconsider(e, j);
+  }
+  cairn__engine_settle(e);
+  return 0;
+}
+
+void cairn__codes_free(struct cairn_engine *e)
+{
+  while (e->codes) {
+    struct cairn__code *c = e->codes;
+
+    e->codes = c->next;
+    cairn__free(c);
+  }
+}
+
+const char *cairn_task_code(cairn_engine *e, cairn_job job)
+{
+  struct cairn__job *j = cairn__engine_job(e, job, NULL);
+
+  return j ? code_of(j) : NULL;
+}
+
+/* ---- the program's side of a run ---- */
 
 /* The task, when it has a run that is on and no other thread's. */
 static struct cairn__job *live_task(struct cairn_engine *e, cairn_job job,
@@ -110,6 +192,7 @@ int cairn_task_ask(cairn_engine *e, cairn_job job, const char *question,
   j->details->question = copy;
   j->details->answer = NULL;
   j->details->choices = choices;
+  cairn__store_touch(e, j, CAIRN__TOUCHED_TEXT);
   cairn__job_set_state(e, j, CAIRN_QUERY_PENDING);
   cairn__engine_settle(e);
   return 0;
@@ -165,6 +248,7 @@ static uint32_t resume_with_input(struct cairn_engine *e, struct cairn__job *j,
   }
   cairn__free(j->details->answer);
   j->details->answer = copy;
+  cairn__store_touch(e, j, CAIRN__TOUCHED_TEXT);
   cairn__job_set_state(e, j, CAIRN_RUNNING);
   cairn__event_push(e, CAIRN_EVENT_TASK_ANSWER, j);
   /* When the engine was told to close, this job had nothing to suspend. */

@@ -26,8 +26,8 @@ they are relative to the working directory.]],
     entries = {
       { name = "cairn.open",
         params = { { "options", "cairn.open.options?",
-          "store (`\":memory:\"`, the default and the only one of this "
-          .. "version), codes (`\"dmtf\"` or `\"vendor\"`: whose return "
+          "store (the file that keeps the jobs, made when it is missing; "
+          .. "`\":memory:\"`, the default, keeps none), codes (`\"dmtf\"` or `\"vendor\"`: whose return "
           .. "codes), log (function of a message; default: standard error), "
           .. "queues (`{ default = { concurrency = 2 } }`), owner "
           .. "(CIM_Job.Owner), clock (`\"virtual\"`: time stands still and is "
@@ -35,7 +35,18 @@ they are relative to the working directory.]],
           .. "time), history_limit (how many records of runs are kept)" } },
         returns = { { "cairn.engine?", "the engine" }, failure, code },
         text = "Opens an engine. Use `local engine <close> = "
-          .. "assert(cairn.open())`." },
+          .. "assert(cairn.open())`. With a store the jobs of earlier lives "
+          .. "are there again: what was running is begun again, as the same "
+          .. "run; what a client had held or asked to end stays so; times that "
+          .. "have passed are made up for as catch_up says. "
+          .. "`store_locked`: another engine has it, whose process the message "
+          .. "names; `store_failed`: it is no store, damaged, or cannot be "
+          .. "written." },
+      { name = "cairn.kind", params = { { "name", "string", "" },
+          { "body", "fun(job: cairn.job)", "" } }, returns = {},
+        text = "Names the body of run jobs, for `run = name`. A store keeps "
+          .. "the name, not the code: such a job waits until a program that "
+          .. "has the engine open has given the name a body." },
       { name = "cairn.collection",
         params = { { "collection", "table",
           "`CollectionId`, `ElementName`, `source_directories`, `machines`: "
@@ -256,14 +267,25 @@ reading and then calls `step`. Without any of these nothing moves.]],
         params = { { "spec", "table", "writable properties, Name, Caption, "
           .. "Description, ElementName, RecoveryAction, OtherRecoveryAction, "
           .. "RecoveryJob, queue, zone, gap, overlap, catch_up, once, held, "
-          .. "volatile, and one of export, verify, restore, stream, import, "
-          .. "merge, prune, run" } },
+          .. "volatile, wait, and one of export, verify, restore, stream, "
+          .. "import, merge, prune, run" } },
         returns = { { "cairn.job?", "the job" }, failure, code },
         text = "Creates a job. `run = function(job) ... end` is a body in "
-          .. "Lua, run as a task." },
+          .. "Lua, run as a task; `run = name` one of cairn.kind. With a store "
+          .. "it returns when the job is in it; `wait = false`: at once, and a "
+          .. "Submitted event says when. While waiting the engine is driven. "
+          .. "`volatile = true`: not kept, which a function as body outside of "
+          .. "a policy needs. `store_failed` after waiting: whether the job is "
+          .. "kept is known when the store works again." },
       { name = "engine:submit_all", params = { { "specs", "table[]", "" } },
         returns = { { "cairn.job[]?", "in the same order" }, failure, code },
-        text = "All or none." },
+        text = "All or none, in one commit." },
+      { name = "engine:update", params = { { "job", "cairn.job", "" },
+        { "spec", "table", "what engine:submit takes" } },
+        returns = { { "boolean?", "true" }, failure, code },
+        text = "Gives a job that has not ended another specification. Its id, "
+          .. "its history and what a client holds stay; a run that is on goes "
+          .. "on as it began; with the same calendar no due time is lost." },
       { name = "engine:plan", params = { { "spec", "table", "" } },
         returns = { { "table?", "what the job would do" }, failure, code },
         text = "Checks and plans without running. Reads, writes nothing; "
@@ -283,7 +305,7 @@ reading and then calls `step`. Without any of these nothing moves.]],
         { "name", "string", "`\"Submitted\"`, `\"JobState\"`, "
           .. "`\"PercentComplete\"`, `\"Changed\"`, `\"Removed\"`, "
           .. "`\"Warning\"`, `\"RequestTimeout\"`, `\"Skipped\"`, "
-          .. "`\"RunEnded\"`" },
+          .. "`\"RunEnded\"`, `\"Store\"`" },
         { "fn", "fun(event: table)", "gets name, job, InstanceID, run_number, "
           .. "sequence, time (Unix microseconds) and JobState, "
           .. "PreviousJobState or PercentComplete; a JobState that is Starting "
@@ -291,7 +313,8 @@ reading and then calls `step`. Without any of these nothing moves.]],
           .. "RunEnded has attempt, due, JobState (how it ended) and "
           .. "ErrorCode; Skipped has due, due_last and count (the first and "
           .. "last of so many times that have no run) and reason: "
-          .. "`\"missed\"`, `\"running\"`, `\"held\"` or `\"ended\"`" } },
+          .. "`\"missed\"`, `\"running\"`, `\"held\"` or `\"ended\"`; Store has "
+          .. "code (0: it works again) and message" } },
         returns = { { "fun()", "ends the subscription" } },
         text = "Handlers are called in turns. They cannot wait; an error in "
           .. "one is logged and stops nothing." },
@@ -372,8 +395,18 @@ reading and then calls `step`. Without any of these nothing moves.]],
         text = "Ends the jobs and closes the engine; closed in any case. May "
           .. "be called again." },
       { name = "engine:flush", params = {},
-        returns = { { "boolean", "true" } },
-        text = "Waits until everything that happened is in the store." },
+        returns = { { "boolean?", "true" }, failure,
+          { "string?", "`store_failed`: a commit failed; it is tried again" } },
+        text = "Waits until everything that happened is in the store. Only "
+          .. "submit, submit_all, update and job:set do so by themselves; "
+          .. "requests and `job.Priority = 3` do not. Events come when what "
+          .. "they tell is in the store." },
+      { name = "engine:backup", params = { { "path", "string",
+        "a file that does not exist" } },
+        returns = { { "boolean?", "true" }, failure, code },
+        text = "Copies the store into a new file while the engine works; what "
+          .. "is committed meanwhile is in it. It is whole when it has its "
+          .. "name." },
       { name = "engine:advance", params = { { "seconds", "number", "" } },
         returns = { { "boolean?", "true" }, failure, code },
         text = "Moves a virtual clock. Waits that drive an engine with a "
@@ -391,10 +424,21 @@ reading and then calls `step`. Without any of these nothing moves.]],
           .. "ReferencePointGroupId. Due times without a run: InstanceID, "
           .. "Name, time, due, due_last, skipped (how many), reason "
           .. "(`\"missed\"`, `\"running\"`, `\"held\"`, `\"ended\"`). Times are CIM datetimes. "
-          .. "The latest history_limit of cairn.open (10000) are kept, as long "
-          .. "as the engine." },
-      { name = "engine:changes", params = {}, returns = {},
-        text = "Not built yet: nil, message, `not_supported`." },
+          .. "The latest history_limit of cairn.open (10000) are kept, with "
+          .. "a store in it." },
+      { name = "engine:changes", params = {
+        { "cursor", "integer?", "what the last call gave; 0 or nothing: from "
+          .. "the oldest event that is kept" },
+        { "max", "integer?", "at most so many (256)" } },
+        returns = { { "table[]?", "events, as engine:on gives them; empty when "
+          .. "there are none yet" }, { "integer|string", "the cursor for the "
+          .. "next call; else the message" }, code },
+        text = "The events of a store, without a gap and in order, over all "
+          .. "its lives: `sequence` counts them. PercentComplete is not among "
+          .. "them. The latest 100000 are kept, and some more; "
+          .. "`out_of_range` when those after the cursor are gone. Waits for "
+          .. "the commit of what has happened, a moment in which nothing else "
+          .. "does." },
     },
   },
   {

@@ -211,6 +211,14 @@ local function dispatch(engine, S, ev)
       fn(ev.status)
     end
     return
+  elseif kind == event.BACKUP then
+    local fn = S.backups[ev.cookie]
+    S.backups[ev.cookie] = nil
+    if fn then fn(ev.code) end
+    return
+  elseif kind == event.STORE then
+    ev.message = core.store_error(engine)
+    M.log(S, ev.message or "the store works again")
   elseif M.task_events[kind] then
     local ok, err = pcall(M.task_events[kind], engine, S, ev)
     if not ok then M.fail_task(engine, S, S.tasks[serial], serial, err) end
@@ -237,9 +245,27 @@ local function dispatch(engine, S, ev)
   if list then tell(S, list, ev) end
 end
 
+-- Wakes those whose changes are durable, or cannot be for now.
+local function tell_committers(engine, S)
+  if not S.committers[1] then return end
+  local durable, message = core.durable(engine), core.store_error(engine)
+  local left, list = {}, S.committers
+  for _, committer in ipairs(list) do
+    if committer.turn <= durable then
+      committer.wake(true)
+    elseif message then
+      committer.wake(nil, message, "store_failed")
+    else
+      left[#left + 1] = committer
+    end
+  end
+  S.committers = left
+end
+
 local function turn(engine, S)
   if S.is_untold then M.report_again(engine, S) end
   local more = core.step(engine)
+  tell_committers(engine, S)
   local count = 0
   while count < BATCH do
     local ev = core.next_event(engine)
@@ -293,7 +319,8 @@ end
 -- Nothing to do now: waits for more, or moves a virtual clock to what is due
 -- next. False when nothing ever will come: no program, thread or timer is on.
 local function rest(engine, S, limit_us)
-  if has_outside_work(S) then
+  if has_outside_work(S) or next(S.backups) ~= nil
+    or core.durable(engine) < core.turn(engine) then
     core.wait(engine, S.is_virtual and POLL_US or limit_us)
     return true
   end
@@ -336,7 +363,10 @@ end
 local function drive_other(engine, S)
   if S.uv or S.is_turning then return false end
   local busy = M.turn(engine, S)
-  if busy or not S.is_virtual or has_outside_work(S) then return busy end
+  if busy or not S.is_virtual or has_outside_work(S)
+    or core.durable(engine) < core.turn(engine) then
+    return busy
+  end
   local due = core.timeout(engine)
   if due > 0 then core.advance(engine, due) end
   return due >= 0
@@ -457,6 +487,39 @@ local function watch(S, serial, fn)
       S.watchers[serial] = nil
     end
   end
+end
+
+-- ---- waiting for the store -------------------------------------------------------------
+
+-- What was changed so far is durable: true | nil, message, code.
+function M.wait_durable(engine, S, what, level)
+  local upto = core.turn(engine)
+  if core.durable(engine) >= upto then return true end
+  local ok, message, code = M.park(engine, what, nil, function(wake_up)
+    local committer = { turn = upto, wake = wake_up }
+    S.committers[#S.committers + 1] = committer
+    return function()
+      for i, other in ipairs(S.committers) do
+        if other == committer then
+          table.remove(S.committers, i)
+          break
+        end
+      end
+    end
+  end, level + 1)
+  if ok then return true end
+  return nil, message, code
+end
+
+-- Whether a change of the caller's is to wait for its commit; raises where it
+-- is and nobody may wait.
+local function waits_for_commit(S, wait, what, level)
+  if S.store == ":memory:" or wait == false then return false end
+  local ok, message = pcall(M.check_wait, S, what, 0)
+  if not ok then
+    error(message .. "; or pass wait = false", level + 1)
+  end
+  return true
 end
 
 -- ---- waiting for jobs ------------------------------------------------------------------
@@ -620,13 +683,25 @@ function M.open(options)
     error("cairn.open: history_limit: 1 to 100000000 expected", 2)
   end
   local is_vendor = options.codes == "vendor"
+  local store = options.store or ":memory:"
+  if store == "" then error("cairn.open: store: the name of a file, or "
+    .. "':memory:', expected", 2) end
+  if store ~= ":memory:" then
+    local message, code
+    ok, message = pcall(path.absolute, store)
+    if not ok then
+      message, code = select(2, failure.results(message))
+      return nil, message, code
+    end
+    store = message
+  end
   local engine, message, code = core.open {
-    store = options.store, queues_json = queues_json, owner = options.owner,
+    store = store, queues_json = queues_json, owner = options.owner,
     is_vendor = is_vendor, is_virtual = is_virtual, start_us = start_us,
     history_limit = options.history_limit }
   if not engine then return nil, message, code end
   local S = core.state(engine)
-  S.store = options.store or ":memory:"
+  S.store = store
   S.log = options.log or default_log
   S.is_virtual = is_virtual
   S.handlers = {}    -- name -> list of { fn, is_gone }, replaced, not changed
@@ -640,6 +715,8 @@ function M.open(options)
   S.processes, S.process_count = {}, 0
   S.watchers = {}    -- serial -> list of functions
   S.answers = {}     -- serial -> function(text)
+  S.committers = {}  -- { turn =, wake = }: who waits for a commit
+  S.backups = {}     -- cookie -> function(code)
   S.unfinished, S.unfinished_count = {}, 0
   S.holds = 0
   S.code = is_vendor and core.vendor_code or function(c) return c end
@@ -654,7 +731,43 @@ function M.open(options)
   end
   engine_count = engine_count + 1
   engines[engine_count] = engine
+  for name in pairs(M.kinds) do
+    ok, message, code = core.code_add(engine, name)
+    if not ok then
+      core.free(engine)
+      return nil, message, code
+    end
+  end
+  -- jobs of the store are as if they had been submitted now
+  local job, serial = core.job_next(engine, 0)
+  while job do
+    if not core.state_is_final(job:number "JobState") then
+      S.unfinished[serial] = job
+      S.unfinished_count = S.unfinished_count + 1
+    end
+    job, serial = core.job_next(engine, serial)
+  end
   return engine
+end
+
+M.kinds = {} -- name -> the body of tasks with run = name
+
+-- cairn.kind(name, fn): from now on this program has that body.
+function M.kind(name, fn)
+  if type(name) ~= "string" or name == "" then
+    error("cairn.kind: a name expected, got " .. (name == "" and "''"
+      or type(name)), 2)
+  elseif type(fn) ~= "function" then
+    error("cairn.kind: a function expected, got " .. type(fn), 2)
+  end
+  M.kinds[name] = fn
+  for i = 1, engine_count do
+    local engine = engines[i]
+    if engine and core.is_open(engine) then
+      local ok, message, code = core.code_add(engine, name)
+      if not ok then failure.raise(code, "%s", message) end
+    end
+  end
 end
 
 -- Ends every task and wakes everybody who waits for this engine's jobs.
@@ -670,6 +783,11 @@ local function release(engine, S)
     end
   end
   S.handlers, S.bodies, S.timers, S.processes, S.answers = {}, {}, {}, {}, {}
+  local committers = S.committers
+  S.committers, S.backups = {}, {}
+  for _, committer in ipairs(committers) do
+    committer.wake(nil, "the engine was closed", "closed")
+  end
   S.endings, S.is_untold = {}, false
   S.unfinished, S.unfinished_count = {}, 0
 end
@@ -723,8 +841,13 @@ function methods.close(engine, options)
       end
     end
   end)
+  local failed = core.store_error(engine)
   release(engine, S)
   if not ok then error(message, 0) end
+  if failed then
+    return nil, "engine:close: what happened last is not in the store: "
+      .. failed, "store_failed"
+  end
   if is_late then
     return nil, ("engine:close: jobs had not ended after %g s and were "
       .. "killed"):format(timeout_us / 1e6), "timeout"
@@ -817,17 +940,44 @@ function methods.now(engine)
   return core.datetime(unix_us / 1e6)
 end
 
--- flush() -> true: everything that happened is in the store
+-- flush() -> true | nil, message, code: all that happened is in the store
 function methods.flush(engine)
-  opened(engine)
-  return true
+  local S = opened(engine)
+  return M.wait_durable(engine, S, "engine:flush", 2)
+end
+
+-- backup(path) -> true | nil, message, code
+function methods.backup(engine, to)
+  local S = opened(engine)
+  if type(to) ~= "string" or to == "" then
+    error("engine:backup: the name of a file expected, got "
+      .. (to == "" and "''" or type(to)), 2)
+  end
+  M.check_wait(S, "engine:backup", 2)
+  local ok, file = pcall(path.absolute, to)
+  if not ok then
+    if failure.is(file) then return failure.results(file) end
+    error(file, 0)
+  end
+  local cookie = M.cookie(S)
+  local started, why, id = core.backup_start(engine, file, cookie)
+  if not started then return nil, why, id end
+  S.holds = S.holds + 1
+  local result, message, code = M.park(engine, "engine:backup", nil,
+    function(wake_up)
+      S.backups[cookie] = function() wake_up(true) end
+      return function() S.backups[cookie] = nil end
+    end, 2)
+  S.holds = S.holds - 1
+  if not result then return nil, message, code end
+  return core.backup_error(engine)
 end
 
 -- ---- methods: events --------------------------------------------------------------------
 
 M.event_names = {}
 for _, name in ipairs { "SUBMITTED", "STATE", "PERCENT", "CHANGED", "REMOVED",
-  "WARNING", "REQUEST_TIMEOUT", "SKIPPED", "RUN_ENDED" } do
+  "WARNING", "REQUEST_TIMEOUT", "SKIPPED", "RUN_ENDED", "STORE" } do
   M.event_names[#M.event_names + 1] = core.event[core.event[name]]
 end
 local is_event_name = {}
@@ -870,9 +1020,19 @@ function methods.history(engine, id)
   return core.history(engine, id)
 end
 
-function methods.changes()
-  return nil, "engine:changes: not built yet; engine:on tells what happens "
-    .. "now", "not_supported"
+-- changes([cursor[, max]]) -> events, cursor | nil, message, code
+function methods.changes(engine, cursor, max)
+  opened(engine)
+  cursor, max = cursor or 0, max or BATCH
+  if math.type(cursor) ~= "integer" or cursor < 0 then
+    error("engine:changes: the cursor that the last call gave expected", 2)
+  elseif math.type(max) ~= "integer" or max < 1 or max > 10000 then
+    error("engine:changes: 1 to 10000 events expected", 2)
+  end
+  local list, message, code = core.changes(engine, cursor, max)
+  if not list then return nil, message, code end
+  local last = list[#list]
+  return list, last and last.sequence or cursor
 end
 
 -- ---- methods: jobs ----------------------------------------------------------------------
@@ -919,18 +1079,42 @@ local function prepared(S, spec, what)
   end
   if copy.run ~= nil then
     body = copy.run
-    if type(body) ~= "function" then
-      failure.raise("wrong_type", "%s: run must be a function, got %s", what,
-        type(body))
-    elseif S.store ~= ":memory:" and copy.volatile ~= true
-      and copy.policy == nil then
+    if type(body) == "string" then
+      copy.run, body = { code = body }, nil
+    elseif type(body) ~= "function" then
+      failure.raise("wrong_type", "%s: run must be a function, or the name "
+        .. "given to cairn.kind, got %s", what, type(body))
+    elseif S.store == ":memory:" or copy.volatile == true then
+      copy.run = {}
+    elseif copy.policy ~= nil and copy.policy_key ~= nil then
+      copy.run = { code = M.policy_code(copy.policy, copy.policy_key) }
+    else
       failure.raise("invalid_argument", "%s: a function cannot be stored: a "
-        .. "run job outside a policy needs volatile = true", what)
+        .. "run job outside a policy needs volatile = true, or the name of a "
+        .. "function given to cairn.kind", what)
     end
-    copy.run = {}
   end
-  copy.wait = nil -- with a store in memory every submit has been committed
+  if copy.wait ~= nil and type(copy.wait) ~= "boolean" then
+    failure.raise("wrong_type", "%s: wait must be true or false", what)
+  end
+  copy.wait = nil
   return copy, body
+end
+
+-- The name of the body that a policy's job has in a store.
+function M.policy_code(policy, key)
+  return ("policy %s: %s"):format(policy, key)
+end
+
+-- The body of a job that was made just now, or given another specification.
+local function set_body(engine, S, serial, copy, body)
+  S.bodies[serial] = body
+  if body then S.endings[serial] = false end
+  if body and copy.run.code then
+    M.kinds[copy.run.code] = body
+    local ok, message, code = core.code_add(engine, copy.run.code)
+    if not ok then failure.raise(code, "%s", message) end
+  end
 end
 
 local function caught(ok, ...)
@@ -962,16 +1146,23 @@ function methods.submit(engine, spec)
   if type(spec) ~= "table" then
     error("engine:submit: a table expected, got " .. type(spec), 2)
   end
-  return caught(pcall(function()
+  local waits = waits_for_commit(S, spec.wait, "engine:submit", 2)
+  local job, message, code = caught(pcall(function()
     local copy, body = prepared(S, spec, failure.origin[spec]
       or "engine:submit")
-    local job, message, code = core.submit(engine, copy)
-    if not job then return nil, located(spec, message), code end
-    local _, serial = core.job_engine(job)
-    if body then S.bodies[serial], S.endings[serial] = body, false end
+    local made, why, id = core.submit(engine, copy)
+    if not made then return nil, located(spec, why), id end
+    local _, serial = core.job_engine(made)
+    set_body(engine, S, serial, copy, body)
     if S.poll then S.poll:ref() end
-    return job
+    return made
   end))
+  if not job then return nil, message, code end
+  if not waits then return job end
+  local ok
+  ok, message, code = M.wait_durable(engine, S, "engine:submit", 2)
+  if ok then return job end
+  return nil, message, code
 end
 
 -- submit_all{ spec, ... } -> list of jobs | nil, message, code: all or none
@@ -985,23 +1176,70 @@ function methods.submit_all(engine, specs)
   if wrong then
     error("engine:submit_all: a list of tables expected, got " .. wrong, 2)
   end
-  return caught(pcall(function()
+  local wants = false -- one that wants to wait is enough
+  for _, spec in ipairs(specs) do
+    wants = wants or type(spec) ~= "table" or spec.wait ~= false
+  end
+  local waits = waits_for_commit(S, wants, "engine:submit_all", 2)
+  local jobs_made, message, code = caught(pcall(function()
     local list, bodies = {}, {}
     for i, spec in ipairs(specs) do
       list[i], bodies[i] = prepared(S, spec,
         failure.origin[spec] or ("engine:submit_all[%d]"):format(i))
     end
-    local made, message, code = core.submit_all(engine, list)
-    if not made then return nil, located_among(specs, message), code end
+    local made, why, id = core.submit_all(engine, list)
+    if not made then return nil, located_among(specs, why), id end
     for i, job in ipairs(made) do
       local _, serial = core.job_engine(job)
-      if bodies[i] then
-        S.bodies[serial], S.endings[serial] = bodies[i], false
-      end
+      set_body(engine, S, serial, list[i], bodies[i])
     end
     if S.poll then S.poll:ref() end
     return made
   end))
+  if not jobs_made then return nil, message, code end
+  if not waits then return jobs_made end
+  local ok
+  ok, message, code = M.wait_durable(engine, S, "engine:submit_all", 2)
+  if ok then return jobs_made end
+  return nil, message, code
+end
+
+-- update(job, spec) -> true | nil, message, code: another specification
+function methods.update(engine, job, spec)
+  local S = opened(engine)
+  if not core.is_job(job) then
+    error("engine:update: a job expected, got " .. type(job), 2)
+  elseif type(spec) ~= "table" then
+    error("engine:update: a table expected, got " .. type(spec), 2)
+  end
+  local waits = waits_for_commit(S, spec.wait, "engine:update", 2)
+  local ok, message, code = caught(pcall(function()
+    local copy, body = prepared(S, spec, failure.origin[spec]
+      or "engine:update")
+    local _, serial = core.job_engine(job)
+    local well, why, id = core.update(engine, serial, copy)
+    if not well then return nil, located(spec, why), id end
+    set_body(engine, S, serial, copy, body)
+    return true
+  end))
+  if not ok then return nil, message, code end
+  if not waits then return true end
+  return M.wait_durable(engine, S, "engine:update", 2)
+end
+
+local set_now = jobs.set
+
+-- set{ name = value } -> true | nil, message, code; with a store it waits for
+-- its commit, where anything may wait
+function jobs.set(job, changes)
+  local ok, message, code = set_now(job, changes)
+  if not ok then return nil, message, code end
+  local engine = core.job_engine(job)
+  local S = core.state(engine)
+  if S.store == ":memory:" or not pcall(M.check_wait, S, "", 0) then
+    return true
+  end
+  return M.wait_durable(engine, S, "job:set", 1)
 end
 
 -- plan(spec) -> what it would do | nil, message, code

@@ -309,7 +309,8 @@ local on = E.task_events
 on[event.TASK_START] = function(engine, S, ev)
   local serial = ev.serial
   if S.tasks[serial] then E.close_task(engine, S, S.tasks[serial]) end
-  local body = S.bodies[serial]
+  local name = core.task_code(engine, serial)
+  local body = S.bodies[serial] or name and E.kinds[name]
   if not body then
     local row = failure.errors.script_error
     finish(engine, S, serial, row, "the job has no body: it was not submitted "

@@ -291,7 +291,8 @@ struct cairn_clock; /* engine/clock.h */
 
 struct cairn_engine_options {
   uint32_t size;             /* sizeof(struct cairn_engine_options) */
-  const char *store;         /* ":memory:" or NULL */
+  const char *store;         /* the file that keeps the jobs, made when it is
+                                missing; ":memory:" or NULL: none */
   int is_vendor_codes;       /* return codes of the vendor, not of the DMTF */
   int is_virtual_clock;      /* time stands still: cairn_engine_advance() */
   int64_t virtual_start;     /* Unix microseconds; 0 = 2025-01-01T00:00:00Z */
@@ -363,6 +364,11 @@ enum cairn_event_type {
   CAIRN_EVENT_RUN_ENDED,       /* an attempt at a run: new_state is the JobState
                                   that says how, code its ErrorCode, count the
                                   attempt, due as below */
+  CAIRN_EVENT_STORE,           /* the store fails (code: a CAIRN_E_ id; see
+                                  cairn_engine_store_error()) or has
+                                  recovered (code 0) */
+  CAIRN_EVENT_BACKUP,          /* cairn_backup_start() has ended: cookie, code
+                                  (0: the copy is there) */
   /* To whoever runs the bodies of "run" jobs (tasks): */
   CAIRN_EVENT_TASK_START,
   CAIRN_EVENT_TASK_SUSPEND, /* stop at a safe point: cairn_task_parked() */
@@ -373,7 +379,9 @@ enum cairn_event_type {
 };
 
 struct cairn_event {
-  uint64_t sequence; /* gap-free within the engine, from 1 */
+  uint64_t sequence; /* from 1, without a gap, over all lives of a store; 0
+                        for what no store keeps: PercentComplete, Timer,
+                        Process, Store, Backup and Task... */
   cairn_job job;
   int64_t time; /* Unix microseconds */
   uint64_t cookie;
@@ -396,6 +404,45 @@ CAIRN_API size_t cairn_engine_next_events(cairn_engine *engine,
 /* "JobState", "PercentComplete", "Submitted", ... or NULL. */
 CAIRN_API const char *cairn_event_name(uint32_t type);
 
+/* ---- the store -----------------------------------------------------------
+ *
+ * An engine with a store commits on a thread of its own. What a call has
+ * changed is in memory, and seen by all other calls, when it returns; it is
+ * durable, and its events are handed out, after a commit. What was changed by
+ * the calls so far is durable when cairn_engine_durable() has reached what
+ * cairn_engine_turn() was after them.
+ *
+ * When the engine's process ends without cairn_engine_close(), the next engine
+ * begins again what was running: as the same run (run_number), at once.
+ *
+ * While commits fail, nothing starts and nothing is published, submitting and
+ * setting give CAIRN_E_STORE_FAILED; the commit is tried again every second. */
+
+CAIRN_API uint64_t cairn_engine_turn(const cairn_engine *engine);
+CAIRN_API uint64_t cairn_engine_durable(const cairn_engine *engine);
+/* Waits until all is durable, timeout_us at most (negative: for ever). Blocks;
+ * does nothing else of what cairn_engine_step() does. CAIRN_E_TIMEOUT, or
+ * CAIRN_E_STORE_FAILED when the commit fails. 0 at once without a store. */
+CAIRN_API int cairn_engine_flush(cairn_engine *engine, int64_t timeout_us,
+                                 struct cairn_error *err);
+/* 0: the store is well, or there is none; -1: err has why its commits fail. */
+CAIRN_API int cairn_engine_store_error(const cairn_engine *engine,
+                                       struct cairn_error *err);
+/* The events after `cursor` (a sequence; 0: from the oldest that is kept on),
+ * at most `max` of them, those included that this engine has not handed out
+ * yet. The last 100000 are kept, with a little more. CAIRN_E_OUT_OF_RANGE when
+ * those after the cursor are gone; CAIRN_E_NOT_SUPPORTED without a store.
+ * Blocks until the store has committed what happened before. */
+CAIRN_API int cairn_changes(cairn_engine *engine, uint64_t cursor,
+                            struct cairn_event *out, size_t max, size_t *count,
+                            struct cairn_error *err);
+/* Copies the store into a new file, while the engine goes on: a BACKUP event
+ * follows. CAIRN_E_BUSY while another one is on. */
+CAIRN_API int cairn_backup_start(cairn_engine *engine, const char *to,
+                                 uint64_t cookie, struct cairn_error *err);
+/* What became of the last one: 0, or -1 with err. */
+CAIRN_API int cairn_backup_error(cairn_engine *engine, struct cairn_error *err);
+
 /* ---- jobs --------------------------------------------------------------- */
 
 /* Creates a job from a specification (docs/job-model.md "Submitting"): a JSON
@@ -411,6 +458,13 @@ CAIRN_API int cairn_submit(cairn_engine *engine, const char *json,
  * N: ". Messages count array elements from 1 everywhere. */
 CAIRN_API int cairn_submit_all(cairn_engine *engine, const char *json,
                                size_t length, cairn_job *out, size_t count,
+                               struct cairn_error *err);
+/* Gives a job that has not ended another specification; its InstanceID, its
+ * history, its run_number and what a client holds stay. A run that is on goes
+ * on as it began (CAIRN_E_BUSY when the kind changes). While the calendar stays
+ * the same no due time is lost. */
+CAIRN_API int cairn_job_update(cairn_engine *engine, cairn_job job,
+                               const char *json, size_t length,
                                struct cairn_error *err);
 /* Checks a specification as cairn_submit() does and plans it without running
  * (--dry-run): *plan is a JSON object the caller frees. Blocks on I/O. */
@@ -490,6 +544,13 @@ CAIRN_API int cairn_job_query(cairn_engine *engine, cairn_job job, char **out,
 
 /* ---- tasks: the bodies of "run" jobs, run by the embedding program ------ */
 
+/* A store keeps no code. A task with {"run": {"code": NAME}} waits until the
+ * program says that it has the body of this name: once, in every life of the
+ * engine. A task without a name is begun as soon as it is due. */
+CAIRN_API int cairn_code_add(cairn_engine *engine, const char *name,
+                             struct cairn_error *err);
+/* The name, borrowed; NULL: it has none, is no task or is gone. */
+CAIRN_API const char *cairn_task_code(cairn_engine *engine, cairn_job job);
 /* 0..100 (clamped; never moves back; 100 is shown only when completed). */
 CAIRN_API int cairn_task_progress(cairn_engine *engine, cairn_job job,
                                   double percent, struct cairn_error *err);

@@ -2438,9 +2438,6 @@ static void options_are_checked(void **state)
     assert_null(e);
   }
   options.queues_json = NULL;
-  options.store = "jobs.db";
-  assert_int_equal(cairn_engine_open(&options, &e, &err), -1);
-  assert_int_equal(err.id, CAIRN_E_NOT_SUPPORTED);
   options.store = ":memory:";
   assert_int_equal(cairn_engine_open(&options, &e, &err), 0);
   assert_int_equal(cairn_engine_advance(e, 1, &err), -1);
@@ -2575,7 +2572,12 @@ static void the_sequence_of_events_has_no_gap(void **state)
     submit(e, TASK);
   while (cairn_engine_step(e) || cairn_engine_next_events(e, &event, 0)) {
     while (cairn_engine_next_events(e, &event, 1) == 1) {
-      assert_int_equal(event.sequence, next++);
+      /* what no store would keep has no number */
+      if (event.type == CAIRN_EVENT_TASK_START ||
+          event.type == CAIRN_EVENT_PERCENT)
+        assert_int_equal(event.sequence, 0);
+      else
+        assert_int_equal(event.sequence, next++);
       if (event.job == 1 && event.type == CAIRN_EVENT_STATE)
         states[count++] = event.old_state * 100 + event.new_state;
       if (event.type == CAIRN_EVENT_TASK_START)
@@ -2587,8 +2589,8 @@ static void the_sequence_of_events_has_no_gap(void **state)
   assert_int_equal(states[1], 304);
   assert_int_equal(states[2], 406);
   assert_int_equal(states[3], 607);
-  /* submitted, four changes, start, run ended, 100 percent: eight a job */
-  assert_int_equal(next, 300 * 8 + 1);
+  /* submitted, four changes, run ended: six a job */
+  assert_int_equal(next, 300 * 6 + 1);
   free_engine(e);
 }
 
@@ -2739,7 +2741,7 @@ static void without_memory_nothing_happens(void **state)
       break;
     assert_int_equal(err.id, CAIRN_E_NO_MEMORY);
     assert_int_equal(cairn_job_next(e, 0), 0);
-    assert_int_equal(e->events.count, 0);
+    assert_int_equal(e->events.of_jobs.count, 0);
     assert_int_equal(e->queues->jobs, 0);
     assert_int_equal(e->directories.count, 0);
   }
@@ -2775,9 +2777,9 @@ static void without_memory_nothing_happens(void **state)
   }
   /* A request without room for its events: fill the ring first. */
   task = a_new(e);
-  while (e->events.capacity - e->events.count >= CAIRN__EVENTS_PER_ACTION) {
+  while (e->events.of_jobs.capacity - e->events.of_jobs.count >= CAIRN__EVENTS_PER_ACTION) {
     assert_int_equal(cairn_submit(e, TASK, strlen(TASK), &again, NULL), 0);
-    if (e->events.count == 0)
+    if (e->events.of_jobs.count == 0)
       break;
   }
   allocations_left = 0;
@@ -2885,7 +2887,7 @@ static void without_room_for_events_no_call_changes_a_job(void **state)
     char *before, *after;
 
     assert_int_equal(cairn__events_reserve(e, 1), 0);
-    while (e->events.count < e->events.capacity)
+    while (e->events.of_jobs.count < e->events.of_jobs.capacity)
       cairn__event_push(e, CAIRN_EVENT_TIMER, NULL);
     assert_int_equal(cairn_job_json(e, job, 1, &before, NULL), 0);
     for (size_t c = 0; c < sizeof calls / sizeof calls[0]; c++) {
@@ -2893,7 +2895,7 @@ static void without_room_for_events_no_call_changes_a_job(void **state)
       calls[c](e, job);
       cairn_engine_step(e);
       allocations_left = -1;
-      assert_int_equal(e->events.count, e->events.capacity);
+      assert_int_equal(e->events.of_jobs.count, e->events.of_jobs.capacity);
       assert_int_equal(cairn_job_json(e, job, 1, &after, NULL), 0);
       if (strcmp(before, after) != 0)
         fail_msg("%s, call %zu: %s\nbecame %s", situations[i].name, c, before,

@@ -760,7 +760,7 @@ static void goes_on_after_its_server_died(void **state)
   must_export(&f, "ref", POINT);
   prepare_target(&f, "out");
   io.pwritev = server_killing_pwritev;
-  atomic_store(&writes_left, 12);
+  atomic_store(&writes_left, 32); /* of half a MiB */
   struct cairn__run *run = export_as(&f, "out", POINT, &io);
   assert_int_equal(run->error.id, CAIRN_E_HELPER_FAILED);
   expect_kept(run, "out");

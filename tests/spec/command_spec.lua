@@ -330,7 +330,6 @@ describe("cairn", function()
         cairn { later })
       fails(2, "not built yet", cairn { later, "--help" })
     end
-    fails(2, "not built yet", cairn { "run", "x.lua", "--store", "x.db" })
     fails(2, "not built yet", cairn { "console", "--socket", "x" })
   end)
 

@@ -48,7 +48,7 @@ describe("the module", function()
 
   it("documents every name it has", function()
     local api = require "cairn.api"
-    local known = { kind = true }
+    local known = {}
     for _, section in ipairs(api.sections) do
       for _, entry in ipairs(section.entries) do known[entry.name] = true end
       for _, field in ipairs(section.fields or {}) do known[field[1]] = true end
@@ -57,26 +57,11 @@ describe("the module", function()
       assert.truthy(known[name] or known["cairn." .. name], name)
     end
     local core = require "cairn.core"
-    known["engine:changes"] = true
     for name in pairs(core.engine_methods) do
       assert.truthy(known["engine:" .. name], name)
     end
     for name in pairs(core.job_methods) do
       assert.truthy(known["job:" .. name], name)
-    end
-  end)
-
-  it("says what is not built yet", function()
-    for _, name in ipairs { "kind" } do
-      assert.error_matches(function() cairn[name] {} end,
-        "cairn%." .. name .. ": not built yet")
-    end
-    local engine <close> = support.engine(cairn)
-    for _, name in ipairs { "changes" } do
-      local value, message, code = engine[name](engine)
-      assert.is_nil(value)
-      assert.matches("not built yet", message)
-      assert.equal("not_supported", code)
     end
   end)
 
@@ -125,7 +110,7 @@ describe("cairn.open", function()
     engine, message, code = cairn.open { store = "/nonexistent/cairn.db" }
     assert.is_nil(engine)
     assert.equal("string", type(message))
-    assert.equal("not_supported", code)
+    assert.equal("not_found", code)
   end)
 
   it("starts a virtual clock where it is told", function()

@@ -52,6 +52,13 @@ return (io.popen, os.execute, a long pattern) holds up all jobs and this too:
 use job:spawn to run programs. When such code lets no signal through for 2
 seconds, a second signal ends the process at once, as that signal would.
 
+With --store the jobs and the history of their runs are kept in a file (one
+engine at a time has it). A signal, a crash, a reboot then end nothing: the next
+start gives each job what the policy has for it now, goes on with the runs that
+were on, makes up for times that have passed as catch_up says, and with --follow
+holds jobs that have left the policy. While the file cannot be written, nothing
+new starts and nothing is published.
+
 A job that asks a question is answered from the terminal; without one it is
 terminated.]],
     arguments = {
@@ -70,12 +77,13 @@ terminated.]],
         help = "a setting for the policy (its first argument, a table); may "
           .. "be given again; file is taken: the policy's own path" },
       json, numbers, dry_run,
-      { name = "store", value = "FILE", is_hidden = true,
+      { name = "store", value = "FILE",
         check = function(value)
-          if value ~= ":memory:" then
-            return not_built("a store other than :memory:")
-          end
-        end },
+          if value == "" then return "wants the name of a file" end
+        end,
+        help = "keep the jobs and their history in FILE, made when missing: "
+          .. "what has not ended goes on with the next start (default "
+          .. ":memory:, nothing is kept)" },
       { name = "follow",
         help = "run the jobs by their calendars, until a signal" },
     },
@@ -84,6 +92,7 @@ terminated.]],
       "cairn run nightly.lua",
       "cairn run nightly.lua --job web --set directory=/srv/backup --json",
       "cairn run nightly.lua --dry-run",
+      "cairn run nightly.lua --follow --store /var/lib/cairn/cairn.db",
     },
   },
   {

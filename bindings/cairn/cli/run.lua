@@ -1,4 +1,5 @@
--- cairn run: the jobs of a policy, each once, now, or by their calendars.
+-- cairn run: the jobs of a policy, each once, now, or by their calendars, in
+-- memory or in a store.
 
 local say = require "cairn.cli.say"
 local session = require "cairn.cli.session"
@@ -52,13 +53,20 @@ function run.run(cairn, uv, options)
     local spec = policy.jobs[key] -- itself: messages say where it is from
     spec.once = spec.once or not options.follow
     spec.Name = spec.Name or key
+    if spec.once and options.store then -- not the one that has a calendar
+      spec.policy_key = key .. " (once)"
+    end
     specs[i] = spec
   end
   if options.dry_run then
     return summary.plan(cairn, specs, options)
   end
+  local keys = {}
+  for key in pairs(policy.jobs) do
+    keys[key], keys[key .. " (once)"] = true, true
+  end
   local outcomes, exit = session.run({ cairn = cairn, uv = uv,
-    follow = options.follow }, specs)
+    follow = options.follow, store = options.store, keys = keys }, specs)
   for _, outcome in ipairs(outcomes) do
     if options.json then
       say.result(outcome.json(options.numbers))

@@ -1,7 +1,7 @@
--- Jobs driven to their end for a person: an engine in memory on luv's loop,
--- progress, questions, signals. Events only say that something happened; what
--- is shown is read from the jobs themselves, so that a bounded event queue or
--- a coalesced redraw can lose nothing.
+-- Jobs driven to their end for a person: an engine on luv's loop, progress,
+-- questions, signals. Events only say that something happened; what is shown is
+-- read from the jobs themselves, so that a bounded event queue or a coalesced
+-- redraw can lose nothing.
 
 local guard = require "cairn.cli.guard"
 local progress = require "cairn.cli.progress"
@@ -49,13 +49,17 @@ local function view_for(uv)
   }
 end
 
--- options: cairn, uv, follow (the jobs have calendars: a signal is their end).
+-- options: cairn, uv, follow (the jobs have calendars: a signal is their end),
+-- store (a file; what has not ended when the command does goes on with the
+-- next one).
 function session.open(options)
   local cairn, uv = options.cairn, options.uv
-  local engine, message, code = cairn.open { store = ":memory:" }
+  local store = options.store ~= ":memory:" and options.store or nil
+  local engine, message, code = cairn.open { store = store or ":memory:" }
   if not engine then say.fail_with(cairn, message, code) end
   local self = setmetatable({
     cairn = cairn, uv = uv, engine = engine, is_following = options.follow,
+    is_stored = store ~= nil,
     jobs = {},     -- followed, in order: { job =, name =, state =, ... }
     known = {},    -- the same by job
     handles = {},  -- luv handles to close
@@ -70,10 +74,53 @@ function session.open(options)
   return self
 end
 
+-- The job of a policy that a store has from before, and has not ended.
+local function existing(engine, spec)
+  for _, job in ipairs(engine:jobs { policy = spec.policy,
+    policy_key = spec.policy_key }) do
+    if not is_final[job.JobState] then return job end
+  end
+end
+
+-- Gives jobs of the store what the policy has for them now, and submits those
+-- that are not there.
+local function renew(engine, specs)
+  local jobs, missing, places = {}, {}, {}
+  for i, spec in ipairs(specs) do
+    local job = existing(engine, spec)
+    if job then
+      local ok, message, code = engine:update(job, spec)
+      if not ok then return nil, message, code end
+      jobs[i] = job
+    else
+      missing[#missing + 1] = spec
+      places[#missing] = i
+    end
+  end
+  local made, message, code = engine:submit_all(missing)
+  if not made then return nil, message, code end
+  for i, job in ipairs(made) do jobs[places[i]] = job end
+  return jobs
+end
+
+-- Holds the jobs of this policy that are not in it any more.
+function Session:hold_strays(policy, keys)
+  for _, job in ipairs(self.engine:jobs { policy = policy }) do
+    if not is_final[job.JobState] and not keys[job.policy_key]
+      and job.phase ~= "held" then
+      job:RequestStateChange "Suspend"
+      say.note(("cairn: %s: no job of the policy any more, held")
+        :format(text.printable(job.Name)))
+    end
+  end
+end
+
 -- Submits specifications, all or none; ends the command when refused.
 function Session:submit(specs)
   local ok, jobs, message, code
-  if #specs == 1 then -- no message needs to say which
+  if self.is_stored then
+    ok, jobs, message, code = pcall(renew, self.engine, specs)
+  elseif #specs == 1 then -- no message needs to say which
     ok, jobs, message, code = pcall(self.engine.submit, self.engine, specs[1])
     if ok and jobs then jobs = { jobs } end
   else
@@ -164,8 +211,8 @@ end
 function Session:let_go()
   for _, entry in ipairs(self.jobs) do
     if not is_final[entry.state] then
-      entry.is_let_go = true
-      terminate(entry)
+      entry.is_let_go = self.is_following
+      if not self.is_stored then terminate(entry) end
       entry.state = entry.job.JobState
       keep(entry)
     end
@@ -317,7 +364,13 @@ end
 
 function Session:interrupted(name)
   self.signals = self.signals + 1
-  if self.signals == 1 then
+  if self.signals == 1 and self.is_stored then
+    self.view:say(("%s: suspending the jobs; they go on with the next start")
+      :format(name))
+    self:let_go()
+    self.is_left = true
+    self.uv.stop()
+  elseif self.signals == 1 then
     self.view:say(("%s: ending the jobs in order; once more kills them")
       :format(name))
     for _, entry in ipairs(self.jobs) do
@@ -390,7 +443,7 @@ function Session:follow()
       self:draw()
     end)
     -- Something else may stop the loop: a policy's own uv.stop().
-    repeat uv.run() until self.is_done
+    repeat uv.run() until self.is_done or self.is_left
   end, function(e) return debug.traceback(tostring(e), 2) end)
   if not ok then
     self:close()
@@ -410,8 +463,10 @@ function Session:close()
     self.handles = {}
   end
   if self.is_done then signals.finish(let_go) else let_go() end
-  self.engine:close { mode = self.signals > 1 and "kill" or "terminate",
-    timeout = CLOSE_S }
+  local ok, message, code = self.engine:close {
+    mode = self.is_stored and "suspend" or self.signals > 1 and "kill"
+      or "terminate", timeout = CLOSE_S }
+  if not ok and code == "store_failed" then self.is_lost = message end
   if self.tty then self.uv.close(self.tty) end
 end
 
@@ -445,6 +500,10 @@ end
 -- code of the whole.
 function Session:judge()
   local code = guard.count > 0 and 1 or 0
+  if self.is_lost then
+    say.note("cairn: " .. text.printable_lines(self.is_lost))
+    code = 1
+  end
   for _, entry in ipairs(self.jobs) do
     if entry.failed_runs and next(entry.failed_runs) then code = 1 end
     if entry.place and not entry.is_let_go and (not is_well[entry.state]
@@ -473,6 +532,9 @@ function session.is_well(entry) return is_well[entry.state] == true end
 function session.run(options, specs)
   local self = session.open(options)
   self:submit(specs)
+  if self.is_stored and options.follow then
+    self:hold_strays(specs[1].policy, options.keys)
+  end
   self:follow()
   self:close()
   local code = self:judge()
