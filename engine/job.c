@@ -161,8 +161,13 @@ static void take_results(struct cairn_engine *e, struct cairn__job *j,
                          struct cairn__run *run)
 {
   json_t *warnings = run->warnings;
+  const char *point =
+      json_string_value(json_object_get(run->report, "ReferencePointGroupId"));
 
   cairn__store_touch(e, j, CAIRN__TOUCHED_TEXT);
+  /* an import may keep the stream's id, a run begun again find its point */
+  if (point && uuid_parse(point, j->point) != 0)
+    uuid_clear(j->point);
   json_decref(j->report);
   j->report = run->report;
   j->lost_warnings += run->lost_warnings;

@@ -32,6 +32,7 @@
 #include "kinds.h"
 #include "manifest.h"
 #include "memory.h"
+#include "published.h"
 
 static const char *text_of(const json_t *object, const char *name)
 {
@@ -503,7 +504,13 @@ static void export_main(struct cairn__run *run)
   x.format = text_of(run->spec, "format");
   cairn__publication_init(&x.publication, run->io);
   cairn__run_enter(run);
-  result = do_export(&x, &properties, &err);
+  result = cairn__published_point(run, text_of(run->spec, "directory"), &err);
+  if (result > 0) {
+    cairn__run_leave(run);
+    return;
+  }
+  if (result == 0)
+    result = do_export(&x, &properties, &err);
   cairn__run_leave(run);
   /* Servers and locks first: their files lie in the work directory. */
   cairn__members_close_sources(&x.members);

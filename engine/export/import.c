@@ -27,6 +27,7 @@
 #include "kinds.h"
 #include "manifest.h"
 #include "memory.h"
+#include "published.h"
 #include "publish.h"
 #include "rbd_diff.h"
 #include "spec.h"
@@ -1050,7 +1051,14 @@ static void import_main(struct cairn__run *run)
   cairn__error_clear(&err);
   import_open(&x, run, run->spec);
   cairn__run_enter(run);
-  result = do_import(&x, &properties, &err);
+  result = cairn__published_point(run, text_of(run->spec, "directory"), &err);
+  if (result > 0) {
+    cairn__run_leave(run);
+    import_close(&x, 0);
+    return;
+  }
+  if (result == 0)
+    result = do_import(&x, &properties, &err);
   cairn__run_leave(run);
   run->report = report(&x);
   if (result == 0)

@@ -47,6 +47,7 @@ static const struct member marker_members[] = {
     {"CollectionId", JSON_STRING, 0},
     {"ElementName", JSON_STRING, 1},
     {"InstanceID", JSON_STRING, 0},
+    {"run", JSON_INTEGER, 1},
     {"sequence", JSON_INTEGER, 0},
     {"time", JSON_STRING, 0},
     {"unix_us", JSON_INTEGER, 0},

@@ -225,13 +225,14 @@ int cairn__marker_make(const struct cairn__marker_facts *f,
     result = add_member(f, members, &members->list[i], disks, files, err);
   *marker = NULL;
   if (result == 0) {
-    *marker = json_pack("{s:s, s:s, s:s?, s:s, s:I, s:s, s:I, s:O, s:O, s:O}",
-                        "ReferencePointGroupId", f->id, "CollectionId",
-                        text_of(f->collection, "CollectionId"), "ElementName",
-                        text_of(f->collection, "ElementName"), "InstanceID",
-                        f->instance_id, "sequence", f->sequence, "time", time,
-                        "unix_us", (json_int_t)f->unix_us, "collection",
-                        f->collection, "disks", disks, "files", files);
+    *marker =
+        json_pack("{s:s, s:s, s:s?, s:s, s:I, s:I, s:s, s:I, s:O, s:O, s:O}",
+                  "ReferencePointGroupId", f->id, "CollectionId",
+                  text_of(f->collection, "CollectionId"), "ElementName",
+                  text_of(f->collection, "ElementName"), "InstanceID",
+                  f->instance_id, "run", (json_int_t)f->run_number, "sequence",
+                  f->sequence, "time", time, "unix_us", (json_int_t)f->unix_us,
+                  "collection", f->collection, "disks", disks, "files", files);
     if (!*marker)
       result = cairn__fail_memory(err);
   }

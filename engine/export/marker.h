@@ -22,6 +22,7 @@
 
 struct cairn__marker_facts {
   const char *id, *instance_id;
+  uint32_t run_number;
   const json_t *collection;
   json_int_t sequence;
   int64_t unix_us;

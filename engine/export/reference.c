@@ -25,6 +25,7 @@
 #include "marker.h"
 #include "members.h"
 #include "memory.h"
+#include "published.h"
 #include "publish.h"
 #include "spec.h"
 #include "tracked.h"
@@ -311,6 +312,7 @@ static int make_marker(struct act *a, const json_t *collection,
   struct cairn__marker_facts f = {
       .id = a->run->point_uuid,
       .instance_id = a->run->instance_id,
+      .run_number = a->run->number,
       .collection = collection,
       .sequence = last_sequence(a, text_of(collection, "CollectionId")) + 1,
       .is_own_clones = !text_of(collection, "clone_directory"),
@@ -352,9 +354,14 @@ static int create(struct act *a, struct cairn_error *err)
 {
   const json_t *collection = json_object_get(a->spec, "collection");
   struct cairn__members members = {0};
+  const json_t *made = cairn__published_marker(a->run, a->index);
   json_t *marker = NULL, *points;
   int result;
 
+  if (made) {
+    a->run->report = cairn__marker_show(made, a->publication.path);
+    return a->run->report ? 0 : cairn__fail_memory(err);
+  }
   if (cairn__publication_begin(&a->publication, a->run, err) != 0 ||
       note_intents(a, collection, err) != 0)
     return -1;
