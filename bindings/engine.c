@@ -220,10 +220,11 @@ static void push_event(lua_State *L, const struct cairn_event *event)
   if (event->due != 0)
     set_integer(L, "due", event->due);
   if (event->type == CAIRN_EVENT_SKIPPED) {
-    static const char *const reasons[] = {"missed", "running", "held", "ended"};
+    static const char *const reasons[] = {"missed", "running", "held", "ended",
+                                          "queued"};
     set_integer(L, "due_last", event->due_last);
     set_integer(L, "count", event->count);
-    lua_pushstring(L, event->code < 4 ? reasons[event->code] : "");
+    lua_pushstring(L, event->code < 5 ? reasons[event->code] : "");
     lua_setfield(L, -2, "reason");
   }
   if (event->type == CAIRN_EVENT_RUN_ENDED) {
@@ -424,6 +425,19 @@ static int engine_history(lua_State *L)
   if (cairn_history(check(L), id, records, &err) != 0)
     return cairn__lua_fail(L, &err);
   cairn__lua_decode(L, *records, strlen(*records));
+  cairn__lua_unbox(L, box);
+  return 1;
+}
+
+/* queues(engine) -> array | nil, message, code */
+static int engine_queues(lua_State *L)
+{
+  struct cairn_error err = {0};
+  char **queues = (char **)cairn__lua_box(L, cairn_free);
+  int box = lua_gettop(L);
+  if (cairn_queues(check(L), queues, &err) != 0)
+    return cairn__lua_fail(L, &err);
+  cairn__lua_decode(L, *queues, strlen(*queues));
   cairn__lua_unbox(L, box);
   return 1;
 }
@@ -714,6 +728,7 @@ static const luaL_Reg functions[] = {{"open", engine_open},
                                      {"plan", engine_plan},
                                      {"job", engine_job},
                                      {"history", engine_history},
+                                     {"queues", engine_queues},
                                      {"job_next", engine_job_next},
                                      {"task_progress", task_progress},
                                      {"task_ask", task_ask},

@@ -40,8 +40,9 @@
   X(kind)                                                                      \
   X(spec)                                                                      \
   X(queue)                                                                     \
-  X(Caption) X(Description) X(ElementName) X(OtherRecoveryAction)              \
-      X(RecoveryJob) X(zone) X(policy) X(policy_key)
+  X(Caption)                                                                   \
+  X(Description) X(ElementName) X(OtherRecoveryAction) X(RecoveryJob) X(zone)  \
+      X(policy) X(policy_key)
 
 /* What changes with every run, and the settings. `settings`: a bit for each
  * that is not null (enum cairn__setting). */
@@ -51,26 +52,22 @@
   X(ErrorCode)                                                                 \
   X(TimeOfLastStateChange)                                                     \
   X(StartTime)                                                                 \
-  X(ElapsedTime) X(time_finished) X(PercentComplete) X(run_number)             \
-      X(runs_succeeded) X(attempts) X(epoch) X(bytes_total) X(bytes_done) X(   \
-          lost_warnings) X(settings) X(JobRunTimes) X(Priority) X(RunMonth)    \
-          X(RunDay) X(RunDayOfWeek) X(RunStartInterval)                        \
-              X(RunStartInterval_precision) X(LocalOrUtcTime) X(               \
-                  DeleteOnCompletion) X(TimeBeforeRemoval)                     \
-                  X(TimeBeforeRemoval_precision) X(ScheduledStartTime) X(      \
-                      ScheduledStartTime_kind) X(ScheduledStartTime_offset)    \
-                      X(ScheduledStartTime_precision) X(UntilTime)             \
-                          X(UntilTime_kind) X(UntilTime_offset) X(             \
-                              UntilTime_precision) X(due_settled) X(due_run)   \
-                              X(due_next) X(due_has_come) X(time_of_retry)     \
-                                  X(asked) X(has_changed) X(is_start_now)      \
-                                      X(is_held) X(is_start_asked) X(is_live)  \
-                                          X(is_until_passed) X(is_removable)   \
-                                              X(is_backing_off)                \
-                                                  X(is_recovering)             \
-                                                      X(is_interrupted)        \
-                                                          X(has_ended)         \
-                                                              X(is_last_well)
+  X(ElapsedTime)                                                               \
+  X(time_finished) X(PercentComplete) X(run_number) X(runs_succeeded) X(       \
+      attempts) X(epoch) X(bytes_total) X(bytes_done) X(lost_warnings)         \
+      X(settings) X(JobRunTimes) X(Priority) X(RunMonth) X(RunDay) X(          \
+          RunDayOfWeek) X(RunStartInterval) X(RunStartInterval_precision)      \
+          X(LocalOrUtcTime) X(DeleteOnCompletion) X(TimeBeforeRemoval) X(      \
+              TimeBeforeRemoval_precision) X(ScheduledStartTime)               \
+              X(ScheduledStartTime_kind) X(ScheduledStartTime_offset) X(       \
+                  ScheduledStartTime_precision) X(UntilTime) X(UntilTime_kind) \
+                  X(UntilTime_offset) X(UntilTime_precision) X(due_settled)    \
+                      X(due_run) X(due_next) X(due_has_come) X(time_of_retry)  \
+                          X(asked) X(has_changed) X(is_start_now) X(is_held)   \
+                              X(is_start_asked) X(is_live) X(is_until_passed)  \
+                                  X(is_removable) X(is_backing_off)            \
+                                      X(is_recovering) X(is_interrupted)       \
+                                          X(has_ended) X(is_last_well)
 
 /* Texts that few jobs have; a job without any has no row. */
 #define CAIRN__TEXT_INTEGERS(X) X(serial) X(errno_of_failure) X(offset)
@@ -80,8 +77,8 @@
   X(machine)                                                                   \
   X(disk)                                                                      \
   X(path)                                                                      \
-  X(warnings) X(report) X(question) X(choices) X(answer)                       \
-      X(ReferencePointGroupId)
+  X(warnings)                                                                  \
+  X(report) X(question) X(choices) X(answer) X(ReferencePointGroupId)
 
 /* What has become of runs, and of due times without a run (`skipped`). */
 #define CAIRN__HISTORY_INTEGERS(X)                                             \
@@ -90,8 +87,9 @@
   X(due)                                                                       \
   X(due_last)                                                                  \
   X(StartTime)                                                                 \
-  X(ElapsedTime) X(bytes_done) X(run_number) X(attempt) X(count) X(JobState)   \
-      X(ErrorCode) X(skipped) X(reason)
+  X(ElapsedTime)                                                               \
+  X(bytes_done) X(run_number) X(attempt) X(count) X(JobState) X(ErrorCode)     \
+      X(skipped) X(reason)
 #define CAIRN__HISTORY_TEXTS(X)                                                \
   X(InstanceID) X(Name) X(ErrorDescription) X(ReferencePointGroupId)
 
@@ -110,8 +108,9 @@
   X(STATE, "state")                                                            \
   X(TEXT, "text")                                                              \
   X(HISTORY, "history")                                                        \
-  X(EVENT, "event") X(COUNTER, "counte"                                        \
-                               "r")
+  X(EVENT, "event")                                                            \
+  X(COUNTER, "counte"                                                          \
+             "r")
 
 enum cairn__table_id {
 #define CAIRN__X(ID, name) CAIRN__TABLE_##ID,

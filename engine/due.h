@@ -35,7 +35,8 @@ enum cairn__skip {
   CAIRN__SKIP_CATCH_UP, /* missed, and catch_up has it so */
   CAIRN__SKIP_ACTIVE,   /* the run before it was not over */
   CAIRN__SKIP_HELD,     /* a client held the job */
-  CAIRN__SKIP_ENDED     /* the job has ended before it could run */
+  CAIRN__SKIP_ENDED,    /* the job has ended before it could run */
+  CAIRN__SKIP_QUEUED    /* it waited longer than MaxTimeOnQueue */
 };
 
 struct cairn__job_due {

@@ -211,7 +211,7 @@ int cairn__history_load(struct cairn_engine *e, const int64_t *v,
       v[CAIRN__HISTORY_id] < 1 ||
       v[CAIRN__HISTORY_id] > (int64_t)e->history.last_id ||
       v[CAIRN__HISTORY_reason] < 0 ||
-      v[CAIRN__HISTORY_reason] > CAIRN__SKIP_ENDED)
+      v[CAIRN__HISTORY_reason] > CAIRN__SKIP_QUEUED)
     return cairn__fail(err, CAIRN_E_STORE_FAILED,
                        "the store is damaged: record %lld of its history",
                        (long long)v[CAIRN__HISTORY_id]);
@@ -278,7 +278,8 @@ static json_t *point_json(const unsigned char point[16])
 
 static json_t *record_json(const struct cairn__record *r)
 {
-  static const char *const reasons[] = {"missed", "running", "held", "ended"};
+  static const char *const reasons[] = {"missed", "running", "held", "ended",
+                                        "queued"};
 
   if (r->is_skipped)
     return json_pack("{s:s, s:s, s:o, s:o, s:o, s:i, s:s}", "InstanceID",

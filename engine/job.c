@@ -304,6 +304,7 @@ static void finish(struct cairn_engine *e, struct cairn__job *j, int state)
   j->is_start_asked = 0;
   j->is_backing_off = 0;
   cairn__job_set_state(e, j, state);
+  j->queue->unfinished--;
   if (state == CAIRN_COMPLETED || state == CAIRN_COMPLETED_WITH_WARNINGS)
     cairn__job_set_percent(e, j, 100);
   j->finished_us = cairn__monotonic(e);
@@ -742,6 +743,13 @@ static int is_due(struct cairn_engine *e, struct cairn__job *j)
   return 0;
 }
 
+/* What is queued for the first time, not a run that stands still, was
+ * interrupted or is tried again: these are never given up. */
+static int is_run_new(const struct cairn__job *j)
+{
+  return !j->is_live && !j->is_interrupted && !j->is_backing_off;
+}
+
 void cairn__job_reconsider(struct cairn_engine *e, struct cairn__job *j)
 {
   int is_wanted = 0;
@@ -769,6 +777,33 @@ void cairn__job_reconsider(struct cairn_engine *e, struct cairn__job *j)
     j->eligible_us = cairn__monotonic(e);
     cairn__queue_push(j);
   }
+  if (j->heap && j->queue->max_time_us > 0 && is_run_new(j))
+    cairn__timer_arm(&e->monotonic, &j->schedule,
+                     j->eligible_us + j->queue->max_time_us);
+}
+
+/* MaxTimeOnQueue has passed, and no run has begun. */
+static void leave_queue(struct cairn_engine *e, struct cairn__job *j)
+{
+  char text[256];
+
+  cairn__queue_leave(j);
+  snprintf(text, sizeof text,
+           "not started: it waited longer than MaxTimeOnQueue of queue %s, "
+           "which is %.0f s",
+           j->queue->name, (double)j->queue->max_time_us / 1e6);
+  set_error_text(e, j, CAIRN_E_TIMEOUT, text);
+  j->is_start_asked = j->is_recovering = 0;
+  j->settings.is_start_now = 0;
+  if (!has_calendar(j) && !j->is_on_demand) {
+    finish(e, j, CAIRN_EXCEPTION);
+    return;
+  }
+  cairn__due_skip(e, j, CAIRN__SKIP_QUEUED);
+  if (!has_calendar(j))
+    j->is_held = 1;
+  cairn__job_warn(e, j, text);
+  cairn__job_reconsider(e, j);
 }
 
 void cairn__job_settings_changed(struct cairn_engine *e, struct cairn__job *j,
@@ -858,6 +893,7 @@ int cairn__job_recover(struct cairn_engine *e, struct cairn__job *j,
   e->busy += (size_t)is_busy(j->state);
   e->querying += (size_t)(j->state == CAIRN_QUERY_PENDING);
   if (cairn_state_is_final(j->state)) {
+    j->queue->unfinished--;
     arm_removal(e, j);
     return 0;
   }
@@ -1043,7 +1079,11 @@ void cairn__job_timer(struct cairn_engine *e, struct cairn__timer *timer)
 
   switch (timer->kind) {
   case CAIRN__TIMER_SCHEDULE:
-    cairn__job_reconsider(e, j);
+    if (j->heap && j->queue->max_time_us > 0 && is_run_new(j) &&
+        cairn__monotonic(e) - j->eligible_us >= j->queue->max_time_us)
+      leave_queue(e, j);
+    else
+      cairn__job_reconsider(e, j);
     break;
   case CAIRN__TIMER_UNTIL:
     until_passed(e, j);

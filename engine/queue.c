@@ -12,11 +12,15 @@
 #include "engine.h"
 #include "error.h"
 #include "memory.h"
+#include "store.h"
 
 #define DEFAULT_CONCURRENCY 2
 #define MAX_CONCURRENCY     1000
 #define MAX_NAME            64
 #define DEFAULT_PRIORITY    65535
+#define DEFAULT_AGEING_US   60000000
+#define MAX_SECONDS         3153600000.0        /* a hundred years */
+#define STRICT_US           ((__int128)1 << 80) /* more than any time */
 
 /* ---- heaps of jobs ---- */
 
@@ -40,18 +44,23 @@ static int heap_reserve(struct cairn__job_heap *h, size_t need)
 static uint32_t priority_of(const struct cairn__job *j)
 {
   return j->settings.set & CAIRN__SET_PRIORITY ? j->settings.priority
-                                               : DEFAULT_PRIORITY;
+                                               : j->queue->default_priority;
+}
+
+/* When it is its turn, on a clock on which priorities are delays. Jobs of two
+ * queues meet in the heap of a directory. */
+static __int128 turn_of(const struct cairn__job *j)
+{
+  __int128 step = j->queue->ageing_us ? j->queue->ageing_us : STRICT_US;
+
+  return j->eligible_us + step * priority_of(j);
 }
 
 static int is_before(const struct cairn__job *a, const struct cairn__job *b)
 {
-  uint32_t pa = priority_of(a), pb = priority_of(b);
+  __int128 ta = turn_of(a), tb = turn_of(b);
 
-  if (pa != pb)
-    return pa < pb;
-  if (a->eligible_us != b->eligible_us)
-    return a->eligible_us < b->eligible_us;
-  return a->by_serial.key < b->by_serial.key;
+  return ta != tb ? ta < tb : a->by_serial.key < b->by_serial.key;
 }
 
 static void place(struct cairn__job_heap *h, size_t i, struct cairn__job *j)
@@ -222,6 +231,8 @@ static struct cairn__queue *queue_add(struct cairn_engine *e, const char *name,
     return NULL;
   }
   q->concurrency = concurrency;
+  q->default_priority = DEFAULT_PRIORITY;
+  q->ageing_us = DEFAULT_AGEING_US;
   while (*p)
     p = &(*p)->next;
   *p = q;
@@ -235,13 +246,75 @@ int cairn__queue_make(struct cairn_engine *e, const char *name,
   return *out ? 0 : cairn__fail_memory(err);
 }
 
+/* Seconds as microseconds. */
+static int read_seconds(const char *queue, const char *key, const json_t *value,
+                        int64_t *out, struct cairn_error *err)
+{
+  double seconds = json_number_value(value);
+
+  if (!json_is_number(value))
+    return cairn__fail(err, CAIRN_E_WRONG_TYPE,
+                       "queues: %s of \"%s\" must be a number of seconds", key,
+                       queue);
+  if (!(seconds >= 0 && seconds <= MAX_SECONDS))
+    return cairn__fail(err, CAIRN_E_OUT_OF_RANGE,
+                       "queues: %s of \"%s\" must be 0 to %.0f seconds", key,
+                       queue, MAX_SECONDS);
+  *out = (int64_t)(seconds * 1e6);
+  return 0;
+}
+
+static int read_count(const char *queue, const char *key, const json_t *value,
+                      json_int_t min, json_int_t max, uint32_t *out,
+                      struct cairn_error *err)
+{
+  if (!json_is_integer(value))
+    return cairn__fail(err, CAIRN_E_WRONG_TYPE,
+                       "queues: %s of \"%s\" must be an integer", key, queue);
+  if (json_integer_value(value) < min || json_integer_value(value) > max)
+    return cairn__fail(err, CAIRN_E_OUT_OF_RANGE,
+                       "queues: %s of \"%s\" must be %lld to %lld", key, queue,
+                       (long long)min, (long long)max);
+  *out = (uint32_t)json_integer_value(value);
+  return 0;
+}
+
+static int read_option(struct cairn__queue *q, const char *key,
+                       const json_t *value, struct cairn_error *err)
+{
+  static const char *const keys[] = {"concurrency", "DefaultJobPriority",
+                                     "MaxJobsOnQueue", "MaxTimeOnQueue",
+                                     "ageing"};
+  char shown[128];
+
+  if (strcmp(key, "concurrency") == 0)
+    return read_count(q->name, key, value, 1, MAX_CONCURRENCY, &q->concurrency,
+                      err);
+  if (strcmp(key, "DefaultJobPriority") == 0)
+    return read_count(q->name, key, value, 0, UINT32_MAX, &q->default_priority,
+                      err);
+  if (strcmp(key, "MaxJobsOnQueue") == 0)
+    return read_count(q->name, key, value, 0, UINT32_MAX, &q->max_jobs, err);
+  if (strcmp(key, "MaxTimeOnQueue") == 0)
+    return read_seconds(q->name, key, value, &q->max_time_us, err);
+  if (strcmp(key, "ageing") == 0)
+    return read_seconds(q->name, key, value, &q->ageing_us, err);
+  return cairn__fail(
+      err, CAIRN_E_UNKNOWN_KEY,
+      "queues: \"%s\" has the unknown key \"%s\"; did you mean \"%s\"? (valid: "
+      "concurrency, DefaultJobPriority, MaxJobsOnQueue, MaxTimeOnQueue, "
+      "ageing)",
+      q->name, cairn__printable(key, shown, sizeof shown),
+      cairn__nearest(key, keys, sizeof keys / sizeof keys[0]));
+}
+
 static int read_queue(struct cairn_engine *e, const char *name,
                       const json_t *options, struct cairn_error *err)
 {
-  uint32_t concurrency = DEFAULT_CONCURRENCY;
+  struct cairn__queue *q = e->queues; /* "default" */
+  size_t length = strlen(name);
   const char *key;
   json_t *value;
-  size_t length = strlen(name);
 
   if (length == 0 || length > MAX_NAME)
     return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
@@ -253,29 +326,61 @@ static int read_queue(struct cairn_engine *e, const char *name,
                        "queues: \"%s\" must be an object such as "
                        "{\"concurrency\": 2}",
                        name);
+  if (strcmp(name, q->name) != 0)
+    q = queue_add(e, name, DEFAULT_CONCURRENCY);
+  if (!q)
+    return cairn__fail_memory(err);
   json_object_foreach((json_t *)options, key, value)
   {
-    if (strcmp(key, "concurrency") != 0)
-      return cairn__fail(err, CAIRN_E_UNKNOWN_KEY,
-                         "queues: \"%s\" has the unknown key \"%s\"; valid: "
-                         "concurrency",
-                         name, key);
-    if (!json_is_integer(value))
-      return cairn__fail(err, CAIRN_E_WRONG_TYPE,
-                         "queues: concurrency of \"%s\" must be an integer",
-                         name);
-    if (json_integer_value(value) < 1 ||
-        json_integer_value(value) > MAX_CONCURRENCY)
-      return cairn__fail(err, CAIRN_E_OUT_OF_RANGE,
-                         "queues: concurrency of \"%s\" must be 1 to %d", name,
-                         MAX_CONCURRENCY);
-    concurrency = (uint32_t)json_integer_value(value);
+    if (read_option(q, key, value, err) != 0)
+      return -1;
   }
-  if (strcmp(name, "default") == 0) {
-    e->queues->concurrency = concurrency;
+  return 0;
+}
+
+int cairn__queue_accepts(const struct cairn__queue *q, size_t more,
+                         struct cairn_error *err)
+{
+  if (q->max_jobs == 0 || q->unfinished + more <= q->max_jobs)
     return 0;
+  return cairn__fail(err, CAIRN_E_QUEUE_FULL,
+                     "queue \"%s\" has %zu jobs that have not ended, "
+                     "MaxJobsOnQueue is %u",
+                     q->name, q->unfinished, q->max_jobs);
+}
+
+/* What a queue does now, in a word: "Degraded" while the store fails. */
+static const char *status_of(const struct cairn_engine *e,
+                             const struct cairn__queue *q)
+{
+  if (cairn__store_error(e))
+    return "Degraded";
+  if (e->closing >= 0)
+    return "Stopped";
+  return q->running >= q->concurrency ? "Busy" : "Active";
+}
+
+int cairn_queues(cairn_engine *e, char **out, struct cairn_error *err)
+{
+  json_t *array = json_array();
+
+  cairn__error_clear(err);
+  *out = NULL;
+  for (struct cairn__queue *q = e->queues; q && array; q = q->next) {
+    json_t *row = json_pack(
+        "{s:s, s:s, s:i, s:I, s:I, s:f, s:f, s:i, s:i, s:i}", "Name", q->name,
+        "QueueStatus", status_of(e, q), "concurrency", (int)q->concurrency,
+        "DefaultJobPriority", (json_int_t)q->default_priority, "MaxJobsOnQueue",
+        (json_int_t)q->max_jobs, "MaxTimeOnQueue", (double)q->max_time_us / 1e6,
+        "ageing", (double)q->ageing_us / 1e6, "running", (int)q->running,
+        "queued", (int)q->heap.count, "unfinished", (int)q->unfinished);
+
+    if (json_array_append_new(array, row) != 0) {
+      json_decref(array);
+      array = NULL;
+    }
   }
-  return queue_add(e, name, concurrency) ? 0 : cairn__fail_memory(err);
+  return array ? cairn__json_give(array, out, err) : cairn__fail_memory(err);
 }
 
 int cairn__queues_open(struct cairn_engine *e, const char *json,

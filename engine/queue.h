@@ -1,13 +1,16 @@
 /* Queues of jobs that could start, and the export directories that keep two of
  * them apart.
  *
- * A queue has a heap of its eligible jobs, the most urgent first: priority
- * (null counts as 65535), then the time at which the job became eligible, then
- * the order of submission. A job whose export directory is in use moves from
- * its queue's heap to the directory's; when the directory is free the most
- * urgent job of that heap, and it alone, goes back. Invariant: a directory
- * that is free has either nobody waiting, or one of its jobs in a queue's
- * heap (is_offered), so nobody is forgotten and nobody is woken for nothing. */
+ * A queue has a heap of its eligible jobs, the most urgent first: that of the
+ * lowest priority (null counts as the queue's DefaultJobPriority), of equal
+ * ones that which became eligible first, then the order of submission. So that
+ * nobody waits for ever, a job that has waited goes before one that is more
+ * urgent: for each step of priority it must have come so much earlier (ageing).
+ * A job whose export directory is in use moves from its queue's heap to the
+ * directory's; when the directory is free the most urgent job of that heap, and
+ * it alone, goes back. Invariant: a directory that is free has either nobody
+ * waiting, or one of its jobs in a queue's heap (is_offered), so nobody is
+ * forgotten and nobody is woken for nothing. */
 #ifndef CAIRN_QUEUE_H
 #define CAIRN_QUEUE_H
 
@@ -28,6 +31,10 @@ struct cairn__queue {
   struct cairn__queue *next;
   char *name;
   uint32_t concurrency, running;
+  uint32_t default_priority, max_jobs; /* max_jobs 0: no limit */
+  int64_t ageing_us;                   /* a step of priority; 0: never */
+  int64_t max_time_us;                 /* on the queue; 0: no limit */
+  size_t unfinished;                   /* jobs that have not ended */
   size_t jobs; /* unfinished and finished ones: room the heap must have */
   struct cairn__job_heap heap;
 };
@@ -42,7 +49,9 @@ struct cairn__directory {
   struct cairn__job_heap waiting;
 };
 
-/* Reads {"name": {"concurrency": n}, ...} (NULL: only "default"). */
+/* Reads {"name": {"concurrency": n, "DefaultJobPriority": n, "MaxJobsOnQueue":
+ * n, "MaxTimeOnQueue": seconds, "ageing": seconds}, ...} (NULL: only
+ * "default"). */
 int cairn__queues_open(struct cairn_engine *e, const char *json,
                        struct cairn_error *err);
 void cairn__queues_free(struct cairn_engine *e);
@@ -52,6 +61,9 @@ struct cairn__queue *cairn__queue_find(struct cairn_engine *e,
 int cairn__queue_make(struct cairn_engine *e, const char *name,
                       struct cairn__queue **out, struct cairn_error *err);
 
+/* QUEUE_FULL when the queue does not take so many jobs more. */
+int cairn__queue_accepts(const struct cairn__queue *q, size_t more,
+                         struct cairn_error *err);
 /* Room for one more job; counted in when it was made. */
 int cairn__queue_add_job(struct cairn__queue *q);
 void cairn__queue_remove_job(struct cairn__queue *q);

@@ -568,6 +568,7 @@ void cairn__job_link(struct cairn_engine *e, struct cairn__job *j,
     e->first = j;
   e->last = j;
   e->job_count++;
+  j->queue->unfinished++; /* until finish(); or, from a store, recovery */
   cairn__table_add(&e->by_serial, &j->by_serial, serial);
   cairn__table_add(&e->by_uuid, &j->by_uuid, j->by_uuid.key);
 }
@@ -620,7 +621,7 @@ int cairn_submit(cairn_engine *e, const char *json, size_t length,
   json_decref(spec);
   if (!j)
     return -1;
-  if (reserve(e, 1, err) != 0) {
+  if (cairn__queue_accepts(j->queue, 1, err) != 0 || reserve(e, 1, err) != 0) {
     cairn__job_free(e, j);
     return -1;
   }
@@ -642,6 +643,21 @@ static void name_index(struct cairn_error *err, size_t index)
   cairn__utf8_clean(err->message);
 }
 
+/* All of them together. */
+static int queues_accept(struct cairn_engine *e, struct cairn__job **jobs,
+                         size_t count, struct cairn_error *err)
+{
+  for (struct cairn__queue *q = e->queues; q; q = q->next) {
+    size_t more = 0;
+
+    for (size_t i = 0; q->max_jobs > 0 && i < count; i++)
+      more += jobs[i]->queue == q;
+    if (more > 0 && cairn__queue_accepts(q, more, err) != 0)
+      return -1;
+  }
+  return 0;
+}
+
 static int make_all(struct cairn_engine *e, json_t *array,
                     struct cairn__job **jobs, size_t count,
                     struct cairn_error *err)
@@ -655,7 +671,8 @@ static int make_all(struct cairn_engine *e, json_t *array,
       break;
     }
   }
-  if (i == count && reserve(e, count, err) == 0)
+  if (i == count && queues_accept(e, jobs, count, err) == 0 &&
+      reserve(e, count, err) == 0)
     return 0;
   while (i > 0)
     cairn__job_free(e, jobs[--i]);
@@ -729,6 +746,8 @@ static void exchange(struct cairn_engine *e, struct cairn__job *j,
     j->queue->running--;
     other->queue->running++;
   }
+  j->queue->unfinished--;
+  other->queue->unfinished++;
   keep_query(j->details, other->details);
   SWAP(j->name, other->name);
   SWAP(j->details, other->details);
@@ -786,6 +805,8 @@ int cairn_job_update(cairn_engine *e, cairn_job job, const char *json,
   if (!other)
     return -1;
   code = check_update(j, other, err);
+  if (code == 0 && other->queue != j->queue)
+    code = cairn__queue_accepts(other->queue, 1, err);
   if (code == 0 && cairn__events_reserve(e, CAIRN__EVENTS_PER_ACTION) != 0)
     code = cairn__fail_memory(err);
   if (code == 0)

@@ -296,7 +296,8 @@ struct cairn_engine_options {
   int is_vendor_codes;       /* return codes of the vendor, not of the DMTF */
   int is_virtual_clock;      /* time stands still: cairn_engine_advance() */
   int64_t virtual_start;     /* Unix microseconds; 0 = 2025-01-01T00:00:00Z */
-  const char *queues_json;   /* {"default":{"concurrency":2}, ...} or NULL */
+  const char *queues_json;   /* {"default":{"concurrency":2}, ...} or NULL:
+                                docs/job-model.md, "Queues" */
   const char *owner;         /* CIM_Job.Owner of its jobs; NULL = the user */
   uint32_t history_limit;    /* records of runs that are kept; 0 = 10000 */
   const struct cairn_io *io; /* NULL = the system's; stays valid until the
@@ -360,7 +361,8 @@ enum cairn_event_type {
                                   due_last, have no run: code is 0 missed (the
                                   engine was not there, and catch_up has it so),
                                   1 the run before was not over, 2 the job was
-                                  held, 3 it has ended */
+                                  held, 3 it has ended, 4 it waited longer than
+                                  MaxTimeOnQueue */
   CAIRN_EVENT_RUN_ENDED,       /* an attempt at a run: new_state is the JobState
                                   that says how, code its ErrorCode, count the
                                   attempt, due as below */
@@ -444,6 +446,13 @@ CAIRN_API int cairn_backup_start(cairn_engine *engine, const char *to,
 CAIRN_API int cairn_backup_error(cairn_engine *engine, struct cairn_error *err);
 
 /* ---- jobs --------------------------------------------------------------- */
+
+/* The engine's queues as a JSON array: Name, QueueStatus ("Active"; "Busy":
+ * all its places are taken; "Degraded": the store fails; "Stopped": the engine
+ * is closing), its options, and how many jobs run, are queued (in a directory's
+ * line not included) and have not ended. The caller frees. */
+CAIRN_API int cairn_queues(cairn_engine *engine, char **out,
+                           struct cairn_error *err);
 
 /* Creates a job from a specification (docs/job-model.md "Submitting"): a JSON
  * object of writable properties, Name, RecoveryAction, OtherRecoveryAction,
