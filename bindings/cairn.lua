@@ -8,10 +8,13 @@ local failure = require "cairn.failure"
 local collection = require "cairn.collection"
 local engine = require "cairn.engine"
 local luv = require "cairn.luv"
+local notify = require "cairn.notify"
 local policy = require "cairn.policy"
 local private = require "cairn.private"
 local schedule = require "cairn.schedule"
 local task = require "cairn.task"
+
+assert(engine.notify == notify)
 
 local cairn = {
   version = core.version,

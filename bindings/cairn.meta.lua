@@ -20,7 +20,7 @@
 local cairn = {}
 
 ---Opens an engine. Use `local engine <close> = assert(cairn.open())`. With a store the jobs of earlier lives are there again: what was running is begun again, as the same run; what a client had held or asked to end stays so; times that have passed are made up for as catch_up says. `store_locked`: another engine has it, whose process the message names; `store_failed`: it is no store, damaged, or cannot be written.
----@param options? cairn.open.options store (the file that keeps the jobs, made when it is missing; `":memory:"`, the default, keeps none), codes (`"dmtf"` or `"vendor"`: whose return codes), log (function of a message; default: standard error), queues (`{ default = { concurrency = 2 } }`), owner (CIM_Job.Owner), clock (`"virtual"`: time stands still and is moved by engine:advance), start (a virtual clock's first time), history_limit (how many records of runs are kept)
+---@param options? cairn.open.options store (the file that keeps the jobs, made when it is missing; `":memory:"`, the default, keeps none), codes (`"dmtf"` or `"vendor"`: whose return codes), log (function of a message; default: standard error), queues (`{ default = { concurrency = 2 } }`, see [job-model.md](job-model.md#queues)), notify (handlers by name, for jobs whose Notify is that name: a function of the notice, which may wait; `{ program, argument, ... }`, which gets it as JSON on standard input; `"log"`; `"mailto:ADDRESS"`, through the system's sendmail. A Notify that begins with mailto: needs no handler, any other without one is logged), owner (CIM_Job.Owner), clock (`"virtual"`: time stands still and is moved by engine:advance), start (a virtual clock's first time), history_limit (how many records of runs are kept)
 ---@return cairn.engine? # the engine
 ---@return string? # message, when refused
 ---@return string? # code, when refused: see cairn.errors
@@ -229,14 +229,14 @@ function engine:job(id) end
 function engine:jobs(filter) end
 
 ---@param id string|cairn.job
----@return string? # why the job is as it is
+---@return string? # why the job is as it is, or is not running: due at, held, the queue, attempts, missing code, a store that fails; why its last run was late or was not
 ---@return table|string # the same as data; message when refused
 ---@return string? # code, when refused
 function engine:why(id) end
 
 ---Handlers are called in turns. They cannot wait; an error in one is logged and stops nothing.
 ---@param name string `"Submitted"`, `"JobState"`, `"PercentComplete"`, `"Changed"`, `"Removed"`, `"Warning"`, `"RequestTimeout"`, `"Skipped"`, `"RunEnded"`, `"Store"`
----@param fn fun(event: table) gets name, job, InstanceID, run_number, sequence, time (Unix microseconds) and JobState, PreviousJobState or PercentComplete; a JobState that is Starting has due, when the calendar made this run due, at each attempt; RunEnded has attempt, due, JobState (how it ended) and ErrorCode; Skipped has due, due_last and count (the first and last of so many times that have no run) and reason: `"missed"`, `"running"`, `"held"` or `"ended"`; Store has code (0: it works again) and message
+---@param fn fun(event: table) gets name, job, InstanceID, run_number, sequence, time (Unix microseconds) and JobState, PreviousJobState or PercentComplete; a JobState that is Starting has due, when the calendar made this run due, at each attempt; RunEnded has attempt, is_retried (it will be tried again), due, JobState (how it ended) and ErrorCode; Skipped has due, due_last and count (the first and last of so many times that have no run) and reason: `"missed"`, `"running"`, `"held"`, `"ended"` or `"queued"`; Store has code (0: it works again) and message
 ---@return fun() # ends the subscription
 function engine:on(name, fn) end
 
@@ -335,12 +335,15 @@ function engine:advance(seconds) end
 ---@return cairn.datetime
 function engine:now() end
 
----What has become of runs. Each attempt that has ended: InstanceID, Name, time (of its end), due (nil: a client wanted it), StartTime, ElapsedTime, run_number, attempt, JobState (how it ended), ErrorCode, ErrorDescription, bytes_done, ReferencePointGroupId. Due times without a run: InstanceID, Name, time, due, due_last, skipped (how many), reason (`"missed"`, `"running"`, `"held"`, `"ended"`). Times are CIM datetimes. The latest history_limit of cairn.open (10000) are kept, with a store in it.
+---What has become of runs. Each attempt that has ended: InstanceID, Name, time (of its end), due (nil: a client wanted it), StartTime, ElapsedTime, run_number, attempt, JobState (how it ended), ErrorCode, ErrorDescription, bytes_done, ReferencePointGroupId. Due times without a run: InstanceID, Name, time, due, due_last, skipped (how many), reason (`"missed"`, `"running"`, `"held"`, `"ended"`, `"queued"`: longer than MaxTimeOnQueue). Times are CIM datetimes. The latest history_limit of cairn.open (10000) are kept, with a store in it.
 ---@param id? string|cairn.job of this job, which may be gone; of all when left out
 ---@return table[]? # oldest first
 ---@return string? # message, when refused
 ---@return string? # code, when refused: see cairn.errors
 function engine:history(id) end
+
+---@return table[] # Name, QueueStatus (`"Active"`, `"Busy"`: no place is free, `"Degraded"`: the store fails, `"Stopped"`: the engine is closing), concurrency, DefaultJobPriority, MaxJobsOnQueue, MaxTimeOnQueue, ageing (seconds), running, queued, unfinished
+function engine:queues() end
 
 ---The events of a store, without a gap and in order, over all its lives: `sequence` counts them. PercentComplete is not among them. The latest 100000 are kept, and some more; `out_of_range` when those after the cursor are gone. Waits for the commit of what has happened, a moment in which nothing else does.
 ---@param cursor? integer what the last call gave; 0 or nothing: from the oldest event that is kept

@@ -231,6 +231,8 @@ static void push_event(lua_State *L, const struct cairn_event *event)
     set_state(L, "JobState", event->new_state);
     set_integer(L, "ErrorCode", event->code);
     set_integer(L, "attempt", event->count);
+    lua_pushboolean(L, event->status == 1);
+    lua_setfield(L, -2, "is_retried");
   }
   if (event->type == CAIRN_EVENT_PERCENT)
     set_integer(L, "PercentComplete", event->percent);

@@ -434,11 +434,16 @@ static void start_recovery(struct cairn_engine *e, struct cairn__job *j,
   cairn__job_warn(e, j, text);
 }
 
+static int is_to_be_retried(const struct cairn__job *j)
+{
+  return has_recovery(j, CAIRN__RECOVERY_RE_RUN_JOB) &&
+         j->attempts < CAIRN__ATTEMPTS;
+}
+
 static void fail_run(struct cairn_engine *e, struct cairn__job *j,
                      int was_suspending, int was_recovering)
 {
-  if (has_recovery(j, CAIRN__RECOVERY_RE_RUN_JOB) &&
-      j->attempts < CAIRN__ATTEMPTS) {
+  if (is_to_be_retried(j)) {
     back_off(e, j, was_suspending);
     return;
   }
@@ -485,6 +490,8 @@ void cairn__job_run_ended(struct cairn_engine *e, struct cairn__job *j,
   } else {
     set_error(e, j, error);
     cairn__history_run(e, j, CAIRN_EXCEPTION);
+    if (asked != CAIRN__ASKED_TERMINATE)
+      cairn__event_last(e)->status = is_to_be_retried(j);
     if (asked != CAIRN__ASKED_TERMINATE)
       fail_run(e, j, asked == CAIRN__ASKED_SUSPEND, was_recovering);
     else

@@ -29,7 +29,13 @@ they are relative to the working directory.]],
           "store (the file that keeps the jobs, made when it is missing; "
           .. "`\":memory:\"`, the default, keeps none), codes (`\"dmtf\"` or `\"vendor\"`: whose return "
           .. "codes), log (function of a message; default: standard error), "
-          .. "queues (`{ default = { concurrency = 2 } }`), owner "
+          .. "queues (`{ default = { concurrency = 2 } }`, see "
+          .. "[job-model.md](job-model.md#queues)), notify (handlers by "
+          .. "name, for jobs whose Notify is that name: a function of the "
+          .. "notice, which may wait; `{ program, argument, ... }`, which gets "
+          .. "it as JSON on standard input; `\"log\"`; `\"mailto:ADDRESS\"`, "
+          .. "through the system's sendmail. A Notify that begins with mailto: "
+          .. "needs no handler, any other without one is logged), owner "
           .. "(CIM_Job.Owner), clock (`\"virtual\"`: time stands still and is "
           .. "moved by engine:advance), start (a virtual clock's first "
           .. "time), history_limit (how many records of runs are kept)" } },
@@ -298,7 +304,9 @@ reading and then calls `step`. Without any of these nothing moves.]],
         returns = { { "cairn.job[]", "in order of submission" } },
         text = "" },
       { name = "engine:why", params = { { "id", "string|cairn.job", "" } },
-        returns = { { "string?", "why the job is as it is" },
+        returns = { { "string?", "why the job is as it is, or is not running: "
+          .. "due at, held, the queue, attempts, missing code, a store that "
+          .. "fails; why its last run was late or was not" },
           { "table|string", "the same as data; message when refused" },
           { "string?", "code, when refused" } }, text = "" },
       { name = "engine:on", params = {
@@ -310,10 +318,11 @@ reading and then calls `step`. Without any of these nothing moves.]],
           .. "sequence, time (Unix microseconds) and JobState, "
           .. "PreviousJobState or PercentComplete; a JobState that is Starting "
           .. "has due, when the calendar made this run due, at each attempt; "
-          .. "RunEnded has attempt, due, JobState (how it ended) and "
-          .. "ErrorCode; Skipped has due, due_last and count (the first and "
+          .. "RunEnded has attempt, is_retried (it will be tried again), due, "
+          .. "JobState (how it ended) and ErrorCode; Skipped has due, due_last and count (the first and "
           .. "last of so many times that have no run) and reason: "
-          .. "`\"missed\"`, `\"running\"`, `\"held\"` or `\"ended\"`; Store has "
+          .. "`\"missed\"`, `\"running\"`, `\"held\"`, `\"ended\"` or "
+          .. "`\"queued\"`; Store has "
           .. "code (0: it works again) and message" } },
         returns = { { "fun()", "ends the subscription" } },
         text = "Handlers are called in turns. They cannot wait; an error in "
@@ -423,9 +432,17 @@ reading and then calls `step`. Without any of these nothing moves.]],
           .. "it ended), ErrorCode, ErrorDescription, bytes_done, "
           .. "ReferencePointGroupId. Due times without a run: InstanceID, "
           .. "Name, time, due, due_last, skipped (how many), reason "
-          .. "(`\"missed\"`, `\"running\"`, `\"held\"`, `\"ended\"`). Times are CIM datetimes. "
+          .. "(`\"missed\"`, `\"running\"`, `\"held\"`, `\"ended\"`, "
+          .. "`\"queued\"`: longer than MaxTimeOnQueue). Times are CIM "
+          .. "datetimes. "
           .. "The latest history_limit of cairn.open (10000) are kept, with "
           .. "a store in it." },
+      { name = "engine:queues", params = {},
+        returns = { { "table[]", "Name, QueueStatus (`\"Active\"`, `\"Busy\"`: "
+          .. "no place is free, `\"Degraded\"`: the store fails, "
+          .. "`\"Stopped\"`: the engine is closing), concurrency, "
+          .. "DefaultJobPriority, MaxJobsOnQueue, MaxTimeOnQueue, ageing "
+          .. "(seconds), running, queued, unfinished" } }, text = "" },
       { name = "engine:changes", params = {
         { "cursor", "integer?", "what the last call gave; 0 or nothing: from "
           .. "the oldest event that is kept" },

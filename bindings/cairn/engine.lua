@@ -44,6 +44,7 @@ M.run_task = nil   -- (engine, S, task): one slice
 M.end_task = nil   -- (engine, S, task, mode): terminates or kills it
 M.close_task = nil -- (engine, S, task, row, message): ends it, tells nobody
 M.fail_task = nil  -- (engine, S, task, serial, err): steering it failed
+M.notify = nil     -- cairn/notify.lua
 M.report_again = nil -- (engine, S): what the engine had no memory for
 M.task_of = setmetatable({}, { __mode = "k" }) -- coroutine -> its task
 
@@ -234,6 +235,7 @@ local function dispatch(engine, S, ev)
     forget(S, serial)
     S.bodies[serial], S.endings[serial] = nil, nil
   end
+  if serial then M.notify.event(engine, S, ev) end
   local watchers = serial and S.watchers[serial]
   if watchers then
     for _, watcher in ipairs(table.move(watchers, 1, #watchers, 1, {})) do
@@ -637,7 +639,7 @@ end
 
 local option_fields = { store = "string", codes = "string", log = "function",
   queues = "table", clock = "string", owner = "string", start = "any",
-  history_limit = "number" }
+  history_limit = "number", notify = "table" }
 
 local function default_log(message)
   io.stderr:write("cairn: ", tostring(message), "\n")
@@ -682,6 +684,10 @@ function M.open(options)
     or limit > 100000000) then
     error("cairn.open: history_limit: 1 to 100000000 expected", 2)
   end
+  if options.notify then
+    ok, err = pcall(M.notify.check, options.notify)
+    if not ok then error(tostring(err), 2) end
+  end
   local is_vendor = options.codes == "vendor"
   local store = options.store or ":memory:"
   if store == "" then error("cairn.open: store: the name of a file, or "
@@ -715,6 +721,9 @@ function M.open(options)
   S.processes, S.process_count = {}, 0
   S.watchers = {}    -- serial -> list of functions
   S.answers = {}     -- serial -> function(text)
+  S.notify = options.notify or {} -- name -> handler
+  S.told = {}        -- serial -> { run =, state = } that Notify was told
+  S.unnotified = {}  -- serial -> why its last notice was not delivered
   S.committers = {}  -- { turn =, wake = }: who waits for a commit
   S.backups = {}     -- cookie -> function(code)
   S.unfinished, S.unfinished_count = {}, 0
@@ -1007,6 +1016,12 @@ function methods.on(engine, name, fn)
     end
     S.handlers[name] = left
   end
+end
+
+-- queues() -> list
+function methods.queues(engine)
+  opened(engine)
+  return core.queues(engine)
 end
 
 -- history([id]) -> list of records | nil, message, code
@@ -1340,33 +1355,82 @@ local reasons = {
   done = "has ended",
 }
 
+-- What the queue of a waiting job is doing.
+local function queue_of(engine, name)
+  for _, row in ipairs(core.queues(engine) or {}) do
+    if row.Name == name then return row end
+  end
+end
+
+-- What is to be said of the last run that was not in time, or not at all.
+local function lateness(engine, job)
+  local records = core.history(engine, job.InstanceID) or {}
+  local last = records[#records]
+  if not last then return nil end
+  if last.skipped then
+    return ("%d time%s up to %s had no run: %s"):format(last.skipped,
+      last.skipped == 1 and "" or "s", last.due_last, last.reason), last
+  end
+  if last.due and last.StartTime then
+    local due, began = core.datetime(last.due), core.datetime(last.StartTime)
+    local late = (began.microseconds - due.microseconds) / 1e6
+    if late > 60 then
+      return ("its last run began %.0f s after it was due (%s)"):format(late,
+        last.due), last
+    end
+  end
+end
+
 -- why(id) -> text, data | nil, message, code
 function methods.why(engine, id)
   local job, message, code = methods.job(engine, id)
   if not job then return nil, message, code end
+  local S = core.state(engine)
+  local _, serial = core.job_engine(job)
   local data = { InstanceID = job.InstanceID, Name = job.Name,
     JobState = job.JobState, phase = job.phase, queue = job.queue,
     JobStatus = job.JobStatus, ScheduledStartTime = job.ScheduledStartTime,
     attempts = job.attempts, run_number = job.run_number,
     ErrorCode = job.ErrorCode,
-    ErrorSummaryDescription = job.ErrorSummaryDescription }
-  local text = ("%s (%s) is %s: it %s"):format(job.Name, job.InstanceID,
-    job.JobState, reasons[job.phase] or "is " .. tostring(job.phase))
+    ErrorSummaryDescription = job.ErrorSummaryDescription,
+    store_error = core.store_error(engine),
+    notify_error = S.unnotified[serial] }
+  local parts = { ("%s (%s) is %s: it %s"):format(job.Name, job.InstanceID,
+    job.JobState, reasons[job.phase] or "is " .. tostring(job.phase)) }
   if (job.phase == "waiting" or job.phase == "backoff")
     and data.ScheduledStartTime then
-    text = text .. " at " .. data.ScheduledStartTime
+    parts[1] = parts[1] .. " at " .. data.ScheduledStartTime
+  elseif job.phase == "queued" then
+    local row = queue_of(engine, job.queue)
+    if row then
+      data.running, data.queued = row.running, row.queued
+      data.concurrency, data.QueueStatus = row.concurrency, row.QueueStatus
+      parts[1] = ("%s %s (%d of %d places taken, %d queued)"):format(parts[1],
+        job.queue, row.running, row.concurrency, row.queued)
+    end
   elseif job.JobState == "Query Pending" then
     local query = job:query()
     data.query = query
-    text = text .. "; it asks: " .. (query and query.question or "?")
+    parts[1] = parts[1] .. "; it asks: " .. (query and query.question or "?")
   end
   if data.JobStatus and data.JobStatus ~= "" then
-    text = ("%s (%s)"):format(text, data.JobStatus)
+    parts[1] = ("%s (%s)"):format(parts[1], data.JobStatus)
   end
   if (data.ErrorCode or 0) ~= 0 and data.ErrorSummaryDescription then
-    text = ("%s. Last error: %s"):format(text, data.ErrorSummaryDescription)
+    parts[#parts + 1] = "Last error: " .. data.ErrorSummaryDescription
   end
-  return text, data
+  local late, record = lateness(engine, job)
+  if late then
+    data.late = record
+    parts[#parts + 1] = late:sub(1, 1):upper() .. late:sub(2)
+  end
+  if data.store_error then
+    parts[#parts + 1] = "The store fails, nothing starts: " .. data.store_error
+  end
+  if data.notify_error then
+    parts[#parts + 1] = "Its notice was not delivered: " .. data.notify_error
+  end
+  return table.concat(parts, ". "), data
 end
 
 -- ---- the service's method ------------------------------------------------------------------

@@ -468,6 +468,43 @@ end
 local spawn_names = { "input", "env", "cwd" }
 local spawn_types = { input = "string", env = "table", cwd = "string" }
 
+-- Runs a program and waits for its end: a table | nil, message, code.
+local function run_program(engine, S, serial, argv, options, what, seconds)
+  local task = E.check_wait(S, what, 3)
+  local cookie = E.cookie(S)
+  local ok, message, code = core.program_start(engine, serial, argv,
+    environment(options.env), options.cwd, options.input, cookie)
+  if not ok then return nil, message, code end
+  S.process_count = S.process_count + 1
+  local p = { engine = engine, S = S, cookie = cookie }
+  if task then task.processes[p] = true end
+  local status = E.park(engine, what, seconds and seconds * 1000000,
+    function(wake)
+      S.processes[cookie] = wake
+      return function()
+        if S.processes[cookie] == wake then -- ended by Terminate, not by itself
+          core.program_signal(engine, cookie, SIGTERM)
+          S.processes[cookie] = function() release_process(p) end
+        end
+      end
+    end, 3)
+  if status == E.TIMEOUT then
+    return nil, ("%s has not ended after %g s"):format(argv[1], seconds),
+      "timeout"
+  end
+  if status == nil then return nil, "the engine was closed", "closed" end
+  local result = { stdout = core.program_output(engine, cookie, 1),
+    stderr = core.program_output(engine, cookie, 2) }
+  core.program_release(engine, cookie)
+  if task then task.processes[p] = nil end
+  if status & 0x7f == 0 then
+    result.code = status >> 8 & 0xff
+  else
+    result.signal = status & 0x7f
+  end
+  return result
+end
+
 -- spawn{ "program", "argument", ..., input =, env =, cwd = }
 --   -> { code =, signal =, stdout =, stderr = } | nil, message, code
 function jobs.spawn(job, options)
@@ -498,34 +535,13 @@ function jobs.spawn(job, options)
     end
   end
   if #argv == 0 then error("job:spawn: [1] must be a program", 2) end
-  local task = E.check_wait(S, "job:spawn", 2)
-  local cookie = E.cookie(S)
-  local ok, message, code = core.program_start(engine, serial, argv,
-    environment(options.env), options.cwd, options.input, cookie)
-  if not ok then return nil, message, code end
-  S.process_count = S.process_count + 1
-  local p = { engine = engine, S = S, cookie = cookie }
-  if task then task.processes[p] = true end
-  local status = E.park(engine, "job:spawn", nil, function(wake)
-    S.processes[cookie] = wake
-    return function()
-      if S.processes[cookie] == wake then -- ended by Terminate, not by itself
-        core.program_signal(engine, cookie, SIGTERM)
-        S.processes[cookie] = function() release_process(p) end
-      end
-    end
-  end, 2)
-  if status == nil then return nil, "the engine was closed", "closed" end
-  local result = { stdout = core.program_output(engine, cookie, 1),
-    stderr = core.program_output(engine, cookie, 2) }
-  core.program_release(engine, cookie)
-  if task then task.processes[p] = nil end
-  if status & 0x7f == 0 then
-    result.code = status >> 8 & 0xff
-  else
-    result.signal = status & 0x7f
-  end
-  return result
+  return run_program(engine, S, serial, argv, options, "job:spawn")
+end
+
+-- program(engine, argv, options, seconds) -> as job:spawn, of no job; a task's
+function M.program(engine, argv, options, seconds)
+  local S = core.state(engine)
+  return run_program(engine, S, 0, argv, options, "program", seconds)
 end
 
 -- ---- tasks without a job -----------------------------------------------------------------
@@ -534,7 +550,10 @@ function M.spawn(fn, ...)
   if type(fn) ~= "function" then
     error("cairn.spawn: a function expected, got " .. type(fn), 2)
   end
-  local engine = E.default("cairn.spawn")
+  return M.spawn_on(E.default("cairn.spawn"), fn, ...)
+end
+
+function M.spawn_on(engine, fn, ...)
   local S = core.state(engine)
   local task = new_task(engine, S, fn, ...)
   S.background[task] = true

@@ -365,7 +365,8 @@ enum cairn_event_type {
                                   MaxTimeOnQueue */
   CAIRN_EVENT_RUN_ENDED,       /* an attempt at a run: new_state is the JobState
                                   that says how, code its ErrorCode, count the
-                                  attempt, due as below */
+                                  attempt, due as below;
+                                  status is 1 when it will be tried again */
   CAIRN_EVENT_STORE,           /* the store fails (code: a CAIRN_E_ id; see
                                   cairn_engine_store_error()) or has
                                   recovered (code 0) */
