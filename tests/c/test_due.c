@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 #include <jansson.h>
@@ -26,6 +27,7 @@
   "\"RunStartInterval\":\"00000000020000.000000:000\",\"LocalOrUtcTime\":2,"
 
 static cairn_engine *e;
+static const char *store; /* NULL: in memory */
 
 /* What the events have told. */
 static struct told {
@@ -40,6 +42,8 @@ static void open_engine_at(int64_t start)
   struct cairn_engine_options options = {.size = sizeof options,
                                          .is_virtual_clock = 1,
                                          .virtual_start = start,
+                                         .store = store,
+                                         .history_limit = 100000,
                                          .queues_json = "{\"other\":{}}"};
   struct cairn_error err;
 
@@ -86,6 +90,11 @@ static void step(void)
     n = cairn_engine_next_events(e, events, 64);
     for (size_t i = 0; i < n; i++)
       note(&events[i]);
+    /* what is not durable was not told yet */
+    if (!is_left && cairn_engine_durable(e) < cairn_engine_turn(e)) {
+      assert_int_equal(cairn_engine_flush(e, -1, NULL), 0);
+      is_left = 1;
+    }
   } while (is_left);
 }
 
@@ -823,8 +832,23 @@ static uint64_t random_below(uint64_t n)
   return (random_state >> 33) % n;
 }
 
+/* The process ends, and another one begins after a while. */
+static void restart(int64_t us)
+{
+  int64_t at = cairn_engine_now(e);
+  size_t count;
+
+  step();
+  count = told_count;
+  cairn_engine_free(e);
+  open_engine_at(at + us);
+  told_count = count;
+  step();
+}
+
 /* Whatever happens to the job: runs of all lengths, failures, holds, sleep, a
- * clock that is set, for a year and a half of random calendars. */
+ * clock that is set, with a store ends of the engine, for a year and a half of
+ * random calendars. */
 static void live(cairn_job job)
 {
   int64_t end = cairn_engine_now(e) + 550 * DAY;
@@ -836,6 +860,8 @@ static void live(cairn_job job)
       sleep_through(n * (int64_t)random_below(20));
     else
       pass(n);
+    if (store && random_below(8) == 0)
+      restart(random_below(2) ? 0 : n * (int64_t)random_below(5));
     if (state_of(job) == CAIRN_RUNNING && random_below(3) != 0) {
       if (random_below(3) == 0)
         end_badly(job);
@@ -947,7 +973,7 @@ static void check_history(void)
   json_decref(records);
 }
 
-static void every_due_time_has_one_run_or_one_reason(void **state)
+static void account_for(int jobs, size_t expected)
 {
   static const char *const zones[] = {"UTC", "Europe/Berlin",
                                       "America/New_York", "Asia/Kathmandu",
@@ -955,16 +981,17 @@ static void every_due_time_has_one_run_or_one_reason(void **state)
   static const char *const modes[] = {"latest", "none", "all"};
   const char *seed = getenv("CAIRN_SEED");
   size_t times = 0;
-  int jobs = 0;
 
-  (void)state;
   random_state = seed ? strtoull(seed, NULL, 10) : 1;
   printf("# seed %llu\n", (unsigned long long)random_state);
-  for (; jobs < 60; jobs++) {
+  for (int i = 0; i < jobs; i++) {
     char json[512], day[64] = "";
     cairn_job job;
 
     cairn_engine_free(e);
+    e = NULL;
+    if (store)
+      (void)unlink(store);
     open_engine_at(START);
     if (random_below(3) == 0)
       snprintf(day, sizeof day, "\"RunDayOfWeek\":%d,",
@@ -984,9 +1011,37 @@ static void every_due_time_has_one_run_or_one_reason(void **state)
     times += check_account(job);
     check_history();
   }
-  printf("# %d jobs, %zu times, each with one run or one reason\n", jobs,
-         times);
-  assert_true(times > 5000);
+  printf("# %d jobs, %zu times, each with one run or one reason%s\n", jobs,
+         times, store ? ", over restarts" : "");
+  assert_true(times > expected);
+}
+
+static void every_due_time_has_one_run_or_one_reason(void **state)
+{
+  (void)state;
+  account_for(60, 5000);
+}
+
+static void over_restarts_too(void **state)
+{
+  static char path[64];
+  char directory[] = "/dev/shm/cairn-test-XXXXXX", lock[80];
+
+  (void)state;
+  if (!mkdtemp(directory)) {
+    strcpy(directory, "/tmp/cairn-test-XXXXXX");
+    assert_non_null(mkdtemp(directory));
+  }
+  snprintf(path, sizeof path, "%s/due.db", directory);
+  snprintf(lock, sizeof lock, "%s-lock", path);
+  store = path;
+  account_for(20, 2000);
+  cairn_engine_free(e);
+  store = NULL;
+  open_engine_at(START);
+  unlink(path);
+  unlink(lock);
+  assert_int_equal(rmdir(directory), 0);
 }
 
 int main(void)
@@ -1018,6 +1073,7 @@ int main(void)
       TEST(a_recovery_has_no_recovery),
       TEST(a_recovery_that_was_held_has_its_own_again),
       TEST(every_due_time_has_one_run_or_one_reason),
+      TEST(over_restarts_too),
   };
 
   return cmocka_run_group_tests(tests, NULL, NULL);
