@@ -11,10 +11,11 @@ local luv = require "cairn.luv"
 local notify = require "cairn.notify"
 local policy = require "cairn.policy"
 local private = require "cairn.private"
+local recovery = require "cairn.recovery"
 local schedule = require "cairn.schedule"
 local task = require "cairn.task"
 
-assert(engine.notify == notify)
+assert(engine.notify == notify and engine.recovery == recovery)
 
 local cairn = {
   version = core.version,

@@ -20,7 +20,7 @@
 local cairn = {}
 
 ---Opens an engine. Use `local engine <close> = assert(cairn.open())`. With a store the jobs of earlier lives are there again: what was running is begun again, as the same run; what a client had held or asked to end stays so; times that have passed are made up for as catch_up says. `store_locked`: another engine has it, whose process the message names; `store_failed`: it is no store, damaged, or cannot be written.
----@param options? cairn.open.options store (the file that keeps the jobs, made when it is missing; `":memory:"`, the default, keeps none), codes (`"dmtf"` or `"vendor"`: whose return codes), log (function of a message; default: standard error), queues (`{ default = { concurrency = 2 } }`, see [job-model.md](job-model.md#queues)), notify (handlers by name, for jobs whose Notify is that name: a function of the notice, which may wait; `{ program, argument, ... }`, which gets it as JSON on standard input; `"log"`; `"mailto:ADDRESS"`, through the system's sendmail. A Notify that begins with mailto: needs no handler, any other without one is logged), owner (CIM_Job.Owner), clock (`"virtual"`: time stands still and is moved by engine:advance), start (a virtual clock's first time), history_limit (how many records of runs are kept)
+---@param options? cairn.open.options store (the file that keeps the jobs, made when it is missing; `":memory:"`, the default, keeps none), codes (`"dmtf"` or `"vendor"`: whose return codes), log (function of a message; default: standard error), queues (`{ default = { concurrency = 2 } }`, see [job-model.md](job-model.md#queues)), notify (handlers by name, for jobs whose Notify is that name: a function of the notice, which may wait; `{ program, argument, ... }`, which gets it as JSON on standard input; `"log"`; `"mailto:ADDRESS"`, through the system's sendmail. A Notify that begins with mailto: needs no handler, any other without one is logged), recovery (functions by name, for jobs whose RecoveryAction is Other and whose OtherRecoveryAction is that name: called with job, { ErrorCode, message } and the attempt after a run has failed; what it returns is done: `"Re-run Job"` and a delay, `"Run Recovery Job"`, `"Do Not Continue"` or nothing), owner (CIM_Job.Owner), clock (`"virtual"`: time stands still and is moved by engine:advance), start (a virtual clock's first time), history_limit (how many records of runs are kept)
 ---@return cairn.engine? # the engine
 ---@return string? # message, when refused
 ---@return string? # code, when refused: see cairn.errors
@@ -210,6 +210,13 @@ function engine:submit_all(specs) end
 ---@return string? # message, when refused
 ---@return string? # code, when refused: see cairn.errors
 function engine:update(job, spec) end
+
+---Holds a job whose specification has left its policy, until engine:update gives it one again, or a client starts or resumes it. What a client holds stays a client's.
+---@param job cairn.job
+---@return boolean? # true
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function engine:disown(job) end
 
 ---Checks and plans without running. Reads, writes nothing; blocks while it reads.
 ---@param spec table

@@ -359,6 +359,34 @@ static int engine_submit(lua_State *L)
   return 1;
 }
 
+/* recovery_add(engine, name) -> true | nil, message, code */
+static int engine_recovery_add(lua_State *L)
+{
+  struct cairn_error err = {0};
+  return finish(L, cairn_recovery_add(check(L), luaL_checkstring(L, 2), &err),
+                &err);
+}
+
+/* recover(engine, serial, action, delay_us) -> true | nil, message, code */
+static int engine_recover(lua_State *L)
+{
+  struct cairn_error err = {0};
+  return finish(L,
+                cairn_job_recover(check(L), (cairn_job)luaL_checkinteger(L, 2),
+                                  (int)luaL_checkinteger(L, 3),
+                                  luaL_checkinteger(L, 4), &err),
+                &err);
+}
+
+/* disown(engine, serial) -> true | nil, message, code */
+static int engine_disown(lua_State *L)
+{
+  struct cairn_error err = {0};
+  return finish(
+      L, cairn_job_disown(check(L), (cairn_job)luaL_checkinteger(L, 2), &err),
+      &err);
+}
+
 /* update(engine, serial, spec) -> true | nil, message, code */
 static int engine_update(lua_State *L)
 {
@@ -724,6 +752,9 @@ static const luaL_Reg functions[] = {{"open", engine_open},
                                      {"backup_error", engine_backup_error},
                                      {"code_add", engine_code_add},
                                      {"update", engine_update},
+                                     {"disown", engine_disown},
+                                     {"recovery_add", engine_recovery_add},
+                                     {"recover", engine_recover},
                                      {"task_code", task_code},
                                      {"submit", engine_submit},
                                      {"submit_all", engine_submit_all},
@@ -768,7 +799,8 @@ static const struct {
                    {"TASK_RESUME", CAIRN_EVENT_TASK_RESUME},
                    {"TASK_TERMINATE", CAIRN_EVENT_TASK_TERMINATE},
                    {"TASK_KILL", CAIRN_EVENT_TASK_KILL},
-                   {"TASK_ANSWER", CAIRN_EVENT_TASK_ANSWER}};
+                   {"TASK_ANSWER", CAIRN_EVENT_TASK_ANSWER},
+                   {"TASK_RECOVER", CAIRN_EVENT_TASK_RECOVER}};
 
 void cairn__lua_open_engine(lua_State *L)
 {

@@ -43,6 +43,9 @@ static const char *const counter_columns[] = {CAIRN__COUNTER_INTEGERS(CAIRN__X)
                                                   NULL};
 #undef CAIRN__X
 
+_Static_assert(CAIRN__STATE_INTEGER_COUNT <= CAIRN__COLUMNS_MAX,
+               "room for all columns");
+
 static const struct table {
   const char *name;
   int integers, texts; /* columns, the integers first */
@@ -730,7 +733,7 @@ static const unsigned char *apply_one(struct cairn__database *db,
                     : p[1] == REMOVE ? db->remove[p[0]]
                                      : db->remove_to[p[0]];
   int integers = p[1] == PUT ? t->integers : 1;
-  int texts = p[1] == PUT ? t->texts : 0;
+  int texts = p[1] == PUT ? t->texts : 0, code;
 
   p += 2;
   for (int i = 0; i < integers; i++, p += sizeof(int64_t)) {
@@ -748,10 +751,14 @@ static const unsigned char *apply_one(struct cairn__database *db,
       sqlite3_bind_null(s, i + 1);
       continue;
     }
-    if (is_events)
-      sqlite3_bind_blob(s, i + 1, p, (int)length, SQLITE_STATIC);
-    else
-      sqlite3_bind_text(s, i + 1, (const char *)p, (int)length, SQLITE_STATIC);
+    code = is_events ? sqlite3_bind_blob64(s, i + 1, p, length, SQLITE_STATIC)
+                     : sqlite3_bind_text64(s, i + 1, (const char *)p, length,
+                                           SQLITE_STATIC, SQLITE_UTF8);
+    if (code != SQLITE_OK) {
+      fail(db, err, "write it");
+      sqlite3_reset(s);
+      return NULL;
+    }
     p += length;
   }
   return step(db, s, "write it", err) == 0 ? p : NULL;
@@ -896,7 +903,7 @@ int cairn__backup_step(struct cairn__backup *b, struct cairn_error *err)
 {
   int code = sqlite3_backup_step(b->backup, BACKUP_PAGES);
 
-  if (code == SQLITE_OK || code == SQLITE_BUSY || code == SQLITE_LOCKED)
+  if (code == SQLITE_OK)
     return 0;
   if (code == SQLITE_DONE) {
     code = sqlite3_backup_finish(b->backup);

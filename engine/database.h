@@ -29,72 +29,51 @@
  * are microseconds, of the Unix epoch or long. What is 1 + a position in a
  * value map is 0 for null. */
 
+/* clang-format off */
+
 /* What was submitted. */
 #define CAIRN__JOB_INTEGERS(X)                                                 \
-  X(serial)                                                                    \
-  X(TimeSubmitted)                                                             \
-  X(RecoveryAction) X(gap) X(overlap) X(catch_up) X(once) X(held)
+  X(serial) X(TimeSubmitted) X(RecoveryAction) X(gap) X(overlap)               \
+  X(catch_up) X(once) X(held)
 #define CAIRN__JOB_TEXTS(X)                                                    \
-  X(InstanceID)                                                                \
-  X(Name)                                                                      \
-  X(kind)                                                                      \
-  X(spec)                                                                      \
-  X(queue)                                                                     \
-  X(Caption)                                                                   \
-  X(Description) X(ElementName) X(OtherRecoveryAction) X(RecoveryJob) X(zone)  \
-      X(policy) X(policy_key)
+  X(InstanceID) X(Name) X(kind) X(spec) X(queue) X(Caption) X(Description)     \
+  X(ElementName) X(OtherRecoveryAction) X(RecoveryJob) X(zone) X(policy)       \
+  X(policy_key)
 
 /* What changes with every run, and the settings. `settings`: a bit for each
  * that is not null (enum cairn__setting). */
 #define CAIRN__STATE_INTEGERS(X)                                               \
-  X(serial)                                                                    \
-  X(JobState)                                                                  \
-  X(ErrorCode)                                                                 \
-  X(TimeOfLastStateChange)                                                     \
-  X(StartTime)                                                                 \
-  X(ElapsedTime)                                                               \
-  X(time_finished) X(PercentComplete) X(run_number) X(runs_succeeded) X(       \
-      attempts) X(epoch) X(bytes_total) X(bytes_done) X(lost_warnings)         \
-      X(settings) X(JobRunTimes) X(Priority) X(RunMonth) X(RunDay) X(          \
-          RunDayOfWeek) X(RunStartInterval) X(RunStartInterval_precision)      \
-          X(LocalOrUtcTime) X(DeleteOnCompletion) X(TimeBeforeRemoval) X(      \
-              TimeBeforeRemoval_precision) X(ScheduledStartTime)               \
-              X(ScheduledStartTime_kind) X(ScheduledStartTime_offset) X(       \
-                  ScheduledStartTime_precision) X(UntilTime) X(UntilTime_kind) \
-                  X(UntilTime_offset) X(UntilTime_precision) X(due_settled)    \
-                      X(due_run) X(due_next) X(due_has_come) X(time_of_retry)  \
-                          X(asked) X(has_changed) X(is_start_now) X(is_held)   \
-                              X(is_start_asked) X(is_live) X(is_until_passed)  \
-                                  X(is_removable) X(is_backing_off)            \
-                                      X(is_recovering) X(is_interrupted)       \
-                                          X(has_ended) X(is_last_well)
+  X(serial) X(JobState) X(ErrorCode) X(TimeOfLastStateChange) X(StartTime)     \
+  X(ElapsedTime) X(time_finished) X(PercentComplete) X(run_number)             \
+  X(runs_succeeded) X(attempts) X(epoch) X(bytes_total) X(bytes_done)          \
+  X(lost_warnings) X(settings) X(JobRunTimes) X(Priority) X(RunMonth)          \
+  X(RunDay) X(RunDayOfWeek) X(RunStartInterval) X(RunStartInterval_precision)  \
+  X(LocalOrUtcTime) X(DeleteOnCompletion) X(TimeBeforeRemoval)                 \
+  X(TimeBeforeRemoval_precision) X(ScheduledStartTime)                         \
+  X(ScheduledStartTime_kind) X(ScheduledStartTime_offset)                      \
+  X(ScheduledStartTime_precision) X(UntilTime) X(UntilTime_kind)               \
+  X(UntilTime_offset) X(UntilTime_precision) X(due_settled) X(due_run)         \
+  X(due_next) X(due_has_come) X(time_of_retry) X(asked) X(has_changed)         \
+  X(is_start_now) X(is_held) X(is_start_asked) X(is_live) X(is_until_passed)   \
+  X(is_removable) X(is_backing_off) X(is_recovering) X(is_interrupted)         \
+  X(is_deciding) X(is_stray) X(has_ended) X(is_last_well)
 
 /* Texts that few jobs have; a job without any has no row. */
 #define CAIRN__TEXT_INTEGERS(X) X(serial) X(errno_of_failure) X(offset)
 #define CAIRN__TEXT_TEXTS(X)                                                   \
-  X(Notify)                                                                    \
-  X(ErrorDescription)                                                          \
-  X(machine)                                                                   \
-  X(disk)                                                                      \
-  X(path)                                                                      \
-  X(warnings)                                                                  \
+  X(Notify) X(ErrorDescription) X(machine) X(disk) X(path) X(warnings)         \
   X(report) X(question) X(choices) X(answer) X(ReferencePointGroupId)
 
 /* What has become of runs, and of due times without a run (`skipped`). */
 #define CAIRN__HISTORY_INTEGERS(X)                                             \
-  X(id)                                                                        \
-  X(time)                                                                      \
-  X(due)                                                                       \
-  X(due_last)                                                                  \
-  X(StartTime)                                                                 \
-  X(ElapsedTime)                                                               \
-  X(bytes_done) X(run_number) X(attempt) X(count) X(JobState) X(ErrorCode)     \
-      X(skipped) X(reason)
+  X(id) X(time) X(due) X(due_last) X(StartTime) X(ElapsedTime) X(bytes_done)   \
+  X(run_number) X(attempt) X(count) X(JobState) X(ErrorCode) X(skipped)        \
+  X(reason)
 #define CAIRN__HISTORY_TEXTS(X)                                                \
   X(InstanceID) X(Name) X(ErrorDescription) X(ReferencePointGroupId)
 
 /* The events of one turn of the engine: `first` is the sequence of the first of
- * them. `events` is text to SQLite's eyes and bytes to ours (store.c). */
+ * them; `events` are bytes (store.c). */
 #define CAIRN__EVENT_INTEGERS(X) X(first) X(count)
 #define CAIRN__EVENT_TEXTS(X)    X(events)
 
@@ -104,16 +83,12 @@
   X(id) X(serial) X(sequence) X(history) X(opened)
 
 #define CAIRN__TABLES(X)                                                       \
-  X(JOB, "job")                                                                \
-  X(STATE, "state")                                                            \
-  X(TEXT, "text")                                                              \
-  X(HISTORY, "history")                                                        \
-  X(EVENT, "event")                                                            \
-  X(COUNTER, "counte"                                                          \
-             "r")
+  X(JOB) X(STATE) X(TEXT) X(HISTORY) X(EVENT) X(COUNTER)
+
+/* clang-format on */
 
 enum cairn__table_id {
-#define CAIRN__X(ID, name) CAIRN__TABLE_##ID,
+#define CAIRN__X(ID) CAIRN__TABLE_##ID,
   CAIRN__TABLES(CAIRN__X)
 #undef CAIRN__X
       CAIRN__TABLE_COUNT

@@ -302,7 +302,7 @@ static void finish(struct cairn_engine *e, struct cairn__job *j, int state)
   cairn__timer_disarm(&j->until);
   j->is_held = 0;
   j->is_start_asked = 0;
-  j->is_backing_off = 0;
+  j->is_backing_off = j->is_deciding = 0;
   cairn__job_set_state(e, j, state);
   j->queue->unfinished--;
   if (state == CAIRN_COMPLETED || state == CAIRN_COMPLETED_WITH_WARNINGS)
@@ -399,7 +399,7 @@ static void release(struct cairn_engine *e, struct cairn__job *j)
 {
   if (j->is_held && !j->is_live && !j->is_backing_off && !j->is_interrupted)
     cairn__due_skip(e, j, CAIRN__SKIP_HELD);
-  j->is_held = 0;
+  j->is_held = j->is_stray = 0;
 }
 
 /* Run Recovery Job: starts the job that stands ready for this. One that has
@@ -407,14 +407,13 @@ static void release(struct cairn_engine *e, struct cairn__job *j)
 static void start_recovery(struct cairn_engine *e, struct cairn__job *j,
                            int was_recovering)
 {
+  if (was_recovering || e->closing >= 0)
+    return;
   const char *id = j->details ? j->details->recovery_job : NULL;
   struct cairn__job *other = NULL;
   char text[256];
   cairn_job serial;
 
-  if (!has_recovery(j, CAIRN__RECOVERY_RUN_RECOVERY_JOB) || was_recovering ||
-      e->closing >= 0)
-    return;
   if (id && cairn_job_find(e, id, &serial, NULL) == 0)
     other = cairn__engine_job(e, serial, NULL);
   if (other && !other->is_live &&
@@ -440,6 +439,37 @@ static int is_to_be_retried(const struct cairn__job *j)
          j->attempts < CAIRN__ATTEMPTS;
 }
 
+const char *cairn__job_handler(const struct cairn__job *j)
+{
+  return j->is_deciding && j->details ? j->details->other_recovery : NULL;
+}
+
+/* Other: the embedding program decides, if it has the handler. */
+static int ask_handler(struct cairn_engine *e, struct cairn__job *j,
+                       int was_suspending, int was_recovering)
+{
+  const char *name = j->details ? j->details->other_recovery : NULL;
+  char text[256];
+
+  if (!has_recovery(j, CAIRN__RECOVERY_OTHER))
+    return 0;
+  if (!name || !cairn__has_handler(e, name)) {
+    snprintf(text, sizeof text,
+             "RecoveryAction is Other, and there is no handler \"%.128s\": as "
+             "Continue With Next Job",
+             name ? name : "");
+    cairn__job_warn(e, j, text);
+    return 0;
+  }
+  j->is_deciding = j->is_backing_off = 1;
+  j->is_recovering = was_recovering != 0;
+  j->retry_us = INT64_MAX;
+  wait_for_next(e, j, was_suspending);
+  if (j->is_deciding)
+    cairn__event_push(e, CAIRN_EVENT_TASK_RECOVER, j);
+  return 1;
+}
+
 static void fail_run(struct cairn_engine *e, struct cairn__job *j,
                      int was_suspending, int was_recovering)
 {
@@ -447,11 +477,71 @@ static void fail_run(struct cairn_engine *e, struct cairn__job *j,
     back_off(e, j, was_suspending);
     return;
   }
+  if (ask_handler(e, j, was_suspending, was_recovering))
+    return;
   if (goes_on_after_error(j))
     wait_for_next(e, j, was_suspending);
   else
     finish(e, j, CAIRN_EXCEPTION);
-  start_recovery(e, j, was_recovering);
+  if (has_recovery(j, CAIRN__RECOVERY_RUN_RECOVERY_JOB))
+    start_recovery(e, j, was_recovering);
+}
+
+int cairn_job_recover(cairn_engine *e, cairn_job job, int action,
+                      int64_t delay_us, struct cairn_error *err)
+{
+  struct cairn__job *j;
+  int was_recovering;
+
+  cairn__error_clear(err);
+  j = cairn__engine_job(e, job, err);
+  if (!j)
+    return -1;
+  if (!j->is_deciding)
+    return cairn__fail(err, CAIRN_E_INVALID_STATE,
+                       "%s: it waits for no decision about a failure (any "
+                       "more)",
+                       j->instance_id);
+  if (action < 0 || action > CAIRN__RECOVERY_RUN_RECOVERY_JOB ||
+      action == CAIRN__RECOVERY_OTHER || delay_us < 0)
+    return cairn__fail(err, CAIRN_E_OUT_OF_RANGE,
+                       "%s: RecoveryAction 0, 2, 3, 4 or 5, and a delay that "
+                       "is not negative, expected",
+                       j->instance_id);
+  if (cairn__events_reserve(e, CAIRN__EVENTS_PER_ACTION) != 0)
+    return cairn__fail_memory(err);
+  cairn__store_touch(e, j, CAIRN__TOUCHED_STATE);
+  j->is_deciding = 0;
+  was_recovering = j->is_recovering;
+  j->is_recovering = 0;
+  if (action == CAIRN__RECOVERY_RE_RUN_JOB) {
+    if (__builtin_add_overflow(cairn__monotonic(e), delay_us, &j->retry_us))
+      j->retry_us = INT64_MAX;
+    cairn__job_reconsider(e, j);
+    cairn__engine_settle(e);
+    return 0;
+  }
+  j->is_backing_off = 0;
+  if (j->is_on_demand && !has_calendar(j))
+    j->is_held = 1;
+  if (action == CAIRN__RECOVERY_DO_NOT_CONTINUE ||
+      !cairn__job_has_runs_left(j)) {
+    finish(e, j, CAIRN_EXCEPTION);
+  } else {
+    cairn__due_skip(e, j, CAIRN__SKIP_ACTIVE);
+    cairn__job_reconsider(e, j);
+  }
+  if (action == CAIRN__RECOVERY_RUN_RECOVERY_JOB)
+    start_recovery(e, j, was_recovering);
+  cairn__engine_settle(e);
+  return 0;
+}
+
+static int is_handled(const struct cairn_engine *e, const struct cairn__job *j)
+{
+  return has_recovery(j, CAIRN__RECOVERY_OTHER) && j->details &&
+         j->details->other_recovery &&
+         cairn__has_handler(e, j->details->other_recovery);
 }
 
 void cairn__job_run_ended(struct cairn_engine *e, struct cairn__job *j,
@@ -491,7 +581,7 @@ void cairn__job_run_ended(struct cairn_engine *e, struct cairn__job *j,
     set_error(e, j, error);
     cairn__history_run(e, j, CAIRN_EXCEPTION);
     if (asked != CAIRN__ASKED_TERMINATE)
-      cairn__event_last(e)->status = is_to_be_retried(j);
+      cairn__event_last(e)->status = is_to_be_retried(j) || is_handled(e, j);
     if (asked != CAIRN__ASKED_TERMINATE)
       fail_run(e, j, asked == CAIRN__ASKED_SUSPEND, was_recovering);
     else
@@ -599,7 +689,7 @@ static void start_first_time(struct cairn_engine *e, struct cairn__job *j)
     j->is_interrupted = 0;
     j->epoch++;
   } else if (j->is_backing_off) {
-    j->is_backing_off = 0;
+    j->is_backing_off = j->is_deciding = 0;
     j->attempts++;
     j->epoch++;
   } else {
@@ -685,7 +775,7 @@ void cairn__job_start(struct cairn_engine *e, struct cairn__job *j)
     cairn__timer_disarm(&j->until);
     j->is_beyond_until = 1;
   }
-  j->is_held = 0;
+  j->is_held = j->is_stray = 0;
   j->is_start_asked = 0;
   j->settings.is_start_now = 0;
   take_slot(j);
@@ -726,10 +816,10 @@ static int is_due(struct cairn_engine *e, struct cairn__job *j)
   if (j->is_interrupted)
     return 1;
   if (j->is_backing_off) {
-    if (j->retry_us <= cairn__monotonic(e))
+    if (!j->is_deciding && j->retry_us <= cairn__monotonic(e))
       return 1;
     timers = &e->monotonic;
-    when = j->retry_us;
+    when = j->is_deciding ? CAIRN__NEVER_US : j->retry_us;
   } else if (j->is_once || j->settings.is_start_now) {
     return 1;
   } else if (has_calendar(j)) {
@@ -882,7 +972,7 @@ static void interrupt(struct cairn_engine *e, struct cairn__job *j)
 {
   j->is_live = 0;
   j->is_interrupted = 1;
-  if (j->asked == CAIRN__ASKED_SUSPEND && !j->is_closing)
+  if (j->asked == CAIRN__ASKED_SUSPEND)
     j->is_held = 1;
   if (!j->is_held)
     j->is_start_asked = 1;
@@ -911,8 +1001,10 @@ int cairn__job_recover(struct cairn_engine *e, struct cairn__job *j,
     j->is_live = 0;
     set_error_text(e, j, was_killed ? CAIRN_E_KILLED : CAIRN_E_TERMINATED,
                    was_killed ? "killed at a client's request"
-                              : "terminated at a client's request; the engine "
-                                "ended meanwhile");
+                   : j->is_until_passed
+                       ? "terminated because UntilTime has passed"
+                       : "terminated at a client's request; the engine ended "
+                         "meanwhile");
     j->asked = CAIRN__ASKED_NOTHING;
     finish(e, j, was_killed ? CAIRN_KILLED : CAIRN_TERMINATED);
     return 0;
@@ -1033,7 +1125,13 @@ static void until_passed(struct cairn_engine *e, struct cairn__job *j)
 {
   if (j->state == CAIRN_SHUTTING_DOWN)
     return;
-  if (j->is_live) {
+  if (j->is_interrupted) { /* as if it were on */
+    set_error_text(e, j, CAIRN_E_TERMINATED,
+                   "terminated because UntilTime has passed; the engine ended "
+                   "while the run was on");
+    cairn__job_set_state(e, j, CAIRN_SHUTTING_DOWN);
+    finish(e, j, CAIRN_TERMINATED);
+  } else if (j->is_live) {
     j->is_until_passed = 1;
     terminate(e, j);
   } else if (is_last_moment(e, j)) {
@@ -1404,6 +1502,26 @@ uint32_t cairn_job_resume(cairn_engine *e, cairn_job job,
   }
   cairn__engine_settle(e);
   return answer(e, code);
+}
+
+int cairn_job_disown(cairn_engine *e, cairn_job job, struct cairn_error *err)
+{
+  struct cairn__job *j;
+
+  cairn__error_clear(err);
+  j = cairn__engine_job(e, job, err);
+  if (!j)
+    return -1;
+  if (cairn__events_reserve(e, CAIRN__EVENTS_PER_ACTION) != 0)
+    return cairn__fail_memory(err);
+  if (!cairn_state_is_final(j->state) && !j->is_held &&
+      request(e, j, CAIRN_REQUEST_SUSPEND, err) <= CAIRN_RC_STARTED) {
+    j->is_stray = 1;
+    cairn__store_touch(e, j, CAIRN__TOUCHED_STATE);
+  }
+  cairn__error_clear(err);
+  cairn__engine_settle(e);
+  return 0;
 }
 
 int cairn_job_delete(cairn_engine *e, cairn_job job, struct cairn_error *err)

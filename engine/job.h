@@ -170,8 +170,12 @@ struct cairn__job {
   uint8_t is_last_well;    /* and it ended well */
   uint8_t is_interrupted;  /* its last run was on when an engine ended; it is
                               begun again, as the same run */
-  uint8_t is_closing; /* asked to suspend by cairn_engine_close(): nobody holds
-                         it, the next engine goes on */
+  uint8_t is_deciding; /* it has failed, and a handler of the embedding program
+                          says what becomes of that (OtherRecoveryAction); it
+                          backs off meanwhile, until no time */
+  uint8_t is_stray;    /* held because its policy has it no more */
+  uint8_t is_closing;  /* asked to suspend by cairn_engine_close(): nobody holds
+                           it, the next engine goes on */
 };
 
 /* ---- kinds ---- */
@@ -245,6 +249,8 @@ void cairn__job_close(struct cairn_engine *e, struct cairn__job *j);
 /* One of the words of the value map "phase", as a number of that map. */
 int cairn__job_phase(const struct cairn__job *j);
 int cairn__job_has_runs_left(const struct cairn__job *j);
+/* The handler that a job with RecoveryAction Other waits for, or NULL. */
+const char *cairn__job_handler(const struct cairn__job *j);
 /* The name of the body that a task needs and the embedding program has not said
  * to have (cairn_code_add), or NULL. */
 const char *cairn__job_missing_code(const struct cairn_engine *e,

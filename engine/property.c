@@ -153,14 +153,6 @@ const char *cairn__job_message(const struct cairn__job *j)
   return info ? info->summary : "unknown error";
 }
 
-/* What the job was told to do after a failure and this version does not do. */
-static const char *recovery_note(const struct cairn__job *j)
-{
-  return j->has_recovery_action && j->recovery_action == CAIRN__RECOVERY_OTHER
-             ? "; RecoveryAction \"Other\" is not carried out by this version"
-             : "";
-}
-
 /* When the timer of an idle job goes off; a time that was given as one is shown
  * with the offset that it was given with. */
 static void format_timer(struct cairn_engine *e, const struct cairn__job *j,
@@ -187,6 +179,8 @@ static const char *waiting_status(struct cairn_engine *e,
   if (j->schedule.heap)
     format_timer(e, j, time);
   if (!(j->settings.set & CAIRN__SET_CALENDAR)) {
+    if (!*time)
+      return "waiting to be started";
     snprintf(e->text, sizeof e->text, "waiting for ScheduledStartTime %s",
              time);
     return e->text;
@@ -197,13 +191,13 @@ static const char *waiting_status(struct cairn_engine *e,
     snprintf(which, sizeof which, "run %u of %u", j->run_number + 1,
              j->settings.run_times);
   if (*time && cairn__due_is_allowed(e, j))
-    snprintf(e->text, sizeof e->text, "waiting for %s, due %s%s%s%s", which,
-             time, failed, message, j->error_id ? recovery_note(j) : "");
+    snprintf(e->text, sizeof e->text, "waiting for %s, due %s%s%s", which, time,
+             failed, message);
   else
-    snprintf(e->text, sizeof e->text, "%s: %s is not due before it%s%s%s",
+    snprintf(e->text, sizeof e->text, "%s: %s is not due before it%s%s",
              j->settings.set & CAIRN__SET_UNTIL ? "waiting for UntilTime"
                                                 : "waiting for the year 10000",
-             which, failed, message, j->error_id ? recovery_note(j) : "");
+             which, failed, message);
   cairn__utf8_clean(e->text); /* in case it was cut */
   return e->text;
 }
@@ -211,8 +205,19 @@ static const char *waiting_status(struct cairn_engine *e,
 static const char *backoff_status(struct cairn_engine *e,
                                   const struct cairn__job *j)
 {
+  const char *handler = cairn__job_handler(j);
   char time[CAIRN_DATETIME_SIZE];
 
+  if (handler) {
+    snprintf(e->text, sizeof e->text,
+             "attempt %u failed, %s \"%s\" decides what becomes of it: %s",
+             j->attempts,
+             cairn__has_handler(e, handler) ? "the handler"
+                                            : "the missing handler",
+             handler, cairn__job_message(j));
+    cairn__utf8_clean(e->text);
+    return e->text;
+  }
   format_timer(e, j, time);
   snprintf(e->text, sizeof e->text,
            "attempt %u of %d failed, the next is at %s: %s", j->attempts,
@@ -297,13 +302,6 @@ static const char *job_status(struct cairn_engine *e,
              json_array_size(j->warnings) + j->lost_warnings,
              json_array_size(j->warnings) + j->lost_warnings == 1 ? "" : "s");
     return e->text;
-  case CAIRN_EXCEPTION:
-    if (!*recovery_note(j))
-      return cairn__job_message(j);
-    snprintf(e->text, sizeof e->text, "failed%s: %s", recovery_note(j),
-             cairn__job_message(j));
-    cairn__utf8_clean(e->text);
-    return e->text;
   default:
     return cairn__job_message(j);
   }
@@ -325,7 +323,9 @@ static void give_scheduled(struct cairn_engine *e, const struct cairn__job *j,
     return;
   }
   if (j->is_backing_off || (j->settings.set & CAIRN__SET_CALENDAR)) {
-    if (j->is_backing_off)
+    if (j->is_deciding)
+      give_null(v);
+    else if (j->is_backing_off)
       give_time(v, cairn__wall(e) + j->retry_us - cairn__monotonic(e));
     else if (!cairn__due_is_allowed(e, j) ||
              (j->is_held && j->due.next_us <= cairn__wall(e)))

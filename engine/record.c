@@ -76,6 +76,8 @@ static const struct field fields[] = {
     FIELD(is_backing_off, is_backing_off),
     FIELD(is_recovering, is_recovering),
     FIELD(is_interrupted, is_interrupted),
+    FIELD(is_deciding, is_deciding),
+    FIELD(is_stray, is_stray),
     FIELD(has_ended, has_ended),
     FIELD(is_last_well, is_last_well),
 };
@@ -171,6 +173,8 @@ static int put_state(struct cairn_engine *e, const struct cairn__job *j,
   v[CAIRN__STATE_serial] = (int64_t)j->by_serial.key;
   for (size_t i = 0; i < FIELD_COUNT; i++)
     v[fields[i].column] = get_field(j, &fields[i]);
+  if (j->is_closing && j->asked == CAIRN__ASKED_SUSPEND)
+    v[CAIRN__STATE_asked] = CAIRN__ASKED_NOTHING; /* no client's wish */
   v[CAIRN__STATE_ElapsedTime] = j->elapsed_us;
   if (j->is_executing)
     v[CAIRN__STATE_ElapsedTime] += cairn__monotonic(e) - j->executing_since_us;

@@ -290,25 +290,36 @@ void cairn__run_release(struct cairn__run *run)
   cairn__free(run);
 }
 
-/* Until the store has the turn, or the run is asked to end: 0 or -1. */
-static int wait_for_turn(struct cairn__run *run)
+/* Until the store has the turn, or the run is asked for something. */
+static int wait_for_commit(struct cairn__run *run)
 {
   struct cairn__mailbox *box = run->mailbox;
-  int is_durable = 1;
+  int is_durable;
 
-  if (box && run->turn > 0) {
-    pthread_mutex_lock(&box->lock);
-    while (box->durable < run->turn && !box->is_closed &&
-           !cairn__run_is_ending(run))
-      pthread_cond_wait(&box->committed, &box->lock);
-    is_durable = box->durable >= run->turn;
-    pthread_mutex_unlock(&box->lock);
-  }
-  if (is_durable)
+  pthread_mutex_lock(&box->lock);
+  while (box->durable < run->turn && !box->is_closed &&
+         atomic_load(&run->request) == CAIRN__RUN_GO)
+    pthread_cond_wait(&box->committed, &box->lock);
+  is_durable = box->durable >= run->turn;
+  if (box->is_closed && !is_durable)
+    atomic_store(&run->request, CAIRN__RUN_KILL); /* the engine is gone */
+  pthread_mutex_unlock(&box->lock);
+  return is_durable;
+}
+
+/* Nothing is done before the store has the turn: 0; or -1, the run was asked to
+ * end before. It can be suspended meanwhile. */
+static int wait_for_turn(struct cairn__run *run)
+{
+  if (!run->mailbox || run->turn == 0)
     return 0;
-  if (cairn__run_gate(run, &run->error) == 0)
-    cairn__fail(&run->error, CAIRN_E_KILLED, "the engine is gone");
-  return -1;
+  while (!wait_for_commit(run)) {
+    if (cairn__run_is_ending(run))
+      return cairn__run_gate(run, &run->error);
+    cairn__run_enter(run); /* stands still while it is asked to */
+    cairn__run_leave(run);
+  }
+  return 0;
 }
 
 static void *thread_main(void *argument)

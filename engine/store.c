@@ -65,6 +65,7 @@ struct cairn__store {
   struct cairn__job *first_touched;
   uint64_t events_removed; /* up to this sequence, as far as was asked for */
   uint64_t backup_cookie;
+  int64_t opened; /* how often, this time included */
 };
 
 /* ---- the writer ---------------------------------------------------------- */
@@ -403,9 +404,10 @@ static int put_removals(struct cairn_engine *e, struct cairn__rows *rows)
   return 0;
 }
 
-/* 0, with *has_any when there is something to be committed. */
+/* 0, with *has_any when there is something to be committed; *removed is up to
+ * where events are removed with it. */
 static int put_turn(struct cairn_engine *e, struct cairn__rows *rows,
-                    int *has_any)
+                    int *has_any, uint64_t *removed)
 {
   struct cairn__store *s = e->store;
   size_t before = rows->length;
@@ -428,10 +430,11 @@ static int put_turn(struct cairn_engine *e, struct cairn__rows *rows,
     if (cairn__rows_remove_to(rows, CAIRN__TABLE_EVENT, (int64_t)keep_from) !=
         0)
       return -1;
-    s->events_removed = keep_from;
+    *removed = keep_from;
   }
   counter[CAIRN__COUNTER_serial] = (int64_t)e->next_serial;
   counter[CAIRN__COUNTER_sequence] = (int64_t)e->events.sequence;
+  counter[CAIRN__COUNTER_opened] = s->opened;
   counter[CAIRN__COUNTER_history] = (int64_t)e->history.last_id;
   return cairn__rows_put(rows, CAIRN__TABLE_COUNTER, counter, NULL);
 }
@@ -453,7 +456,7 @@ static void update_visible(struct cairn_engine *e, uint64_t durable,
 void cairn__store_turn(struct cairn_engine *e)
 {
   struct cairn__store *s = e->store;
-  uint64_t durable, visible;
+  uint64_t durable, visible, removed = s ? s->events_removed : 0;
   size_t before;
   int has_any = 0;
 
@@ -462,7 +465,7 @@ void cairn__store_turn(struct cairn_engine *e)
     return;
   pthread_mutex_lock(&s->lock);
   before = s->pending.length;
-  if (put_turn(e, &s->pending, &has_any) != 0) {
+  if (put_turn(e, &s->pending, &has_any, &removed) != 0) {
     s->pending.length = before;
     pthread_mutex_unlock(&s->lock);
     return; /* with the next turn */
@@ -478,6 +481,7 @@ void cairn__store_turn(struct cairn_engine *e)
   while (s->first_touched)
     cairn__store_forget(e, s->first_touched);
   cairn__history_written(e);
+  s->events_removed = removed;
   e->events.written = e->events.pushed;
   update_visible(e, durable, visible);
 }
@@ -565,14 +569,21 @@ int cairn__store_accepts(const struct cairn_engine *e, struct cairn_error *err)
 
 /* ---- for everybody (cairn.h) --------------------------------------------- */
 
+/* There is something that the next turn will commit: progress is not. */
+static int has_unwritten(const struct cairn_engine *e)
+{
+  if (e->store->first_touched || cairn__history_is_changed(e))
+    return 1;
+  for (uint64_t i = e->events.written; i < e->events.pushed; i++) {
+    if (cairn__event_is_kept(cairn__event_at(e, i)->type))
+      return 1;
+  }
+  return 0;
+}
+
 uint64_t cairn_engine_turn(const cairn_engine *e)
 {
-  const struct cairn__store *s = e->store;
-
-  if (!s)
-    return 0;
-  return s->turn + (s->first_touched || e->events.written < e->events.pushed ||
-                    cairn__history_is_changed(e));
+  return e->store ? e->store->turn + (uint64_t)has_unwritten(e) : 0;
 }
 
 uint64_t cairn_engine_durable(const cairn_engine *e)
@@ -770,6 +781,7 @@ static int load_counter(void *context, const int64_t *v,
       v[CAIRN__COUNTER_history] < 0)
     return cairn__fail(err, CAIRN_E_STORE_FAILED,
                        "the store is damaged: its counters");
+  e->store->opened = v[CAIRN__COUNTER_opened];
   e->next_serial = (uint64_t)v[CAIRN__COUNTER_serial];
   e->events.sequence = (uint64_t)v[CAIRN__COUNTER_sequence];
   e->history.last_id = (uint64_t)v[CAIRN__COUNTER_history];

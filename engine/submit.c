@@ -587,6 +587,18 @@ static cairn_job adopt(struct cairn_engine *e, struct cairn__job *j)
   return j->by_serial.key;
 }
 
+/* Far below what a row of a store can hold. */
+#define LENGTH_MAX ((size_t)256 << 20)
+
+static int check_length(size_t length, struct cairn_error *err)
+{
+  if (length <= LENGTH_MAX)
+    return 0;
+  return cairn__fail(err, CAIRN_E_OUT_OF_RANGE,
+                     "the specification has %zu bytes, valid: at most %zu",
+                     length, LENGTH_MAX);
+}
+
 static int check_open(struct cairn_engine *e, struct cairn_error *err)
 {
   cairn__error_clear(err);
@@ -612,7 +624,7 @@ int cairn_submit(cairn_engine *e, const char *json, size_t length,
   json_t *spec;
 
   *out = 0;
-  if (check_open(e, err) != 0)
+  if (check_open(e, err) != 0 || check_length(length, err) != 0)
     return -1;
   spec = cairn__json_parse("specification", json, length, err);
   if (!spec)
@@ -686,7 +698,7 @@ int cairn_submit_all(cairn_engine *e, const char *json, size_t length,
   json_t *array;
   int code = -1;
 
-  if (check_open(e, err) != 0)
+  if (check_open(e, err) != 0 || check_length(length, err) != 0)
     return -1;
   array = cairn__json_parse("specification", json, length, err);
   if (!array)
@@ -741,6 +753,10 @@ static void exchange(struct cairn_engine *e, struct cairn__job *j,
       j->due.zone != other->due.zone || j->gap != other->gap ||
       j->overlap != other->overlap || j->is_once != other->is_once;
 
+  if (j->is_stray) {
+    cairn__due_skip(e, j, CAIRN__SKIP_HELD);
+    j->is_stray = j->is_held = 0;
+  }
   cairn__queue_leave(j);
   if (j->has_slot) {
     j->queue->running--;
@@ -792,7 +808,7 @@ int cairn_job_update(cairn_engine *e, cairn_job job, const char *json,
   json_t *spec;
   int code;
 
-  if (check_open(e, err) != 0)
+  if (check_open(e, err) != 0 || check_length(length, err) != 0)
     return -1;
   j = cairn__engine_job(e, job, err);
   if (!j)

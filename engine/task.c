@@ -22,10 +22,8 @@ static const char *code_of(const struct cairn__job *j)
   return j->kind ? NULL : json_string_value(json_object_get(j->spec, "code"));
 }
 
-static int has_code(const struct cairn_engine *e, const char *name)
+static int has_name(const struct cairn__code *c, const char *name)
 {
-  const struct cairn__code *c = e->codes;
-
   while (c && strcmp(c->name, name) != 0)
     c = c->next;
   return c != NULL;
@@ -36,50 +34,88 @@ const char *cairn__job_missing_code(const struct cairn_engine *e,
 {
   const char *name = code_of(j);
 
-  return name && !has_code(e, name) ? name : NULL;
+  return name && !has_name(e->codes, name) ? name : NULL;
 }
 
-static int wants_code(const struct cairn__job *j, const char *name)
+static int is_same(const char *a, const char *b)
 {
-  const char *wanted = code_of(j);
-
-  return wanted && strcmp(wanted, name) == 0;
+  return a && strcmp(a, b) == 0;
 }
 
-int cairn_code_add(cairn_engine *e, const char *name, struct cairn_error *err)
+/* Adds the name, with room for the events of so many jobs that wait for it. */
+static int add_name(struct cairn_engine *e, struct cairn__code **list,
+                    const char *name, size_t waiting, struct cairn_error *err)
 {
-  struct cairn__code *c;
-  size_t waiting = 0;
+  struct cairn__code *c = cairn__malloc(sizeof *c + strlen(name) + 1);
 
-  cairn__error_clear(err);
-  if (has_code(e, name))
-    return 0;
-  for (struct cairn__job *j = e->first; j; j = j->next)
-    waiting += (size_t)wants_code(j, name);
-  c = cairn__malloc(sizeof *c + strlen(name) + 1);
   if (!c || cairn__events_reserve(e, waiting * CAIRN__EVENTS_PER_ACTION) != 0) {
     cairn__free(c);
     return cairn__fail_memory(err);
   }
   memcpy(c->name, name, strlen(name) + 1);
-  c->next = e->codes;
-  e->codes = c;
+  c->next = *list;
+  *list = c;
+  return 0;
+}
+
+int cairn_code_add(cairn_engine *e, const char *name, struct cairn_error *err)
+{
+  size_t waiting = 0;
+
+  cairn__error_clear(err);
+  if (has_name(e->codes, name))
+    return 0;
+  for (struct cairn__job *j = e->first; j; j = j->next)
+    waiting += (size_t)is_same(code_of(j), name);
+  if (add_name(e, &e->codes, name, waiting, err) != 0)
+    return -1;
   for (struct cairn__job *j = e->first; j; j = j->next) {
-    if (wants_code(j, name))
+    if (is_same(code_of(j), name))
       cairn__job_reconsider(e, j);
   }
   cairn__engine_settle(e);
   return 0;
 }
 
+int cairn__has_handler(const struct cairn_engine *e, const char *name)
+{
+  return has_name(e->handlers, name);
+}
+
+int cairn_recovery_add(cairn_engine *e, const char *name,
+                       struct cairn_error *err)
+{
+  size_t waiting = 0;
+
+  cairn__error_clear(err);
+  if (has_name(e->handlers, name))
+    return 0;
+  for (struct cairn__job *j = e->first; j; j = j->next)
+    waiting += (size_t)is_same(cairn__job_handler(j), name);
+  if (add_name(e, &e->handlers, name, waiting, err) != 0)
+    return -1;
+  for (struct cairn__job *j = e->first; j; j = j->next) {
+    if (is_same(cairn__job_handler(j), name))
+      cairn__event_push(e, CAIRN_EVENT_TASK_RECOVER, j);
+  }
+  cairn__engine_settle(e);
+  return 0;
+}
+
+static void free_names(struct cairn__code *c)
+{
+  while (c) {
+    struct cairn__code *next = c->next;
+
+    cairn__free(c);
+    c = next;
+  }
+}
+
 void cairn__codes_free(struct cairn_engine *e)
 {
-  while (e->codes) {
-    struct cairn__code *c = e->codes;
-
-    e->codes = c->next;
-    cairn__free(c);
-  }
+  free_names(e->codes);
+  free_names(e->handlers);
 }
 
 const char *cairn_task_code(cairn_engine *e, cairn_job job)

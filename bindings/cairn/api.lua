@@ -35,7 +35,12 @@ they are relative to the working directory.]],
           .. "notice, which may wait; `{ program, argument, ... }`, which gets "
           .. "it as JSON on standard input; `\"log\"`; `\"mailto:ADDRESS\"`, "
           .. "through the system's sendmail. A Notify that begins with mailto: "
-          .. "needs no handler, any other without one is logged), owner "
+          .. "needs no handler, any other without one is logged), recovery "
+          .. "(functions by name, for jobs whose RecoveryAction is Other and "
+          .. "whose OtherRecoveryAction is that name: called with job, "
+          .. "{ ErrorCode, message } and the attempt after a run has failed; "
+          .. "what it returns is done: `\"Re-run Job\"` and a delay, "
+          .. "`\"Run Recovery Job\"`, `\"Do Not Continue\"` or nothing), owner "
           .. "(CIM_Job.Owner), clock (`\"virtual\"`: time stands still and is "
           .. "moved by engine:advance), start (a virtual clock's first "
           .. "time), history_limit (how many records of runs are kept)" } },
@@ -292,6 +297,11 @@ reading and then calls `step`. Without any of these nothing moves.]],
         text = "Gives a job that has not ended another specification. Its id, "
           .. "its history and what a client holds stay; a run that is on goes "
           .. "on as it began; with the same calendar no due time is lost." },
+      { name = "engine:disown", params = { { "job", "cairn.job", "" } },
+        returns = { { "boolean?", "true" }, failure, code },
+        text = "Holds a job whose specification has left its policy, until "
+          .. "engine:update gives it one again, or a client starts or resumes "
+          .. "it. What a client holds stays a client's." },
       { name = "engine:plan", params = { { "spec", "table", "" } },
         returns = { { "table?", "what the job would do" }, failure, code },
         text = "Checks and plans without running. Reads, writes nothing; "

@@ -45,6 +45,7 @@ M.end_task = nil   -- (engine, S, task, mode): terminates or kills it
 M.close_task = nil -- (engine, S, task, row, message): ends it, tells nobody
 M.fail_task = nil  -- (engine, S, task, serial, err): steering it failed
 M.notify = nil     -- cairn/notify.lua
+M.recovery = nil   -- cairn/recovery.lua
 M.report_again = nil -- (engine, S): what the engine had no memory for
 M.task_of = setmetatable({}, { __mode = "k" }) -- coroutine -> its task
 
@@ -639,7 +640,7 @@ end
 
 local option_fields = { store = "string", codes = "string", log = "function",
   queues = "table", clock = "string", owner = "string", start = "any",
-  history_limit = "number", notify = "table" }
+  history_limit = "number", notify = "table", recovery = "table" }
 
 local function default_log(message)
   io.stderr:write("cairn: ", tostring(message), "\n")
@@ -688,6 +689,10 @@ function M.open(options)
     ok, err = pcall(M.notify.check, options.notify)
     if not ok then error(tostring(err), 2) end
   end
+  if options.recovery then
+    ok, err = pcall(M.recovery.check, options.recovery)
+    if not ok then error(tostring(err), 2) end
+  end
   local is_vendor = options.codes == "vendor"
   local store = options.store or ":memory:"
   if store == "" then error("cairn.open: store: the name of a file, or "
@@ -722,6 +727,7 @@ function M.open(options)
   S.watchers = {}    -- serial -> list of functions
   S.answers = {}     -- serial -> function(text)
   S.notify = options.notify or {} -- name -> handler
+  S.recovery = options.recovery or {} -- OtherRecoveryAction -> handler
   S.told = {}        -- serial -> { run =, state = } that Notify was told
   S.unnotified = {}  -- serial -> why its last notice was not delivered
   S.committers = {}  -- { turn =, wake = }: who waits for a commit
@@ -740,6 +746,13 @@ function M.open(options)
   end
   engine_count = engine_count + 1
   engines[engine_count] = engine
+  for name in pairs(S.recovery) do
+    ok, message, code = core.recovery_add(engine, name)
+    if not ok then
+      core.free(engine)
+      return nil, message, code
+    end
+  end
   for name in pairs(M.kinds) do
     ok, message, code = core.code_add(engine, name)
     if not ok then
@@ -782,7 +795,12 @@ end
 -- Ends every task and wakes everybody who waits for this engine's jobs.
 local function release(engine, S)
   for _, task in pairs(S.tasks) do M.close_task(engine, S, task) end
-  for task in pairs(S.background) do M.close_task(engine, S, task) end
+  for task in pairs(S.background) do
+    if task.is_notice then
+      M.log(S, task.is_notice .. ": cut off, the engine was closed")
+    end
+    M.close_task(engine, S, task)
+  end
   core.free(engine)
   local watchers = S.watchers
   S.watchers = {}
@@ -826,7 +844,10 @@ function methods.close(engine, options)
   local timeout_us = (options.timeout or CLOSE_SECONDS) * 1e6
   local deadline = core.monotonic() + timeout_us
   core.begin_close(engine, mode)
-  for task in pairs(S.background) do M.end_task(engine, S, task, mode) end
+  for task in pairs(S.background) do
+    -- notices are waited for
+    if not task.is_notice then M.end_task(engine, S, task, mode) end
+  end
   local is_late = false
   local ok, message = pcall(function()
     while true do
@@ -971,13 +992,15 @@ function methods.backup(engine, to)
   local cookie = M.cookie(S)
   local started, why, id = core.backup_start(engine, file, cookie)
   if not started then return nil, why, id end
-  S.holds = S.holds + 1
   local result, message, code = M.park(engine, "engine:backup", nil,
     function(wake_up)
+      S.holds = S.holds + 1
       S.backups[cookie] = function() wake_up(true) end
-      return function() S.backups[cookie] = nil end
+      return function()
+        S.holds = S.holds - 1
+        S.backups[cookie] = nil
+      end
     end, 2)
-  S.holds = S.holds - 1
   if not result then return nil, message, code end
   return core.backup_error(engine)
 end
@@ -1240,6 +1263,16 @@ function methods.update(engine, job, spec)
   if not ok then return nil, message, code end
   if not waits then return true end
   return M.wait_durable(engine, S, "engine:update", 2)
+end
+
+-- disown(job) -> true | nil, message, code: nobody has a specification for it
+function methods.disown(engine, job)
+  opened(engine)
+  if not core.is_job(job) then
+    error("engine:disown: a job expected, got " .. type(job), 2)
+  end
+  local _, serial = core.job_engine(job)
+  return core.disown(engine, serial)
 end
 
 local set_now = jobs.set

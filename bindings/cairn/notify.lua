@@ -81,26 +81,38 @@ local function deliver(engine, S, handler, notice)
   return program(engine, { name, "-i", "-t" }, mail(address, notice))
 end
 
-local function tell(engine, S, ev, state)
+-- The record of a run's last attempt, if there is one.
+local function record_of(engine, ev)
+  local records = core.history(engine, ev.InstanceID) or {}
+  for i = #records, 1, -1 do
+    if records[i].run_number == ev.run_number then return records[i] end
+  end
+end
+
+-- `code` and `text`: of the run that it is about; the job may have begun another.
+local function tell(engine, S, ev, state, code, text)
   local job = ev.job
   local ok, name = pcall(function() return job.Notify end)
   if not ok or not name or name == "" then return end
   local notice = { Notify = name, InstanceID = ev.InstanceID, Name = job.Name,
-    JobState = state, ErrorCode = job.ErrorCode or 0,
-    ErrorSummaryDescription = job.ErrorSummaryDescription,
+    JobState = state, ErrorCode = code or 0, ErrorSummaryDescription = text,
     run_number = ev.run_number, time = ev.time }
   local handler = S.notify[name]
     or name:find "^mailto:." and name or "log"
-  task.spawn_on(engine, function()
+  local what = header(("notify %s: %s (%s)"):format(name, notice.Name,
+    notice.InstanceID))
+  local teller = task.spawn_on(engine, function()
     local well, message = deliver(engine, S, handler, notice)
-    if not well then
-      S.unnotified[ev.serial] = message
-      E.log(S, ("%s: %s"):format(header(("notify %s: %s (%s)"):format(name,
-        notice.Name, notice.InstanceID)), message))
-    else
-      S.unnotified[ev.serial] = nil
-    end
+    S.unnotified[ev.serial] = not well and message or nil
+    if not well then E.log(S, ("%s: %s"):format(what, message)) end
   end)
+  teller.is_notice = what
+end
+
+local function tell_run(engine, S, ev, state)
+  local record = record_of(engine, ev)
+  tell(engine, S, ev, state, ev.ErrorCode or record and record.ErrorCode,
+    record and record.ErrorDescription)
 end
 
 -- Called for every event of a job.
@@ -109,19 +121,30 @@ function M.event(engine, S, ev)
   if ev.type == event.RUN_ENDED then
     if ev.is_retried then return end
     S.told[serial] = { run = ev.run_number, state = ev.JobState }
-    tell(engine, S, ev, ev.JobState)
+    tell_run(engine, S, ev, ev.JobState)
   elseif ev.type == event.STATE and core.state_is_final(ev.new_state) then
     local told = S.told[serial]
     S.told[serial] = nil
+    if not told and ev.run_number > 0 then -- an earlier life has told it
+      local record = record_of(engine, ev)
+      told = record and { run = ev.run_number, state = record.JobState }
+    end
     -- the end of its run, and no end of its own beside it
     if told and told.run == ev.run_number and (told.state == ev.JobState
       or ev.new_state ~= 8 and ev.new_state ~= 9) then
       return
     end
-    tell(engine, S, ev, ev.JobState)
+    tell(engine, S, ev, ev.JobState, ev.job.ErrorCode,
+      ev.job.ErrorSummaryDescription)
   elseif ev.type == event.REMOVED then
     S.told[serial], S.unnotified[serial] = nil, nil
   end
+end
+
+-- A handler has decided that the run is not tried again.
+function M.decided(engine, S, ev)
+  S.told[ev.serial] = { run = ev.run_number, state = "Exception" }
+  tell_run(engine, S, ev, "Exception")
 end
 
 -- Checks cairn.open's option; raises.

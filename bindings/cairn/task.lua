@@ -102,7 +102,7 @@ local function new_task(engine, S, fn, ...)
     cut_off_at = false, serial = false, job = false, next = false,
     is_queued = false, is_due = false, is_suspended = false,
     is_terminating = false, is_raising = false, is_killed = false,
-    results = false, row = false, message = false,
+    results = false, row = false, message = false, is_notice = false,
     processes = {}, waiters = {} }, Task)
   task.co = core.new_task(entry)
   task.start = table.pack(fn, ...)

@@ -378,7 +378,8 @@ enum cairn_event_type {
   CAIRN_EVENT_TASK_RESUME,
   CAIRN_EVENT_TASK_TERMINATE, /* end in order: cairn_task_finish() */
   CAIRN_EVENT_TASK_KILL,      /* end at once; the job is Killed already */
-  CAIRN_EVENT_TASK_ANSWER     /* the answer: cairn_task_answer_text() */
+  CAIRN_EVENT_TASK_ANSWER,    /* the answer: cairn_task_answer_text() */
+  CAIRN_EVENT_TASK_RECOVER    /* its run has failed: cairn_job_recover() */
 };
 
 struct cairn_event {
@@ -476,6 +477,11 @@ CAIRN_API int cairn_submit_all(cairn_engine *engine, const char *json,
 CAIRN_API int cairn_job_update(cairn_engine *engine, cairn_job job,
                                const char *json, size_t length,
                                struct cairn_error *err);
+/* Whoever gives the job its specification has none for it any more: it is held
+ * until cairn_job_update(), or until a client starts or resumes it. Nothing for
+ * one that is held already, or has ended. */
+CAIRN_API int cairn_job_disown(cairn_engine *engine, cairn_job job,
+                               struct cairn_error *err);
 /* Checks a specification as cairn_submit() does and plans it without running
  * (--dry-run): *plan is a JSON object the caller frees. Blocks on I/O. */
 CAIRN_API int cairn_plan(cairn_engine *engine, const char *json, size_t length,
@@ -561,6 +567,19 @@ CAIRN_API int cairn_code_add(cairn_engine *engine, const char *name,
                              struct cairn_error *err);
 /* The name, borrowed; NULL: it has none, is no task or is gone. */
 CAIRN_API const char *cairn_task_code(cairn_engine *engine, cairn_job job);
+/* The program has the handler of this name, for jobs whose RecoveryAction is
+ * Other and whose OtherRecoveryAction is the name. When a run of one fails, it
+ * backs off and a TASK_RECOVER event follows, which must be answered; without
+ * the handler the job goes on as with Continue With Next Job, with a warning.
+ */
+CAIRN_API int cairn_recovery_add(cairn_engine *engine, const char *name,
+                                 struct cairn_error *err);
+/* What becomes of the failure, as a number of RecoveryAction: 4 the run again
+ * after delay_us, 5 the RecoveryJob and else as 3, 2 the job ends, 0 and 3 it
+ * goes on with its next run if it has one. CAIRN_E_INVALID_STATE when it waits
+ * for no answer (any more). */
+CAIRN_API int cairn_job_recover(cairn_engine *engine, cairn_job job, int action,
+                                int64_t delay_us, struct cairn_error *err);
 /* 0..100 (clamped; never moves back; 100 is shown only when completed). */
 CAIRN_API int cairn_task_progress(cairn_engine *engine, cairn_job job,
                                   double percent, struct cairn_error *err);

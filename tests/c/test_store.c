@@ -420,6 +420,91 @@ static void what_a_close_suspends_goes_on(void **state)
   cairn_engine_free(e);
 }
 
+/* Not even when the process ends before the run has come to its stand. */
+static void a_close_that_is_cut_off_holds_nothing(void **state)
+{
+  cairn_engine *e;
+  cairn_job job;
+
+  (void)state;
+  remove_store("a.db");
+  open_at = START;
+  e = open_store("a.db");
+  job = submit(e, TASK);
+  settle(e);
+  assert_int_equal(state_of(e, job), CAIRN_RUNNING);
+  cairn_engine_close(e, CAIRN_CLOSE_SUSPEND);
+  settle(e); /* its body does not answer */
+  assert_int_equal(cairn_task_warn(e, job, "not yet", NULL), 0);
+  e = crash(e, "a.db");
+  settle(e);
+  assert_int_equal(state_of(e, job), CAIRN_RUNNING);
+  cairn_engine_free(e);
+}
+
+/* A job that its policy has lost is held, and released by the next update; one
+ * that a client held stays so. */
+static void a_disowned_job_is_released_by_an_update(void **state)
+{
+  cairn_engine *e;
+  cairn_job stray, held;
+  struct cairn_error err;
+
+  (void)state;
+  remove_store("a.db");
+  open_at = START + HOUR;
+  e = open_store("a.db");
+  stray = submit(e, HOURLY);
+  held = submit(e, HOURLY);
+  request(e, held, CAIRN_REQUEST_SUSPEND);
+  assert_int_equal(cairn_job_disown(e, stray, &err), 0);
+  assert_int_equal(cairn_job_disown(e, held, &err), 0);
+  assert_string_equal(word(e, stray, CAIRN_PROPERTY_phase), "held");
+  e = crash(e, "a.db");
+  assert_string_equal(word(e, stray, CAIRN_PROPERTY_phase), "held");
+  assert_int_equal(cairn_job_update(e, stray, HOURLY, strlen(HOURLY), &err), 0);
+  assert_int_equal(cairn_job_update(e, held, HOURLY, strlen(HOURLY), &err), 0);
+  assert_string_equal(word(e, stray, CAIRN_PROPERTY_phase), "waiting");
+  assert_string_equal(word(e, held, CAIRN_PROPERTY_phase), "held");
+  cairn_engine_free(e);
+}
+
+/* A run whose first commit fails can be suspended, so that an engine with a
+ * failing store can be closed. */
+static void a_run_that_waits_for_its_commit_can_be_suspended(void **state)
+{
+  struct cairn_event events[16];
+  cairn_engine *e;
+  cairn_job job;
+
+  (void)state;
+  remove_store("a.db");
+  open_at = START;
+  is_released = 0;
+  begun = 0;
+  e = open_store("a.db");
+  flush(e);
+  vfs_hold(1);
+  job = submit(e, THREAD);
+  cairn_engine_step(e);
+  assert_int_equal(state_of(e, job), CAIRN_RUNNING);
+  request(e, job, CAIRN_REQUEST_SUSPEND);
+  await(e, job, CAIRN_SUSPENDED);
+  cairn_job_resume(e, job, NULL);
+  for (int i = 0; i < 5; i++)
+    cairn_engine_step(e);
+  cairn_engine_next_events(e, events, 16);
+  assert_int_equal(state_of(e, job), CAIRN_RUNNING);
+  assert_int_equal(begun, 0);
+  vfs_hold(0);
+  for (int i = 0; begun == 0 && i < 10000; i++)
+    poll(NULL, 0, 1);
+  assert_int_equal(begun, 1);
+  is_released = 1;
+  await(e, job, CAIRN_COMPLETED);
+  cairn_engine_free(e);
+}
+
 static void an_interrupted_run_that_cannot_go_on_has_a_record(void **state)
 {
   cairn_engine *e;
@@ -440,7 +525,9 @@ static void an_interrupted_run_that_cannot_go_on_has_a_record(void **state)
   open_at = START + 2 * HOUR; /* UntilTime has passed */
   e = open_store("a.db");
   settle(e);
-  assert_int_equal(state_of(e, job), CAIRN_EXCEPTION);
+  assert_int_equal(state_of(e, job), CAIRN_TERMINATED);
+  assert_non_null(strstr(word(e, job, CAIRN_PROPERTY_ErrorSummaryDescription),
+                         "UntilTime has passed"));
   assert_int_equal(cairn_history(e, NULL, &history, NULL), 0);
   assert_non_null(strstr(history, "\"JobState\":\"Terminated\""));
   assert_non_null(strstr(history, "\"run_number\":1"));
@@ -1471,6 +1558,9 @@ int main(void)
       cmocka_unit_test(a_run_is_begun_again_as_the_same_run),
       cmocka_unit_test(what_was_asked_stands),
       cmocka_unit_test(what_a_close_suspends_goes_on),
+      cmocka_unit_test(a_close_that_is_cut_off_holds_nothing),
+      cmocka_unit_test(a_disowned_job_is_released_by_an_update),
+      cmocka_unit_test(a_run_that_waits_for_its_commit_can_be_suspended),
       cmocka_unit_test(an_interrupted_run_that_cannot_go_on_has_a_record),
       cmocka_unit_test(missed_times_are_accounted_for),
       cmocka_unit_test(a_retry_survives),

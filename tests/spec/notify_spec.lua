@@ -160,6 +160,81 @@ describe("Notify", function()
     remove()
   end)
 
+  it("is about the run that has ended, not the one that has begun", function()
+    open {}
+    local runs = 0
+    local job = assert(engine:submit { Name = "slow", Notify = "f",
+      JobRunTimes = 3, RunStartInterval = "1h", zone = "UTC",
+      catch_up = "all", run = function(j)
+        runs = runs + 1
+        if runs == 1 then
+          j:sleep(3 * 86400)
+          error("first", 0)
+        end
+      end })
+    engine:advance(86400)
+    engine:step()
+    assert.equal("Completed", (job:wait()))
+    settle()
+    assert.equal("slow:1:Exception slow:2:Completed slow:3:Completed",
+      states())
+    assert.equal(36, notices[1].ErrorCode)
+    assert.matches("^first", notices[1].ErrorSummaryDescription)
+    assert.equal(0, notices[2].ErrorCode)
+  end)
+
+  it("is waited for when the engine is closed", function()
+    local top, remove = support.directory()
+    log = {}
+    local real = assert(cairn.open { notify = { slow = { "sh", "-c",
+      'sleep 0.3; cat >"$0"', top .. "/told" } },
+      log = function(line) log[#log + 1] = line end })
+    local job = assert(real:submit { Name = "j", Notify = "slow",
+      run = function() end })
+    job:wait()
+    assert(real:close())
+    assert.equal("j", cairn.json_decode(support.read(top .. "/told")).Name)
+    assert.same({}, log)
+    -- but not for ever
+    real = assert(cairn.open { notify = { slow = function()
+      cairn.sleep(1000)
+    end }, log = function(line) log[#log + 1] = line end })
+    job = assert(real:submit { Name = "k", Notify = "slow",
+      run = function() end })
+    job:wait()
+    for _ = 1, 5 do real:step(0.01) end
+    real:close { timeout = 0.2 }
+    assert.matches("notify slow: k .*cut off", table.concat(log, "\n"))
+    remove()
+  end)
+
+  it("is not given again in the next life", function()
+    local top, remove = support.directory()
+    cairn.kind("notify_spec.fails", function() error("x", 0) end)
+    open({}, { store = top .. "/cairn.db" })
+    assert(engine:submit { Name = "j", Notify = "f", JobRunTimes = 0,
+      run = "notify_spec.fails", RunStartInterval = "1h", zone = "UTC",
+      UntilTime = "20250102020000.000000+000" })
+    engine:advance(86400)
+    for _ = 1, 10 do
+      settle()
+      engine:flush()
+    end
+    assert.equal("j:1:Exception", states())
+    local now = engine:now()
+    assert(engine:close())
+    engine = nil
+    open({}, { store = top .. "/cairn.db", start = tostring(now) })
+    engine:advance(86400)
+    for _ = 1, 10 do
+      settle()
+      engine:flush()
+    end
+    assert.equal("Exception", engine:jobs()[1].JobState)
+    assert.equal("", states())
+    remove()
+  end)
+
   it("refuses handlers that are none", function()
     for _, case in ipairs { { { f = 3 }, "notify%.f: a function" },
       { { f = "page" }, "'page'" }, { { f = {} }, "an empty table" },

@@ -364,6 +364,30 @@ return cairn.policy { jobs = { ]] .. text .. [[ } }
     assert.equal(ids.b, jobs.b.InstanceID)
     assert.equal("held", jobs.b.phase)
     assert.truthy(jobs.c)
+    -- and one that comes back goes on
+    assert(engine:close())
+    policy [[
+      b = { run = function() end, RunStartInterval = "1h", JobRunTimes = 0 } ]]
+    assert.equal(0, follow())
+    local again <close> = assert(cairn.open { store = file })
+    for _, job in ipairs(again:jobs()) do
+      assert.equal(job.policy_key == "b" and "waiting" or "held", job.phase)
+    end
+  end)
+
+  it("does not wait for what a client holds", function()
+    local name = policy "a = { run = function(job) job:sleep(1000) end }"
+    do
+      local engine <close> = assert(cairn.open { store = file })
+      local held = assert(engine:submit { Name = "a", policy = "p",
+        policy_key = "a (once)", once = true, wait = false,
+        run = function() end })
+      held:RequestStateChange "Suspend"
+      assert(engine:flush())
+    end
+    local code, out = command("run", name, "--store", file)
+    assert.equal(1, code)
+    assert.matches("a: held by a client", out)
   end)
 
   it("says what keeps it from its store", function()

@@ -60,6 +60,8 @@ function session.open(options)
   local self = setmetatable({
     cairn = cairn, uv = uv, engine = engine, is_following = options.follow,
     is_stored = store ~= nil,
+    -- what a client holds is not waited for
+    is_letting_held = options.follow or store ~= nil,
     jobs = {},     -- followed, in order: { job =, name =, state =, ... }
     known = {},    -- the same by job
     handles = {},  -- luv handles to close
@@ -82,13 +84,14 @@ local function existing(engine, spec)
   end
 end
 
--- Gives jobs of the store what the policy has for them now, and submits those
--- that are not there.
+-- Gives jobs of the store what the policy has for them now, one by one, and
+-- submits those that are not there, all or none.
 local function renew(engine, specs)
   local jobs, missing, places = {}, {}, {}
   for i, spec in ipairs(specs) do
     local job = existing(engine, spec)
     if job then
+      spec.wait = false -- submitting waits for all
       local ok, message, code = engine:update(job, spec)
       if not ok then return nil, message, code end
       jobs[i] = job
@@ -99,23 +102,27 @@ local function renew(engine, specs)
   end
   local made, message, code = engine:submit_all(missing)
   if not made then return nil, message, code end
+  local ok
+  ok, message, code = engine:flush()
+  if not ok then return nil, message, code end
   for i, job in ipairs(made) do jobs[places[i]] = job end
   return jobs
 end
 
--- Holds the jobs of this policy that are not in it any more.
+-- Holds the jobs of this policy that are not in it any more, until they are
+-- again.
 function Session:hold_strays(policy, keys)
   for _, job in ipairs(self.engine:jobs { policy = policy }) do
     if not is_final[job.JobState] and not keys[job.policy_key]
       and job.phase ~= "held" then
-      job:RequestStateChange "Suspend"
+      self.engine:disown(job)
       say.note(("cairn: %s: no job of the policy any more, held")
         :format(text.printable(job.Name)))
     end
   end
 end
 
--- Submits specifications, all or none; ends the command when refused.
+-- Submits specifications; ends the command when one is refused.
 function Session:submit(specs)
   local ok, jobs, message, code
   if self.is_stored then
@@ -200,10 +207,10 @@ function Session:look()
       end
       -- a job that stands ready for others ends with them
       open = open or (entry.place ~= nil and not is_final[state]
-        and not (self.is_following and entry.job.phase == "held"))
+        and not (self.is_letting_held and entry.job.phase == "held"))
     end
   end
-  if not open and self.is_following then self:let_go() end
+  if not open and self.is_letting_held then self:let_go() end
   if not open then self.uv.stop() end
   self.is_done = not open
 end
@@ -212,6 +219,10 @@ function Session:let_go()
   for _, entry in ipairs(self.jobs) do
     if not is_final[entry.state] then
       entry.is_let_go = self.is_following
+      if self.is_stored and entry.place and entry.job.phase == "held" then
+        say.note(("cairn: %s: held by a client; job:resume() in Lua lets it go")
+          :format(text.printable(entry.name)))
+      end
       if not self.is_stored then terminate(entry) end
       entry.state = entry.job.JobState
       keep(entry)
@@ -266,6 +277,7 @@ local why_skipped = {
   running = "the run before was not over",
   held = "the job was suspended",
   ended = "the job has ended",
+  queued = "it waited longer than MaxTimeOnQueue",
 }
 
 function Session:skipped(event)
