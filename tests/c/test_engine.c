@@ -2777,7 +2777,8 @@ static void without_memory_nothing_happens(void **state)
   }
   /* A request without room for its events: fill the ring first. */
   task = a_new(e);
-  while (e->events.of_jobs.capacity - e->events.of_jobs.count >= CAIRN__EVENTS_PER_ACTION) {
+  while (e->events.of_jobs.capacity - e->events.of_jobs.count >=
+         CAIRN__EVENTS_PER_ACTION) {
     assert_int_equal(cairn_submit(e, TASK, strlen(TASK), &again, NULL), 0);
     if (e->events.of_jobs.count == 0)
       break;
