@@ -1,6 +1,6 @@
 /* How fast the store acknowledges, in the directory that is given:
  *
- *   build/bench/bench_store DIRECTORY [jobs for "resident", default 200000]
+ *   build/bench/bench_store DIRECTORY [FIGURE...]     default: all of them
  *
  * F is the median of an append of 4 KiB and fdatasync in that directory, which
  * no commit can beat. The producer works live: specifications are formatted and
@@ -11,8 +11,9 @@
  *   many       64 callers, each with one submit outstanding; p99 of its wait
  *   bulk       1,000 specifications of 300 bytes a call, two calls outstanding
  *   life       submit, start, end of tasks that do nothing, all of it durable
- *   resident   so many jobs with a calendar: memory of each, time to open again
- */
+ *   resident   200,000 jobs with a calendar: memory of each, time to open again
+ *
+ * Beside other programs: tests/bench/store.py. */
 #include <errno.h>
 #include <fcntl.h>
 #include <malloc.h>
@@ -24,8 +25,9 @@
 
 #include "cairn.h"
 
-#define CALLERS 64
-#define BULK    1000
+#define CALLERS  64
+#define BULK     1000
+#define RESIDENT 200000
 
 static char path[4096];
 
@@ -119,7 +121,7 @@ static void drain(cairn_engine *e)
     ;
 }
 
-static void one(double f)
+static void one(double least)
 {
   cairn_engine *e = open_new(1);
   struct cairn_error err;
@@ -138,7 +140,7 @@ static void one(double f)
       drain(e);
   }
   begin = (now() - begin) / n;
-  printf("one       %9.0f jobs/s   %.2f x 1/F\n", 1 / begin, f / begin);
+  printf("one       %9.0f jobs/s   %.2f x 1/F\n", 1 / begin, least / begin);
   cairn_engine_free(e);
 }
 
@@ -265,7 +267,7 @@ static void life(void)
   cairn_engine_free(e);
 }
 
-static void resident(unsigned count)
+static void resident(void)
 {
   static char text[BULK * 600];
   static cairn_job jobs[BULK];
@@ -275,7 +277,7 @@ static void resident(unsigned count)
   double begin;
   unsigned n;
 
-  for (n = 0; n < count; n += BULK) {
+  for (n = 0; n < RESIDENT; n += BULK) {
     size_t length = format_bulk(text, sizeof text, n,
                                 ",\"JobRunTimes\":0,\"zone\":\"Europe/Berlin\","
                                 "\"RunStartInterval\":"
@@ -297,22 +299,40 @@ static void resident(unsigned count)
   cairn_engine_free(e);
 }
 
+static double f;
+
+static void one_with_f(void)
+{
+  one(f);
+}
+
 int main(int argc, char **argv)
 {
-  double f;
+  static const struct {
+    const char *name;
+    void (*run)(void);
+  } figures[] = {{"one", one_with_f},
+                 {"many", many},
+                 {"bulk", bulk},
+                 {"life", life},
+                 {"resident", resident}};
 
-  if (argc < 2 || argc > 3) {
-    fprintf(stderr, "usage: %s DIRECTORY [JOBS]\n", argv[0]);
+  if (argc < 2) {
+    fprintf(stderr, "usage: %s DIRECTORY [one|many|bulk|life|resident]...\n",
+            argv[0]);
     return 2;
   }
   snprintf(path, sizeof path, "%s/bench.db", argv[1]);
   f = measure_f(argv[1]);
   printf("F         %9.3f ms, append and fdatasync of 4 KiB\n", f * 1e3);
-  one(f);
-  many();
-  bulk();
-  life();
-  resident(argc > 2 ? (unsigned)strtoul(argv[2], NULL, 10) : 200000);
+  for (size_t i = 0; i < sizeof figures / sizeof figures[0]; i++) {
+    int is_wanted = argc == 2;
+
+    for (int j = 2; j < argc; j++)
+      is_wanted |= strcmp(argv[j], figures[i].name) == 0;
+    if (is_wanted)
+      figures[i].run();
+  }
   unlink(path);
   return 0;
 }

@@ -81,13 +81,13 @@ if mode == "work" then
 end
 
 -- to the end: what is held goes on
-local list = {}
+local is_over
 repeat
   for _, job in ipairs(engine:jobs { phase = "held" }) do
     job:resume()
     if job.phase == "held" then job:RequestStateChange "Start" end
   end
-  local is_over = true
+  is_over = true
   engine:step(0.02)
   for _, job in ipairs(engine:jobs()) do
     is_over = is_over and job.phase == "done"
@@ -98,6 +98,7 @@ for _, job in ipairs(engine:jobs()) do say("job", job:json()) end
 for _, record in ipairs(engine:history()) do
   say("record", (cairn.json_encode(record)))
 end
+local list
 local cursor = 0
 repeat
   list, cursor = assert(engine:changes(cursor, 1000))
