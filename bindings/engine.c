@@ -378,6 +378,14 @@ static int engine_recover(lua_State *L)
                 &err);
 }
 
+/* policy_file(engine, serial) -> path | nil */
+static int engine_policy_file(lua_State *L)
+{
+  lua_pushstring(
+      L, cairn_job_policy_file(check(L), (cairn_job)luaL_checkinteger(L, 2)));
+  return 1;
+}
+
 /* disown(engine, serial) -> true | nil, message, code */
 static int engine_disown(lua_State *L)
 {
@@ -753,6 +761,7 @@ static const luaL_Reg functions[] = {{"open", engine_open},
                                      {"code_add", engine_code_add},
                                      {"update", engine_update},
                                      {"disown", engine_disown},
+                                     {"policy_file", engine_policy_file},
                                      {"recovery_add", engine_recovery_add},
                                      {"recover", engine_recover},
                                      {"task_code", task_code},

@@ -1557,6 +1557,7 @@ static void details_free(struct cairn__details *d)
   cairn__free(d->zone);
   cairn__free(d->policy);
   cairn__free(d->policy_key);
+  cairn__free(d->policy_file);
   cairn__free(d->question);
   cairn__free(d->answer);
   json_decref(d->choices);

@@ -76,7 +76,7 @@ struct cairn__settings {
 /* What few jobs have; made when one of them is given. */
 struct cairn__details {
   char *caption, *description, *element_name, *other_recovery, *recovery_job;
-  char *zone, *policy, *policy_key;
+  char *zone, *policy, *policy_key, *policy_file;
   char *question, *answer;
   json_t *choices; /* NULL = free text */
 };

@@ -275,6 +275,7 @@ static int put_job(const struct cairn__job *j, struct cairn__rows *rows)
     t[CAIRN__JOB_zone] = text(d->zone);
     t[CAIRN__JOB_policy] = text(d->policy);
     t[CAIRN__JOB_policy_key] = text(d->policy_key);
+    t[CAIRN__JOB_policy_file] = text(d->policy_file);
   }
   if (is_well)
     is_well = cairn__rows_put(rows, CAIRN__TABLE_JOB, v, t) == 0;
@@ -331,7 +332,8 @@ static int load_details(struct cairn__job *j, const struct cairn__text *t)
          copy(&t[CAIRN__JOB_RecoveryJob], &d->recovery_job) &&
          copy(&t[CAIRN__JOB_zone], &d->zone) &&
          copy(&t[CAIRN__JOB_policy], &d->policy) &&
-         copy(&t[CAIRN__JOB_policy_key], &d->policy_key);
+         copy(&t[CAIRN__JOB_policy_key], &d->policy_key) &&
+         copy(&t[CAIRN__JOB_policy_file], &d->policy_file);
 }
 
 static int has_details(const struct cairn__text *t)
@@ -340,7 +342,8 @@ static int has_details(const struct cairn__text *t)
          t[CAIRN__JOB_ElementName].bytes ||
          t[CAIRN__JOB_OtherRecoveryAction].bytes ||
          t[CAIRN__JOB_RecoveryJob].bytes || t[CAIRN__JOB_zone].bytes ||
-         t[CAIRN__JOB_policy].bytes || t[CAIRN__JOB_policy_key].bytes;
+         t[CAIRN__JOB_policy].bytes || t[CAIRN__JOB_policy_key].bytes ||
+         t[CAIRN__JOB_policy_file].bytes;
 }
 
 static int load_id(struct cairn__job *j, const struct cairn__text *t)

@@ -63,6 +63,7 @@ static const struct key {
     {"catch_up", LABEL, MEMBER(catch_up)},
     {"policy", TEXT, DETAIL(policy)},
     {"policy_key", TEXT, DETAIL(policy_key)},
+    {"policy_file", TEXT, DETAIL(policy_file)},
     {"once", FLAG, MEMBER(is_once)},
     {"volatile", FLAG, MEMBER(is_volatile)},
     {"held", FLAG, MEMBER(is_on_demand)},
@@ -830,6 +831,13 @@ int cairn_job_update(cairn_engine *e, cairn_job job, const char *json,
   cairn__job_free(e, other);
   cairn__engine_settle(e);
   return code;
+}
+
+const char *cairn_job_policy_file(cairn_engine *e, cairn_job job)
+{
+  struct cairn__job *j = cairn__engine_job(e, job, NULL);
+
+  return j && j->details ? j->details->policy_file : NULL;
 }
 
 int cairn_plan(cairn_engine *e, const char *json, size_t length, char **plan,

@@ -1265,6 +1265,19 @@ function methods.update(engine, job, spec)
   return M.wait_durable(engine, S, "engine:update", 2)
 end
 
+-- Another file that jobs of this policy which have not ended were read from, or
+-- nil: two policies of one name would take each other's jobs.
+function M.other_policy_file(engine, policy, file)
+  for _, job in ipairs(methods.jobs(engine, { policy = policy })) do
+    local _, serial = core.job_engine(job)
+    local other = core.policy_file(engine, serial)
+    if other and other ~= file
+      and not core.state_is_final(job:number "JobState") then
+      return other
+    end
+  end
+end
+
 -- disown(job) -> true | nil, message, code: nobody has a specification for it
 function methods.disown(engine, job)
   opened(engine)

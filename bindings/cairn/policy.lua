@@ -227,6 +227,7 @@ function M.load(name, settings)
   for key, spec in pairs(result.jobs) do
     spec.policy = result.name
     spec.policy_key = key
+    spec.policy_file = set.file
     failure.origin[spec] = ("%s: jobs.%s"):format(name, failure.shown(key))
   end
   return result

@@ -477,6 +477,10 @@ CAIRN_API int cairn_submit_all(cairn_engine *engine, const char *json,
 CAIRN_API int cairn_job_update(cairn_engine *engine, cairn_job job,
                                const char *json, size_t length,
                                struct cairn_error *err);
+/* The file that its policy was read from, borrowed; NULL: not given, or the job
+ * is gone. */
+CAIRN_API const char *cairn_job_policy_file(cairn_engine *engine,
+                                            cairn_job job);
 /* Whoever gives the job its specification has none for it any more: it is held
  * until cairn_job_update(), or until a client starts or resumes it. Nothing for
  * one that is held already, or has ended. */

@@ -375,6 +375,26 @@ return cairn.policy { jobs = { ]] .. text .. [[ } }
     end
   end)
 
+  it("refuses another policy of the same name", function()
+    local name = policy [[
+      a = { run = function() end, held = true } ]]
+    do
+      local engine <close> = assert(cairn.open { store = file })
+      local spec = assert(cairn.policy_load(name)).jobs.a
+      assert(engine:submit(spec))
+    end
+    assert.equal(0, (support.run { "mkdir", top .. "/other" }))
+    local other = support.write(top .. "/other/p.lua", support.read(name))
+    local code, out = command("run", other, "--store", file)
+    assert.equal(2, code)
+    assert.matches("has a policy p already, from " .. name:gsub("%-", "%%-"),
+      out)
+    -- one that was moved is the same
+    os.remove(name)
+    code, out = command("run", other, "--store", file)
+    assert.equal(0, code, out)
+  end)
+
   it("does not wait for what a client holds", function()
     local name = policy "a = { run = function(job) job:sleep(1000) end }"
     do

@@ -3,6 +3,7 @@
 -- read from the jobs themselves, so that a bounded event queue or a coalesced
 -- redraw can lose nothing.
 
+local engine_module = require "cairn.engine"
 local guard = require "cairn.cli.guard"
 local progress = require "cairn.cli.progress"
 local say = require "cairn.cli.say"
@@ -88,6 +89,15 @@ end
 -- submits those that are not there, all or none.
 local function renew(engine, specs)
   local jobs, missing, places = {}, {}, {}
+  local other = engine_module.other_policy_file(engine, specs[1].policy,
+    specs[1].policy_file)
+  local there = other and io.open(other, "rb") -- else it was moved
+  if there then
+    there:close()
+    return nil, ("the store has a policy %s already, from %s; give one of them "
+      .. "another name (name = ..., beside jobs)"):format(
+      text.printable(specs[1].policy), text.printable(other)), "exists"
+  end
   for i, spec in ipairs(specs) do
     local job = existing(engine, spec)
     if job then
@@ -444,7 +454,6 @@ function Session:follow()
       engine:on("Skipped", function(event) self:skipped(event) end)
     end
     cairn.attach(engine, uv)
-    self:watch_signals()
     if self.is_following then
       for _, entry in ipairs(self.jobs) do self.view:state(row_of(entry)) end
     end
@@ -543,6 +552,8 @@ function session.is_well(entry) return is_well[entry.state] == true end
 -- Submits, follows, closes, says what went wrong: outcomes, exit code.
 function session.run(options, specs)
   local self = session.open(options)
+  -- with a store jobs may begin before submit returns
+  self:watch_signals()
   self:submit(specs)
   if self.is_stored and options.follow then
     self:hold_strays(specs[1].policy, options.keys)
