@@ -164,7 +164,9 @@ int cairn__published_point(struct cairn__run *run, const char *directory,
     return 0;
   cairn__error_clear(&why);
   if (cairn__exports_open(run->io, directory, &x, &why) != 0) {
-    if (why.id == CAIRN_E_NOT_FOUND)
+    /* what is no export directory has no point of ours; the export itself
+     * says what it is */
+    if (why.id != CAIRN_E_IO_ERROR && why.id != CAIRN_E_NO_MEMORY)
       return 0;
     if (err)
       *err = why;

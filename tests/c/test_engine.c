@@ -2889,7 +2889,7 @@ static void without_room_for_events_no_call_changes_a_job(void **state)
 
     assert_int_equal(cairn__events_reserve(e, 1), 0);
     while (e->events.of_jobs.count < e->events.of_jobs.capacity)
-      cairn__event_push(e, CAIRN_EVENT_TIMER, NULL);
+      cairn__event_push(e, CAIRN_EVENT_PERCENT, NULL);
     assert_int_equal(cairn_job_json(e, job, 1, &before, NULL), 0);
     for (size_t c = 0; c < sizeof calls / sizeof calls[0]; c++) {
       allocations_left = 0;
@@ -2912,7 +2912,7 @@ static void without_room_for_events_no_call_changes_a_job(void **state)
  * all after it fail. Nothing that happened may go untold, or be told twice. */
 static void without_memory_a_step_loses_no_event(void **state)
 {
-  enum { TASKS = 30, TIMERS = 20, KINDS = CAIRN_EVENT_TASK_ANSWER + 1 };
+  enum { TASKS = 30, TIMERS = 20, KINDS = CAIRN_EVENT_TASK_RECOVER + 1 };
   static const char *const argv[] = {"echo", "hello", NULL};
   struct cairn_process_options options = {.size = sizeof options, .argv = argv};
   int n, is_short = 1;
@@ -2957,7 +2957,8 @@ static void without_memory_a_step_loses_no_event(void **state)
       assert_true(i < 20000);
       cairn_engine_wait(e, 1000);
       while (cairn_engine_next_events(e, &event, 1) == 1) {
-        assert_int_equal(event.sequence, next++);
+        if (event.sequence != 0)
+          assert_int_equal(event.sequence, next++);
         told[event.type]++;
       }
     }
