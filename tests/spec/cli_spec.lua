@@ -70,8 +70,8 @@ describe("a command line", function()
     { "one argument too many", "one argument too many: b", "points", "a", "b" },
     { "a missing required option", "--to DIR is missing", "restore", "d/i" },
     { "--set without =", "wants K=V", "run", "p.lua", "--set", "x" },
-    { "a store other than memory", "not built yet (see README)", "run",
-      "p.lua", "--store", "x.db" },
+    { "a store without a name", "wants the name of a file", "run", "p.lua",
+      "--store", "" },
     { "--socket", "not built yet (see README)", "console", "--socket", "s" },
   }
   for _, case in ipairs(refused) do
@@ -82,8 +82,9 @@ describe("a command line", function()
     end)
   end
 
-  it("takes --store :memory:", function()
+  it("takes a store", function()
     assert.equal(":memory:", parse("run", "p.lua", "--store", ":memory:").store)
+    assert.equal("x.db", parse("run", "p.lua", "--store=x.db").store)
   end)
 
   it("never lets control characters through into a message", function()
