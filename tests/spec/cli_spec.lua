@@ -70,7 +70,7 @@ describe("a command line", function()
     { "one argument too many", "one argument too many: b", "points", "a", "b" },
     { "a missing required option", "--to DIR is missing", "restore", "d/i" },
     { "--set without =", "wants K=V", "run", "p.lua", "--set", "x" },
-    { "a store without a name", "wants the name of a file", "run", "p.lua",
+    { "a store without a name", "not an empty one", "run", "p.lua",
       "--store", "" },
     { "--socket", "not built yet (see README)", "console", "--socket", "s" },
   }

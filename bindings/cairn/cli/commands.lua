@@ -78,9 +78,6 @@ terminated.]],
           .. "be given again; file is taken: the policy's own path" },
       json, numbers, dry_run,
       { name = "store", value = "FILE",
-        check = function(value)
-          if value == "" then return "wants the name of a file" end
-        end,
         help = "keep the jobs and their history in FILE, made when missing: "
           .. "what has not ended goes on with the next start (default "
           .. ":memory:, nothing is kept)" },
