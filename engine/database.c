@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <sqlite3.h>
@@ -257,25 +258,44 @@ static int take_lock(struct cairn__database *db, struct cairn_error *err)
   return 0;
 }
 
-/* Some program that is no engine has the file. Only now that no engine of this
- * process can have it may its file be opened a second time: closing any
- * descriptor drops all of a process's locks on it. */
+/* Another process that has a lock on the file, or 0. From the kernel's
+ * list: to open the file a second time would be to drop, when it is closed,
+ * all locks that this process has on it. */
+static long locker_of(const char *path)
+{
+  FILE *f = fopen("/proc/locks", "re");
+  char line[256];
+  unsigned long inode;
+  unsigned major_number, minor_number;
+  struct stat st;
+  long pid = 0, its;
+
+  if (!f)
+    return 0;
+  if (stat(path, &st) == 0) {
+    while (pid == 0 && fgets(line, sizeof line, f)) {
+      if (sscanf(line, "%*s POSIX %*s %*s %ld %x:%x:%lu", &its, &major_number,
+                 &minor_number, &inode) == 4 &&
+          its != (long)getpid() && inode == st.st_ino &&
+          major_number == major(st.st_dev) && minor_number == minor(st.st_dev))
+        pid = its;
+    }
+  }
+  fclose(f);
+  return pid;
+}
+
+/* Some program has the file, and not the lock beside it. */
 static int fail_locked(struct cairn__database *db, struct cairn_error *err)
 {
-  struct flock lock = {.l_type = F_WRLCK,
-                       .l_whence = SEEK_SET,
-                       .l_start = 0x40000000, /* SQLite's lock bytes */
-                       .l_len = 512};
   char shown[512], who[48] = "another program";
-  int fd = open(db->path, O_RDWR | O_CLOEXEC);
+  long pid = locker_of(db->path);
 
-  if (fd >= 0 && fcntl(fd, F_GETLK, &lock) == 0 && lock.l_type != F_UNLCK &&
-      lock.l_pid > 0)
-    snprintf(who, sizeof who, "process %ld", (long)lock.l_pid);
-  if (fd >= 0)
-    close(fd);
+  if (pid > 0)
+    snprintf(who, sizeof who, "process %ld", pid);
   return cairn__fail(err, CAIRN_E_STORE_LOCKED,
-                     "store \"%s\" is in use by %s, which is no engine",
+                     "store \"%s\" is in use by %s, which is no engine or has "
+                     "it by another name",
                      cairn__printable(db->path, shown, sizeof shown), who);
 }
 

@@ -331,7 +331,7 @@ void cairn_engine_free(cairn_engine *e)
   cairn__directories_free(e);
   cairn__queues_free(e);
   cairn__zones_free(e);
-  cairn__codes_free(e);
+  cairn__names_free(e);
   cairn__history_free(e);
   cairn__table_free(&e->by_serial);
   cairn__table_free(&e->by_uuid);

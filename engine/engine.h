@@ -65,8 +65,8 @@ struct cairn_engine {
   uint64_t next_serial;
   struct cairn__queue *queues;
   struct cairn__zone_entry *zones; /* those that jobs have named */
-  struct cairn__code *codes;       /* bodies of tasks that there are */
-  struct cairn__code *handlers;    /* of OtherRecoveryAction */
+  struct cairn__name *codes;       /* bodies of tasks that there are */
+  struct cairn__name *handlers;    /* of OtherRecoveryAction */
   struct cairn__history history;
   struct cairn__table directories;
   struct cairn__work *works;
@@ -114,7 +114,7 @@ int cairn__id_begins(const char *instance_id, const char *digits);
 
 /* ---- task.c ---- */
 
-void cairn__codes_free(struct cairn_engine *e);
+void cairn__names_free(struct cairn_engine *e);
 /* The embedding program has said to have this handler. */
 int cairn__has_handler(const struct cairn_engine *e, const char *name);
 

@@ -444,6 +444,16 @@ const char *cairn__job_handler(const struct cairn__job *j)
   return j->is_deciding && j->details ? j->details->other_recovery : NULL;
 }
 
+/* What is to be done after a failure is for a handler to say, which is there.
+ */
+static int is_handled(const struct cairn_engine *e, const struct cairn__job *j)
+{
+  const char *name = j->details ? j->details->other_recovery : NULL;
+
+  return has_recovery(j, CAIRN__RECOVERY_OTHER) && name &&
+         cairn__has_handler(e, name);
+}
+
 /* Other: the embedding program decides, if it has the handler. */
 static int ask_handler(struct cairn_engine *e, struct cairn__job *j,
                        int was_suspending, int was_recovering)
@@ -453,7 +463,7 @@ static int ask_handler(struct cairn_engine *e, struct cairn__job *j,
 
   if (!has_recovery(j, CAIRN__RECOVERY_OTHER))
     return 0;
-  if (!name || !cairn__has_handler(e, name)) {
+  if (!is_handled(e, j)) {
     snprintf(text, sizeof text,
              "RecoveryAction is Other, and there is no handler \"%.128s\": as "
              "Continue With Next Job",
@@ -535,13 +545,6 @@ int cairn_job_recover(cairn_engine *e, cairn_job job, int action,
     start_recovery(e, j, was_recovering);
   cairn__engine_settle(e);
   return 0;
-}
-
-static int is_handled(const struct cairn_engine *e, const struct cairn__job *j)
-{
-  return has_recovery(j, CAIRN__RECOVERY_OTHER) && j->details &&
-         j->details->other_recovery &&
-         cairn__has_handler(e, j->details->other_recovery);
 }
 
 void cairn__job_run_ended(struct cairn_engine *e, struct cairn__job *j,
@@ -982,8 +985,8 @@ static void interrupt(struct cairn_engine *e, struct cairn__job *j)
     cairn__job_set_state(e, j, CAIRN_SUSPENDED);
 }
 
-int cairn__job_recover(struct cairn_engine *e, struct cairn__job *j,
-                       struct cairn_error *err)
+int cairn__job_revive(struct cairn_engine *e, struct cairn__job *j,
+                      struct cairn_error *err)
 {
   int was_killed = j->asked == CAIRN__ASKED_KILL;
 
@@ -1514,12 +1517,13 @@ int cairn_job_disown(cairn_engine *e, cairn_job job, struct cairn_error *err)
     return -1;
   if (cairn__events_reserve(e, CAIRN__EVENTS_PER_ACTION) != 0)
     return cairn__fail_memory(err);
-  if (!cairn_state_is_final(j->state) && !j->is_held &&
-      request(e, j, CAIRN_REQUEST_SUSPEND, err) <= CAIRN_RC_STARTED) {
-    j->is_stray = 1;
+  if (!cairn_state_is_final(j->state) && !j->is_held) {
+    uint32_t code = request(e, j, CAIRN_REQUEST_SUSPEND, err);
+
+    j->is_stray = code == CAIRN_RC_COMPLETED || code == CAIRN_RC_STARTED;
     cairn__store_touch(e, j, CAIRN__TOUCHED_STATE);
+    cairn__error_clear(err); /* one that ends anyway needs no hold */
   }
-  cairn__error_clear(err);
   cairn__engine_settle(e);
   return 0;
 }

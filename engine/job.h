@@ -211,8 +211,8 @@ void cairn__job_set_error(struct cairn__job *j,
 /* Once all jobs of a store are there: one whose run was on is interrupted, one
  * that was asked to end has ended, all others wait for what they waited for.
  * There must be room for events. -1: out of memory. */
-int cairn__job_recover(struct cairn_engine *e, struct cairn__job *j,
-                       struct cairn_error *err);
+int cairn__job_revive(struct cairn_engine *e, struct cairn__job *j,
+                      struct cairn_error *err);
 
 /* The one writer of JobState. There must be room for an event. */
 void cairn__job_set_state(struct cairn_engine *e, struct cairn__job *j,

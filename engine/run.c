@@ -217,7 +217,6 @@ void cairn__mailbox_release(struct cairn__mailbox *box)
     return;
   pthread_mutex_lock(&box->lock);
   box->is_closed = 1;
-  pthread_cond_broadcast(&box->committed);
   pthread_mutex_unlock(&box->lock);
   while ((run = cairn__mailbox_take(box, &notices)) != NULL)
     cairn__run_release(run);
@@ -297,12 +296,11 @@ static int wait_for_commit(struct cairn__run *run)
   int is_durable;
 
   pthread_mutex_lock(&box->lock);
-  while (box->durable < run->turn && !box->is_closed &&
+  /* the engine does not go without having killed its runs */
+  while (box->durable < run->turn &&
          atomic_load(&run->request) == CAIRN__RUN_GO)
     pthread_cond_wait(&box->committed, &box->lock);
   is_durable = box->durable >= run->turn;
-  if (box->is_closed && !is_durable)
-    atomic_store(&run->request, CAIRN__RUN_KILL); /* the engine is gone */
   pthread_mutex_unlock(&box->lock);
   return is_durable;
 }
@@ -405,7 +403,7 @@ static void wait_for_store(struct cairn__run *run)
   struct cairn__mailbox *box = run->mailbox;
 
   pthread_mutex_lock(&box->lock);
-  while (atomic_load(&box->is_failing) && !box->is_closed &&
+  while (atomic_load(&box->is_failing) &&
          atomic_load(&run->request) == CAIRN__RUN_GO)
     pthread_cond_wait(&box->committed, &box->lock);
   pthread_mutex_unlock(&box->lock);

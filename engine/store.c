@@ -21,8 +21,9 @@
 #include "memory.h"
 #include "record.h"
 
-#define EVENTS_KEPT 100000
-#define BUFFER_KEPT (4u << 20)
+#define EVENTS_KEPT  100000
+#define EVENTS_A_ROW 10000
+#define BUFFER_KEPT  (4u << 20)
 
 _Atomic int cairn__store_retry_ms = 1000;
 
@@ -354,38 +355,50 @@ static void unpack(const struct stored_event *in, uint64_t sequence,
   memcpy(out->instance_id + 6, in->id, sizeof in->id);
 }
 
-/* The events that are kept, as one row; *count says how many. */
-static int put_events(struct cairn_engine *e, struct cairn__rows *rows,
-                      uint64_t *count)
+static int put_row(struct cairn__rows *rows, uint64_t first,
+                   const struct stored_event *events, size_t count)
+{
+  const int64_t row[CAIRN__EVENT_INTEGER_COUNT] = {
+      [CAIRN__EVENT_first] = (int64_t)first,
+      [CAIRN__EVENT_count] = (int64_t)count};
+  const struct cairn__text bytes = {(const char *)events,
+                                    count * sizeof *events};
+
+  return count > 0 ? cairn__rows_put(rows, CAIRN__TABLE_EVENT, row, &bytes) : 0;
+}
+
+/* The events that are kept: one row, unless there are very many. */
+static int put_events(struct cairn_engine *e, struct cairn__rows *rows)
 {
   const struct cairn__events *events = &e->events;
-  int64_t row[CAIRN__EVENT_INTEGER_COUNT] = {0};
+  size_t room = (size_t)(events->pushed - events->written), n = 0;
   struct stored_event *packed;
-  struct cairn__text bytes;
-  size_t n = 0;
-  int result;
+  uint64_t first = 0;
+  int result = 0;
 
-  *count = 0;
-  if (events->written == events->pushed)
+  if (room == 0)
     return 0;
-  packed = cairn__malloc((size_t)(events->pushed - events->written) *
-                         sizeof *packed);
+  if (room > EVENTS_A_ROW)
+    room = EVENTS_A_ROW;
+  packed = cairn__malloc(room * sizeof *packed);
   if (!packed)
     return -1;
-  for (uint64_t i = events->written; i < events->pushed; i++) {
+  for (uint64_t i = events->written; i < events->pushed && result == 0; i++) {
     const struct cairn_event *event = cairn__event_at(e, i);
 
     if (!cairn__event_is_kept(event->type))
       continue;
+    if (n == room) {
+      result = put_row(rows, first, packed, n);
+      n = 0;
+    }
     if (n == 0)
-      row[CAIRN__EVENT_first] = (int64_t)event->sequence;
+      first = event->sequence;
     pack(event, &packed[n++]);
   }
-  row[CAIRN__EVENT_count] = (int64_t)n;
-  bytes = (struct cairn__text){(const char *)packed, n * sizeof *packed};
-  result = n > 0 ? cairn__rows_put(rows, CAIRN__TABLE_EVENT, row, &bytes) : 0;
+  if (result == 0)
+    result = put_row(rows, first, packed, n);
   cairn__free(packed);
-  *count = n;
   return result;
 }
 
@@ -411,7 +424,7 @@ static int put_turn(struct cairn_engine *e, struct cairn__rows *rows,
 {
   struct cairn__store *s = e->store;
   size_t before = rows->length;
-  uint64_t events, keep_from = e->events.sequence - EVENTS_KEPT;
+  uint64_t keep_from = e->events.sequence - EVENTS_KEPT;
   int64_t counter[CAIRN__COUNTER_INTEGER_COUNT] = {1};
 
   for (const struct cairn__job *j = s->first_touched; j; j = j->touched_next) {
@@ -419,7 +432,7 @@ static int put_turn(struct cairn_engine *e, struct cairn__rows *rows,
       return -1;
   }
   if (put_removals(e, rows) != 0 || cairn__history_put(e, rows) != 0 ||
-      put_events(e, rows, &events) != 0)
+      put_events(e, rows) != 0)
     return -1;
   *has_any = rows->length > before;
   if (!*has_any)
@@ -849,7 +862,7 @@ static int load(struct cairn_engine *e, struct cairn_error *err)
   for (struct cairn__job *j = e->first; j; j = j->next) {
     if (cairn__events_reserve(e, CAIRN__EVENTS_PER_ACTION) != 0)
       return cairn__fail_memory(err);
-    if (cairn__job_recover(e, j, err) != 0)
+    if (cairn__job_revive(e, j, err) != 0)
       return -1;
   }
   return 0;

@@ -754,10 +754,6 @@ static void exchange(struct cairn_engine *e, struct cairn__job *j,
       j->due.zone != other->due.zone || j->gap != other->gap ||
       j->overlap != other->overlap || j->is_once != other->is_once;
 
-  if (j->is_stray) {
-    cairn__due_skip(e, j, CAIRN__SKIP_HELD);
-    j->is_stray = j->is_held = 0;
-  }
   cairn__queue_leave(j);
   if (j->has_slot) {
     j->queue->running--;
@@ -786,7 +782,32 @@ static void exchange(struct cairn_engine *e, struct cairn__job *j,
   cairn__job_settings_changed(e, j, is_calendar_new);
 }
 
-static int check_update(const struct cairn__job *j,
+/* Of jobs that start each other after failures none may come round to the one
+ * that is updated. When it was submitted it could name older ones only. */
+static int check_no_cycle(struct cairn_engine *e, const struct cairn__job *j,
+                          const struct cairn__job *other,
+                          struct cairn_error *err)
+{
+  const char *id = other->details ? other->details->recovery_job : NULL;
+  cairn_job serial;
+
+  for (size_t i = 0; id && i <= e->job_count; i++) {
+    const struct cairn__job *next;
+
+    if (strcmp(id, j->instance_id) == 0)
+      return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
+                         "RecoveryJob: %s would be started for its own "
+                         "failure: the jobs close a circle",
+                         j->instance_id);
+    if (cairn_job_find(e, id, &serial, NULL) != 0)
+      break;
+    next = cairn__engine_job(e, serial, NULL);
+    id = next->details ? next->details->recovery_job : NULL;
+  }
+  return 0;
+}
+
+static int check_update(struct cairn_engine *e, const struct cairn__job *j,
                         const struct cairn__job *other, struct cairn_error *err)
 {
   if (cairn_state_is_final(j->state))
@@ -799,7 +820,10 @@ static int check_update(const struct cairn__job *j,
   if (j->is_volatile != other->is_volatile)
     return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
                        "%s: volatile cannot change", j->instance_id);
-  return 0;
+  if (check_no_cycle(e, j, other, err) != 0)
+    return -1;
+  return other->queue == j->queue ? 0
+                                  : cairn__queue_accepts(other->queue, 1, err);
 }
 
 int cairn_job_update(cairn_engine *e, cairn_job job, const char *json,
@@ -821,13 +845,16 @@ int cairn_job_update(cairn_engine *e, cairn_job job, const char *json,
   json_decref(spec);
   if (!other)
     return -1;
-  code = check_update(j, other, err);
-  if (code == 0 && other->queue != j->queue)
-    code = cairn__queue_accepts(other->queue, 1, err);
+  code = check_update(e, j, other, err);
   if (code == 0 && cairn__events_reserve(e, CAIRN__EVENTS_PER_ACTION) != 0)
     code = cairn__fail_memory(err);
-  if (code == 0)
+  if (code == 0) {
+    int was_stray = j->is_stray;
+
     exchange(e, j, other);
+    if (was_stray) /* without memory it stays one, until the next update */
+      (void)cairn_job_resume(e, job, NULL);
+  }
   cairn__job_free(e, other);
   cairn__engine_settle(e);
   return code;

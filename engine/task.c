@@ -12,8 +12,8 @@
 
 /* ---- the names of bodies ---- */
 
-struct cairn__code {
-  struct cairn__code *next;
+struct cairn__name {
+  struct cairn__name *next;
   char name[];
 };
 
@@ -22,7 +22,7 @@ static const char *code_of(const struct cairn__job *j)
   return j->kind ? NULL : json_string_value(json_object_get(j->spec, "code"));
 }
 
-static int has_name(const struct cairn__code *c, const char *name)
+static int has_name(const struct cairn__name *c, const char *name)
 {
   while (c && strcmp(c->name, name) != 0)
     c = c->next;
@@ -43,10 +43,10 @@ static int is_same(const char *a, const char *b)
 }
 
 /* Adds the name, with room for the events of so many jobs that wait for it. */
-static int add_name(struct cairn_engine *e, struct cairn__code **list,
+static int add_name(struct cairn_engine *e, struct cairn__name **list,
                     const char *name, size_t waiting, struct cairn_error *err)
 {
-  struct cairn__code *c = cairn__malloc(sizeof *c + strlen(name) + 1);
+  struct cairn__name *c = cairn__malloc(sizeof *c + strlen(name) + 1);
 
   if (!c || cairn__events_reserve(e, waiting * CAIRN__EVENTS_PER_ACTION) != 0) {
     cairn__free(c);
@@ -102,17 +102,17 @@ int cairn_recovery_add(cairn_engine *e, const char *name,
   return 0;
 }
 
-static void free_names(struct cairn__code *c)
+static void free_names(struct cairn__name *c)
 {
   while (c) {
-    struct cairn__code *next = c->next;
+    struct cairn__name *next = c->next;
 
     cairn__free(c);
     c = next;
   }
 }
 
-void cairn__codes_free(struct cairn_engine *e)
+void cairn__names_free(struct cairn_engine *e)
 {
   free_names(e->codes);
   free_names(e->handlers);

@@ -685,14 +685,11 @@ function M.open(options)
     or limit > 100000000) then
     error("cairn.open: history_limit: 1 to 100000000 expected", 2)
   end
-  if options.notify then
-    ok, err = pcall(M.notify.check, options.notify)
-    if not ok then error(tostring(err), 2) end
-  end
-  if options.recovery then
-    ok, err = pcall(M.recovery.check, options.recovery)
-    if not ok then error(tostring(err), 2) end
-  end
+  ok, err = pcall(function()
+    M.notify.check(options.notify or {})
+    M.recovery.check(options.recovery or {})
+  end)
+  if not ok then error(tostring(err), 2) end
   local is_vendor = options.codes == "vendor"
   local store = options.store or ":memory:"
   if store == "" then error("cairn.open: store: the name of a file, or "
@@ -746,18 +743,14 @@ function M.open(options)
   end
   engine_count = engine_count + 1
   engines[engine_count] = engine
-  for name in pairs(S.recovery) do
-    ok, message, code = core.recovery_add(engine, name)
-    if not ok then
-      core.free(engine)
-      return nil, message, code
-    end
-  end
-  for name in pairs(M.kinds) do
-    ok, message, code = core.code_add(engine, name)
-    if not ok then
-      core.free(engine)
-      return nil, message, code
+  for add, names in pairs { [core.recovery_add] = S.recovery,
+    [core.code_add] = M.kinds } do
+    for name in pairs(names) do
+      ok, message, code = add(engine, name)
+      if not ok then
+        core.free(engine)
+        return nil, message, code
+      end
     end
   end
   -- jobs of the store are as if they had been submitted now

@@ -17,6 +17,7 @@
 #include "cairn.h"
 #include "engine.h"
 #include "error.h"
+#include "jobs.h"
 
 #define SECOND INT64_C(1000000)
 #define LIMIT  20000000 /* microseconds that anything outside may take */
@@ -137,16 +138,6 @@ static cairn_engine *open_engine(void)
   return open_with(0, NULL);
 }
 
-static cairn_job submit(cairn_engine *e, const char *json)
-{
-  struct cairn_error err;
-  cairn_job job;
-
-  if (cairn_submit(e, json, strlen(json), &job, &err) != 0)
-    fail_msg("submit %s: %s", json, err.message);
-  return job;
-}
-
 static void step(cairn_engine *e)
 {
   struct cairn_event events[64];
@@ -159,17 +150,6 @@ static void advance(cairn_engine *e, int64_t us)
 {
   assert_int_equal(cairn_engine_advance(e, us, NULL), 0);
   step(e);
-}
-
-static int64_t number(cairn_engine *e, cairn_job job, int id)
-{
-  struct cairn_value v;
-  struct cairn_error err;
-
-  if (cairn_job_get(e, job, id, &v, &err) != 0)
-    fail_msg("%s", err.message);
-  assert_int_equal(v.kind, CAIRN_VALUE_INTEGER);
-  return v.as.integer;
 }
 
 static const char *text(cairn_engine *e, cairn_job job, int id)
@@ -196,11 +176,6 @@ static struct cairn_datetime datetime(cairn_engine *e, cairn_job job, int id)
   assert_int_equal(cairn_job_get(e, job, id, &v, NULL), 0);
   assert_int_equal(v.kind, CAIRN_VALUE_DATETIME);
   return v.as.datetime;
-}
-
-static int state_of(cairn_engine *e, cairn_job job)
-{
-  return (int)number(e, job, CAIRN_PROPERTY_JobState);
 }
 
 /* Lets threads and programs work until the job is in the state. */

@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 
@@ -14,6 +15,7 @@
 #include "engine.h"
 #include "error.h"
 #include "faulty_vfs.h"
+#include "jobs.h"
 #include "skip.h"
 #include "store.h"
 
@@ -58,33 +60,25 @@ static void remove_store(const char *path)
       path);
 }
 
+/* An engine on a new a.db, its clock at that time. */
+static cairn_engine *new_store_at(int64_t time)
+{
+  remove_store("a.db");
+  open_at = time;
+  return open_store("a.db");
+}
+
+static cairn_engine *new_store(void)
+{
+  return new_store_at(START);
+}
+
 static void flush(cairn_engine *e)
 {
   struct cairn_error err;
 
   if (cairn_engine_flush(e, 20 * SECOND, &err) != 0)
     fail_msg("%s", err.message);
-}
-
-static cairn_job submit(cairn_engine *e, const char *json)
-{
-  struct cairn_error err;
-  cairn_job job;
-
-  if (cairn_submit(e, json, strlen(json), &job, &err) != 0)
-    fail_msg("submit %s: %s", json, err.message);
-  return job;
-}
-
-static int64_t number(cairn_engine *e, cairn_job job, int id)
-{
-  struct cairn_value v;
-  struct cairn_error err;
-
-  if (cairn_job_get(e, job, id, &v, &err) != 0)
-    fail_msg("%s", err.message);
-  assert_int_equal(v.kind, CAIRN_VALUE_INTEGER);
-  return v.as.integer;
 }
 
 /* 0 for null, too */
@@ -95,11 +89,6 @@ static int error_of(cairn_engine *e, cairn_job job)
   assert_int_equal(cairn_job_get(e, job, CAIRN_PROPERTY_ErrorCode, &v, NULL),
                    0);
   return v.kind == CAIRN_VALUE_INTEGER ? (int)v.as.integer : 0;
-}
-
-static int state_of(cairn_engine *e, cairn_job job)
-{
-  return (int)number(e, job, CAIRN_PROPERTY_JobState);
 }
 
 static const char *word(cairn_engine *e, cairn_job job, int id)
@@ -220,9 +209,7 @@ static void a_job_is_kept_whole(void **state)
   char *before, *after;
 
   (void)state;
-  remove_store("a.db");
-  open_at = START;
-  e = open_store("a.db");
+  e = new_store();
   job = submit(e, spec);
   settle(e);
   assert_int_equal(cairn_job_json(e, job, 0, &before, NULL), 0);
@@ -246,9 +233,7 @@ static void intervals_count_on_while_no_engine_runs(void **state)
   cairn_job job;
 
   (void)state;
-  remove_store("a.db");
-  open_at = START;
-  e = open_store("a.db");
+  e = new_store();
   job = submit(e, "{\"Name\":\"later\",\"run\":true,\"ScheduledStartTime\":"
                   "\"00000000020000.000000:000\"}");
   settle(e);
@@ -275,9 +260,7 @@ static void numbers_are_never_given_twice(void **state)
   uint64_t last = 0;
 
   (void)state;
-  remove_store("a.db");
-  open_at = START;
-  e = open_store("a.db");
+  e = new_store();
   first = submit(e, TASK);
   request(e, first, CAIRN_REQUEST_KILL);
   assert_int_equal(cairn_job_delete(e, first, NULL), 0);
@@ -427,9 +410,7 @@ static void a_close_that_is_cut_off_holds_nothing(void **state)
   cairn_job job;
 
   (void)state;
-  remove_store("a.db");
-  open_at = START;
-  e = open_store("a.db");
+  e = new_store();
   job = submit(e, TASK);
   settle(e);
   assert_int_equal(state_of(e, job), CAIRN_RUNNING);
@@ -451,9 +432,7 @@ static void a_disowned_job_is_released_by_an_update(void **state)
   struct cairn_error err;
 
   (void)state;
-  remove_store("a.db");
-  open_at = START + HOUR;
-  e = open_store("a.db");
+  e = new_store_at(START + HOUR);
   stray = submit(e, HOURLY);
   held = submit(e, HOURLY);
   request(e, held, CAIRN_REQUEST_SUSPEND);
@@ -466,6 +445,63 @@ static void a_disowned_job_is_released_by_an_update(void **state)
   assert_int_equal(cairn_job_update(e, held, HOURLY, strlen(HOURLY), &err), 0);
   assert_string_equal(word(e, stray, CAIRN_PROPERTY_phase), "waiting");
   assert_string_equal(word(e, held, CAIRN_PROPERTY_phase), "held");
+  cairn_engine_free(e);
+}
+
+/* Also one that was running when it was disowned. */
+static void a_disowned_run_goes_on_after_an_update(void **state)
+{
+  cairn_engine *e;
+  struct cairn_error err;
+  cairn_job job;
+
+  (void)state;
+  remove_store("a.db");
+  open_at = START;
+  is_released = 0;
+  e = open_store("a.db");
+  job = submit(e, THREAD);
+  settle(e);
+  /* asked to stand still, and not yet */
+  assert_int_equal(cairn_job_disown(e, job, &err), 0);
+  assert_int_equal(cairn_job_update(e, job, THREAD, strlen(THREAD), &err), 0);
+  settle(e);
+  assert_int_equal(state_of(e, job), CAIRN_RUNNING);
+  /* and when it does */
+  assert_int_equal(cairn_job_disown(e, job, &err), 0);
+  await(e, job, CAIRN_SUSPENDED);
+  assert_int_equal(cairn_job_update(e, job, THREAD, strlen(THREAD), &err), 0);
+  settle(e);
+  assert_int_equal(state_of(e, job), CAIRN_RUNNING);
+  is_released = 1;
+  await(e, job, CAIRN_COMPLETED);
+  assert_int_equal(number(e, job, CAIRN_PROPERTY_run_number), 1);
+  cairn_engine_free(e);
+}
+
+static void jobs_do_not_recover_each_other(void **state)
+{
+  cairn_engine *e;
+  struct cairn_error err;
+  cairn_job a, b;
+  char spec[256];
+
+  (void)state;
+  e = new_store();
+  a = submit(e, HOURLY);
+  snprintf(spec, sizeof spec,
+           "{\"Name\":\"b\",\"run\":true,\"held\":true,\"RecoveryJob\":\"%s\"}",
+           cairn__engine_job(e, a, NULL)->instance_id);
+  b = submit(e, spec);
+  for (int i = 0; i < 2; i++) { /* itself, and through the other */
+    snprintf(
+        spec, sizeof spec,
+        "{\"Name\":\"a\",\"run\":true,\"held\":true,\"RecoveryJob\":\"%s\"}",
+        cairn__engine_job(e, i ? b : a, NULL)->instance_id);
+    assert_int_equal(cairn_job_update(e, a, spec, strlen(spec), &err), -1);
+    assert_int_equal(err.id, CAIRN_E_INVALID_ARGUMENT);
+    assert_non_null(strstr(err.message, "circle"));
+  }
   cairn_engine_free(e);
 }
 
@@ -566,9 +602,7 @@ static void missed_times_are_accounted_for(void **state)
   int runs = 0;
 
   (void)state;
-  remove_store("a.db");
-  open_at = START + HOUR;
-  e = open_store("a.db");
+  e = new_store_at(START + HOUR);
   job = submit(e, HOURLY); /* every day at midnight */
   finish_tasks(e, &runs);
   assert_int_equal(runs, 0);
@@ -601,9 +635,7 @@ static void a_retry_survives(void **state)
   int runs = 0;
 
   (void)state;
-  remove_store("a.db");
-  open_at = START;
-  e = open_store("a.db");
+  e = new_store();
   job = submit(e, "{\"Name\":\"again\",\"run\":true,"
                   "\"RecoveryAction\":\"Re-run Job\"}");
   settle(e);
@@ -631,9 +663,7 @@ static void removal_survives(void **state)
   int runs = 0;
 
   (void)state;
-  remove_store("a.db");
-  open_at = START;
-  e = open_store("a.db");
+  e = new_store();
   job = submit(e, "{\"Name\":\"gone\",\"run\":true,\"DeleteOnCompletion\":"
                   "true,\"TimeBeforeRemoval\":\"00000000000500.000000:000\"}");
   kept = submit(e, "{\"Name\":\"kept\",\"run\":true,\"DeleteOnCompletion\":"
@@ -670,9 +700,7 @@ static void history_has_its_limit(void **state)
   json_t *records;
 
   (void)state;
-  remove_store("a.db");
-  open_at = START;
-  e = open_store("a.db");
+  e = new_store();
   for (int i = 0; i < 120; i++) {
     submit(e, TASK);
     finish_tasks(e, &runs);
@@ -694,9 +722,7 @@ static void volatile_jobs_are_not_kept(void **state)
   cairn_job job;
 
   (void)state;
-  remove_store("a.db");
-  open_at = START;
-  e = open_store("a.db");
+  e = new_store();
   job = submit(e, "{\"Name\":\"v\",\"run\":true,\"volatile\":true}");
   settle(e);
   e = crash(e, "a.db");
@@ -713,9 +739,7 @@ static void events_follow_the_commit(void **state)
   cairn_job job;
 
   (void)state;
-  remove_store("a.db");
-  open_at = START;
-  e = open_store("a.db");
+  e = new_store();
   flush(e);
   vfs_hold(1);
   job = submit(e, TASK);
@@ -748,9 +772,7 @@ static void progress_keeps_its_place(void **state)
   int last = 0;
 
   (void)state;
-  remove_store("a.db");
-  open_at = START;
-  e = open_store("a.db");
+  e = new_store();
   job = submit(e, TASK);
   settle(e);
   assert_int_equal(cairn_task_progress(e, job, 5, NULL), 0);
@@ -821,9 +843,7 @@ static void changes_are_read_by_cursor(void **state)
   int runs = 0;
 
   (void)state;
-  remove_store("a.db");
-  open_at = START;
-  e = open_store("a.db");
+  e = new_store();
   for (int i = 0; i < 30; i++)
     submit(e, TASK);
   finish_tasks(e, &runs);
@@ -890,9 +910,7 @@ static void one_engine_has_it(void **state)
   pid_t child;
 
   (void)state;
-  remove_store("a.db");
-  open_at = START;
-  e = open_store("a.db");
+  e = new_store();
   snprintf(pid, sizeof pid, "process %ld", (long)getpid());
   assert_int_equal(try_open("a.db", &other, &err), -1);
   assert_int_equal(err.id, CAIRN_E_STORE_LOCKED);
@@ -902,6 +920,12 @@ static void one_engine_has_it(void **state)
   assert_int_equal(try_open("link.db", &other, &err), -1);
   assert_int_equal(err.id, CAIRN_E_STORE_LOCKED);
   unlink("link.db");
+  /* by another name that has a lock beside it of its own */
+  assert_int_equal(link("a.db", "hard.db"), 0);
+  assert_int_equal(try_open("hard.db", &other, &err), -1);
+  assert_int_equal(err.id, CAIRN_E_STORE_LOCKED);
+  assert_true(run(NULL, "sqlite3 a.db 'SELECT count(*) FROM job'") != 0);
+  unlink("hard.db");
   child = fork();
   if (child == 0) {
     int code = try_open("a.db", &other, &err);
@@ -931,6 +955,7 @@ static void one_engine_has_it(void **state)
                      0) != 0)
       _exit(1);
     c = (char)(write(ends[1], "x", 1) != 1);
+    prctl(PR_SET_PDEATHSIG, SIGKILL); /* also where the test fails */
     pause();
     _exit(c);
   }
@@ -939,7 +964,8 @@ static void one_engine_has_it(void **state)
   snprintf(pid, sizeof pid, "process %ld", (long)child);
   assert_int_equal(try_open("a.db", &other, &err), -1);
   assert_int_equal(err.id, CAIRN_E_STORE_LOCKED);
-  assert_non_null(strstr(err.message, pid));
+  if (!strstr(err.message, pid))
+    fail_msg("%s: %s", pid, err.message);
   kill(child, SIGKILL);
   waitpid(child, &status, 0);
   close(ends[0]);
@@ -998,9 +1024,7 @@ static void a_damaged_store_says_what_is_left(void **state)
   int fd, runs = 0;
 
   (void)state;
-  remove_store("a.db");
-  open_at = START;
-  e = open_store("a.db");
+  e = new_store();
   for (int i = 0; i < 400; i++)
     submit(e, TASK);
   finish_tasks(e, &runs);
@@ -1049,9 +1073,7 @@ static void a_cut_log_keeps_what_lies_before_the_cut(void **state)
   int64_t n;
 
   (void)state;
-  remove_store("a.db");
-  open_at = START;
-  e = open_store("a.db");
+  e = new_store();
   for (int i = 0; i < 100; i++) {
     submit(e, "{\"Name\":\"held\",\"run\":true,\"held\":true}");
     flush(e);
@@ -1116,9 +1138,7 @@ static void a_job_of_an_unknown_kind_says_so(void **state)
   cairn_job job;
 
   (void)state;
-  remove_store("a.db");
-  open_at = START;
-  e = open_store("a.db");
+  e = new_store();
   job = submit(e, "{\"Name\":\"k\",\"verify\":{\"directory\":\"/x\"},"
                   "\"held\":true,\"queue\":\"default\"}");
   flush(e);
@@ -1560,6 +1580,8 @@ int main(void)
       cmocka_unit_test(what_a_close_suspends_goes_on),
       cmocka_unit_test(a_close_that_is_cut_off_holds_nothing),
       cmocka_unit_test(a_disowned_job_is_released_by_an_update),
+      cmocka_unit_test(a_disowned_run_goes_on_after_an_update),
+      cmocka_unit_test(jobs_do_not_recover_each_other),
       cmocka_unit_test(a_run_that_waits_for_its_commit_can_be_suspended),
       cmocka_unit_test(an_interrupted_run_that_cannot_go_on_has_a_record),
       cmocka_unit_test(missed_times_are_accounted_for),

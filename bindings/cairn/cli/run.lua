@@ -48,12 +48,13 @@ function run.run(cairn, uv, options)
   local policy, message, code = cairn.policy_load(options.policy,
     settings_of(options.set))
   if not policy then say.fail_with(cairn, message, code) end
+  local store = options.store ~= ":memory:" and options.store or nil
   local specs = {}
   for i, key in ipairs(chosen(options.policy, policy.jobs, options.job)) do
     local spec = policy.jobs[key] -- itself: messages say where it is from
     spec.once = spec.once or not options.follow
     spec.Name = spec.Name or key
-    if spec.once and options.store then -- not the one that has a calendar
+    if spec.once and store then -- not the one that has a calendar
       spec.policy_key = key .. " (once)"
     end
     specs[i] = spec
@@ -66,7 +67,7 @@ function run.run(cairn, uv, options)
     keys[key], keys[key .. " (once)"] = true, true
   end
   local outcomes, exit = session.run({ cairn = cairn, uv = uv,
-    follow = options.follow, store = options.store, keys = keys }, specs)
+    follow = options.follow, store = store, keys = keys }, specs)
   for _, outcome in ipairs(outcomes) do
     if options.json then
       say.result(outcome.json(options.numbers))

@@ -55,7 +55,7 @@ end
 -- next one).
 function session.open(options)
   local cairn, uv = options.cairn, options.uv
-  local store = options.store ~= ":memory:" and options.store or nil
+  local store = options.store
   local engine, message, code = cairn.open { store = store or ":memory:" }
   if not engine then say.fail_with(cairn, message, code) end
   local self = setmetatable({
