@@ -654,6 +654,9 @@ int cairn__clone_remove(const struct cairn_io *io, int dirfd, const char *name,
   return 0;
 }
 
+/* Pauses of 10 ms without any growth after which space is no longer awaited. */
+#define STILL_PAUSES 50
+
 static int read_free(int fd, uint64_t *bytes)
 {
   struct statvfs fs;
@@ -667,13 +670,22 @@ static int read_free(int fd, uint64_t *bytes)
 int cairn__clones_are_short(int dirfd, const char *path, uint64_t minimum,
                             int *is_short, struct cairn_error *err)
 {
+  const struct timespec pause = {.tv_nsec = 10 * 1000 * 1000};
   uint64_t bytes = 0;
   int rc = read_free(dirfd, &bytes);
 
-  if (rc == 0 && bytes < minimum) {
+  if (rc == 0 && bytes < minimum)
     rc = syncfs(dirfd);
-    if (rc == 0)
-      rc = read_free(dirfd, &bytes);
+  /* XFS frees what was removed in the background, after the sync too */
+  for (int still = 0; rc == 0 && bytes < minimum && still < STILL_PAUSES;
+       still++) {
+    uint64_t was = bytes;
+
+    if (still > 0)
+      (void)nanosleep(&pause, NULL);
+    rc = read_free(dirfd, &bytes);
+    if (bytes > was)
+      still = 0;
   }
   if (rc != 0)
     return fail_file(err, "tell how much space is left in", path);

@@ -129,7 +129,8 @@ int cairn__clone_remove(const struct cairn_io *io, int dirfd, const char *name,
                         const char *path, struct cairn_error *err);
 /* *is_short = 1 when the file system of dirfd has less than `minimum` bytes
  * free. What clones held counts as free only some time after their removal;
- * this waits for it (it syncs the file system) before it says that space is
+ * this waits for it (it syncs the file system, and then goes on while what is
+ * free grows, half a second longer at least) before it says that space is
  * short. */
 int cairn__clones_are_short(int dirfd, const char *path, uint64_t minimum,
                             int *is_short, struct cairn_error *err);
