@@ -1088,6 +1088,20 @@ local function resolved(t, names)
   return copy
 end
 
+-- A calendar can be valid and still not what was meant.
+local function warn_of_calendar(S, spec, what)
+  if spec.RunDay == nil or spec.RunDayOfWeek == nil then return end
+  local calendar = {}
+  for _, name in ipairs { "RunMonth", "RunDay", "RunDayOfWeek",
+    "RunStartInterval" } do
+    calendar[name] = spec[name]
+  end
+  local times = core.schedule(calendar)
+  if times and times.warning then
+    M.log(S, ("%s: %s"):format(what, times.warning))
+  end
+end
+
 -- A specification as the engine takes it, and the body of a run job. Paths in
 -- a call are relative to the working directory.
 local function prepared(S, spec, what)
@@ -1138,6 +1152,7 @@ local function prepared(S, spec, what)
         .. "function given to cairn.kind", what)
     end
   end
+  warn_of_calendar(S, copy, what)
   if copy.wait ~= nil and type(copy.wait) ~= "boolean" then
     failure.raise("wrong_type", "%s: wait must be true or false", what)
   end

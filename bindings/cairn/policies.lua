@@ -218,14 +218,13 @@ function Policies:take(file, entry)
   end)
   return { file = file, name = loaded.name, version = loaded.version,
     jobs = #specs, differences = differences, tried = tried,
-    warnings = loaded.warnings, was = was and was.version }
+    was = was and was.version }
 end
 
 function Policies:tell(change)
   self.log("info", ("policy %s: version %s loaded from %s, %d job%s"):format(
     change.name, change.version, change.file, change.jobs,
     change.jobs == 1 and "" or "s"))
-  for _, text in ipairs(change.warnings) do self.log("warning", text) end
   if change.tried > 0 then
     self.log("info", ("policy %s: tried on %d decision%s: %d would have been "
       .. "different"):format(change.name, change.tried,
