@@ -122,4 +122,9 @@ void cairn__lua_open_task(lua_State *L);
 
 void cairn__lua_open_signal(lua_State *L); /* for the command only */
 
+/* ---- peer.c
+ * -------------------------------------------------------------------- */
+
+void cairn__lua_open_peer(lua_State *L);
+
 #endif
