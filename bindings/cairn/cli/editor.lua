@@ -27,7 +27,7 @@ local LISTED_MAX = 200
 local LINE_MAX = 524288 -- bytes: it would not go through a socket
 -- DEC 2026: terminals that know it show a change whole, others ignore it.
 local BEGIN, END = "\27[?2026h", "\27[?2026l"
-local PASTE_ON, PASTE_OFF = "\27[?2004h", "\27[?2004l"
+editor.PASTE_ON, editor.PASTE_OFF = "\27[?2004h", "\27[?2004l"
 
 function editor.new(options)
   return setmetatable({ write = options.write, size = options.size,
@@ -634,7 +634,7 @@ function Editor:prompt(label, line)
   self.label = label
   if line then self.line, self.at = line, #line + 1 end
   self.is_active = true
-  self.write(PASTE_ON)
+  self.write(editor.PASTE_ON)
   self.change = self.change + 1
   draw(self)
   take(self)
@@ -647,7 +647,7 @@ function Editor:hide()
     self.is_shown, self.row, self.widths = false, 0, {}
   end
   self.is_active, self.search = false, nil
-  self.write(PASTE_OFF)
+  self.write(editor.PASTE_OFF)
 end
 
 return editor
