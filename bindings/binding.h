@@ -127,4 +127,9 @@ void cairn__lua_open_guard(lua_State *L);
 
 void cairn__lua_open_signal(lua_State *L); /* for the command only */
 
+/* ---- peer.c
+ * -------------------------------------------------------------------- */
+
+void cairn__lua_open_peer(lua_State *L);
+
 #endif

@@ -443,6 +443,10 @@ function job:query() end
 ---@return string? # code, when refused: see cairn.errors
 function job:json(numbers) end
 
+---Prints what a name of the module is; without one, all names. The text is that of cairn.help.
+---@param name? any a name with or without its prefix (`"submit"`, `"job:wait"`, `"JobState"`), or the thing itself (`engine.submit`, `engine`)
+function help(name) end
+
 ---@param seconds number
 function job:sleep(seconds) end
 

@@ -512,5 +512,6 @@ CAIRN_LUA_EXPORT int luaopen_cairn_core(lua_State *L)
   cairn__lua_open_task(L);
   cairn__lua_open_guard(L);
   cairn__lua_open_signal(L);
+  cairn__lua_open_peer(L);
   return 1;
 }

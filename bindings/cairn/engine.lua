@@ -1360,28 +1360,25 @@ function methods.job(engine, id)
   return core.job(engine, id)
 end
 
--- jobs{ phase =, JobState =, ... } -> list, in order of submission
-function methods.jobs(engine, filter)
-  opened(engine)
-  if filter ~= nil and type(filter) ~= "table" then
-    error("engine:jobs: a table of properties expected, got "
-      .. type(filter), 2)
-  end
+-- A filter { property = value } as a list of { name =, value =, is_number = };
+-- raises what is wrong with it, as failures.
+function M.filter(filter, what)
   local wanted = {}
   for name, value in pairs(filter or {}) do
     local row = type(name) == "string" and M.properties[name]
     if not row then
-      error(("engine:jobs: no property '%s'; did you mean '%s'?"):format(
-        failure.shown(name), failure.nearest(name, M.property_names)), 2)
+      failure.raise("no_such_property", "%s: no property '%s'; did you mean "
+        .. "'%s'?", what, failure.shown(name),
+        failure.nearest(name, M.property_names))
     end
     if row.values and type(value) == "string" then
       local number = core.value_number(name, value)
       if number == nil then
         local labels = {}
         for i, v in ipairs(row.values) do labels[i] = v.label end
-        error(("engine:jobs: %s has no value '%s'; did you mean '%s'?")
-          :format(name, failure.shown(value),
-            failure.nearest(value, labels)), 2)
+        failure.raise("out_of_range", "%s: %s has no value '%s'; did you mean "
+          .. "'%s'?", what, name, failure.shown(value),
+          failure.nearest(value, labels))
       end
       value = number
       if row.type == "string" then -- a map of words: the word as it is read
@@ -1395,32 +1392,47 @@ function methods.jobs(engine, filter)
     wanted[#wanted + 1] = { name = name, value = value,
       is_number = type(value) == "number" }
   end
+  return wanted
+end
+
+function M.matches(job, wanted)
+  for _, want in ipairs(wanted) do
+    local value, matches
+    if want.is_number then
+      value = job:number(want.name)
+    else
+      value = job[want.name]
+    end
+    if want.value == core.null then
+      matches = value == nil
+    elseif type(value) == "table" then
+      matches = false
+      for _, element in ipairs(value) do
+        matches = matches or element == want.value
+      end
+    else
+      matches = value == want.value
+    end
+    if not matches then return false end
+  end
+  return true
+end
+
+-- jobs{ phase =, JobState =, ... } -> list, in order of submission
+function methods.jobs(engine, filter)
+  opened(engine)
+  if filter ~= nil and type(filter) ~= "table" then
+    error("engine:jobs: a table of properties expected, got "
+      .. type(filter), 2)
+  end
+  local ok, wanted = pcall(M.filter, filter, "engine:jobs")
+  if not ok then error(tostring(wanted), 2) end
   local out, serial = {}, 0
   while true do
     local job
     job, serial = core.job_next(engine, serial)
     if not job then return out end
-    local matches = true
-    for _, want in ipairs(wanted) do
-      local value
-      if want.is_number then
-        value = job:number(want.name)
-      else
-        value = job[want.name]
-      end
-      if want.value == core.null then
-        matches = value == nil
-      elseif type(value) == "table" then
-        matches = false
-        for _, element in ipairs(value) do
-          matches = matches or element == want.value
-        end
-      else
-        matches = value == want.value
-      end
-      if not matches then break end
-    end
-    if matches then out[#out + 1] = job end
+    if M.matches(job, wanted) then out[#out + 1] = job end
   end
 end
 
