@@ -89,15 +89,17 @@ local function record_of(engine, ev)
   end
 end
 
--- `code` and `text`: of the run that it is about; the job may have begun another.
-local function tell(engine, S, ev, state, code, text)
+-- find() -> ErrorCode and text of the run that it is about; the job may have
+-- begun another. It is called only when somebody may be told.
+local function tell(engine, S, ev, state, find)
   local job = ev.job
   local ok, name = pcall(function() return job.Notify end)
-  if not ok then return end
+  local decides = E.decide.decides(S, ev.serial, "notify")
+  if not ok or not decides and (not name or name == "") then return end
   local notice = { InstanceID = ev.InstanceID, Name = job.Name,
-    JobState = state, ErrorCode = code or 0, ErrorSummaryDescription = text,
-    run_number = ev.run_number, time = ev.time }
-  name = E.decide.notify(engine, S, ev, notice) or name
+    JobState = state, run_number = ev.run_number, time = ev.time }
+  notice.ErrorCode, notice.ErrorSummaryDescription = find()
+  if decides then name = E.decide.notify(engine, S, ev, notice) or name end
   if not name or name == "" then return end
   notice.Notify = name
   local handler = S.notify[name]
@@ -112,10 +114,15 @@ local function tell(engine, S, ev, state, code, text)
   teller.is_notice = what
 end
 
-local function tell_run(engine, S, ev, state)
-  local record = record_of(engine, ev)
-  tell(engine, S, ev, state, ev.ErrorCode or record and record.ErrorCode,
-    record and record.ErrorDescription)
+local is_well = { [7] = true, [32768] = true }
+
+local function tell_run(engine, S, ev, state, number)
+  tell(engine, S, ev, state, function()
+    if is_well[number] then return 0 end
+    local record = record_of(engine, ev)
+    return ev.ErrorCode or record and record.ErrorCode or 0,
+      record and record.ErrorDescription
+  end)
 end
 
 -- Called for every event of a job.
@@ -124,7 +131,7 @@ function M.event(engine, S, ev)
   if ev.type == event.RUN_ENDED then
     if ev.is_retried then return end
     S.told[serial] = { run = ev.run_number, state = ev.JobState }
-    tell_run(engine, S, ev, ev.JobState)
+    tell_run(engine, S, ev, ev.JobState, ev.new_state)
   elseif ev.type == event.STATE and core.state_is_final(ev.new_state) then
     local told = S.told[serial]
     S.told[serial] = nil
@@ -137,8 +144,9 @@ function M.event(engine, S, ev)
       or ev.new_state ~= 8 and ev.new_state ~= 9) then
       return
     end
-    tell(engine, S, ev, ev.JobState, ev.job.ErrorCode,
-      ev.job.ErrorSummaryDescription)
+    tell(engine, S, ev, ev.JobState, function()
+      return ev.job.ErrorCode or 0, ev.job.ErrorSummaryDescription
+    end)
   elseif ev.type == event.REMOVED then
     S.told[serial], S.unnotified[serial] = nil, nil
   end
