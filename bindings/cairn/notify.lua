@@ -102,7 +102,8 @@ local function tell(engine, S, ev, state, find)
   if decides then name = E.decide.notify(engine, S, ev, notice) or name end
   if not name or name == "" then return end
   notice.Notify = name
-  local handler = S.notify[name]
+  local own = S.handlers_of[ev.serial] -- its policy's
+  local handler = own and own[name] or S.notify[name]
     or name:find "^mailto:." and name or "log"
   local what = header(("notify %s: %s (%s)"):format(name, notice.Name,
     notice.InstanceID))
@@ -149,6 +150,7 @@ function M.event(engine, S, ev)
     end)
   elseif ev.type == event.REMOVED then
     S.told[serial], S.unnotified[serial] = nil, nil
+    S.handlers_of[serial] = nil
   end
 end
 
@@ -158,29 +160,29 @@ function M.decided(engine, S, ev)
   tell_run(engine, S, ev, "Exception")
 end
 
--- Checks cairn.open's option; raises.
-function M.check(handlers)
+-- Checks a table of handlers, such as cairn.open's option; raises.
+function M.check(handlers, what)
   for name, handler in pairs(handlers) do
     local kind = type(handler)
     if type(name) ~= "string" or name == "" then
-      failure.raise("wrong_type", "cairn.open: notify: names expected as keys, "
-        .. "got %s", failure.shown(tostring(name)))
+      failure.raise("wrong_type", "%s: names expected as keys, "
+        .. "got %s", what, failure.shown(tostring(name)))
     elseif kind == "table" then
       if #handler == 0 then
-        failure.raise("invalid_argument", "cairn.open: notify.%s: { program, "
-          .. "argument, ... } expected, got an empty table", name)
+        failure.raise("invalid_argument", "%s.%s: { program, "
+          .. "argument, ... } expected, got an empty table", what, name)
       end
       for i, word in ipairs(handler) do
         if type(word) ~= "string" then
-          failure.raise("wrong_type", "cairn.open: notify.%s[%d] must be a "
-            .. "string, got %s", name, i, type(word))
+          failure.raise("wrong_type", "%s.%s[%d] must be a "
+            .. "string, got %s", what, name, i, type(word))
         end
       end
     elseif kind ~= "function" and handler ~= "log"
       and not (kind == "string" and handler:find "^mailto:.") then
       failure.raise(kind == "string" and "invalid_argument" or "wrong_type",
-        "cairn.open: notify.%s: a function, { program, argument, ... }, 'log' "
-        .. "or 'mailto:ADDRESS' expected, got %s", name, kind == "string"
+        "%s.%s: a function, { program, argument, ... }, 'log' "
+        .. "or 'mailto:ADDRESS' expected, got %s", what, name, kind == "string"
         and "'" .. failure.shown(handler) .. "'" or kind)
     end
   end
