@@ -1009,7 +1009,9 @@ static int new_decisions(lua_State *L)
   if (g == NULL) {
     struct cairn_error err = {0};
     cairn__fail_memory(&err);
-    return cairn__lua_fail(L, &err);
+    cairn__lua_fail(L, &err);
+    lua_pushliteral(L, ""); /* the traceback */
+    return 4;
   }
   d->guard = g;
   g->limits = limits;
