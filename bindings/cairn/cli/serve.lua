@@ -9,6 +9,7 @@
 local core = require "cairn.core"
 local E = require "cairn.engine"
 local control = require "cairn.control"
+local evaluator = require "cairn.evaluator"
 local guard = require "cairn.cli.guard"
 local client = require "cairn.client"
 local say = require "cairn.cli.say"
@@ -385,10 +386,9 @@ function Service:open(cairn, options)
   self.engine, self.is_stored = engine, store ~= ":memory:"
   assert(cairn.attach(engine, uv))
   local log = function(...) self:log(...) end
-  local has_evaluator, evaluator = pcall(require, "cairn.evaluator")
   self.control, message, code = control.open(engine, { uv = uv,
     socket = socket, log = log, admin_group = options.admin_group,
-    read_group = options.read_group, evaluator = has_evaluator and evaluator or nil,
+    read_group = options.read_group, evaluator = evaluator,
     service = self:hooks() })
   if not self.control then
     engine:close { mode = "suspend", timeout = 1 }
