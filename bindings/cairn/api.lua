@@ -453,6 +453,11 @@ reading and then calls `step`. Without any of these nothing moves.]],
           .. "`\"Stopped\"`: the engine is closing), concurrency, "
           .. "DefaultJobPriority, MaxJobsOnQueue, MaxTimeOnQueue, ageing "
           .. "(seconds), running, queued, unfinished" } }, text = "" },
+      { name = "engine:decisions", params = {},
+        returns = { { "table[]", "policy, key, name (of the function), version "
+          .. "(of the policy), arguments, answer, error, time (Unix seconds)" } },
+        text = "The last 200 decisions of policies' functions in this life of "
+          .. "the engine, oldest first." },
       { name = "engine:changes", params = {
         { "cursor", "integer?", "what the last call gave; 0 or nothing: from "
           .. "the oldest event that is kept" },

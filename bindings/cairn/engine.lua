@@ -46,6 +46,7 @@ M.close_task = nil -- (engine, S, task, row, message): ends it, tells nobody
 M.fail_task = nil  -- (engine, S, task, serial, err): steering it failed
 M.notify = nil     -- cairn/notify.lua
 M.recovery = nil   -- cairn/recovery.lua
+M.decide = nil     -- cairn/decide.lua
 M.report_again = nil -- (engine, S): what the engine had no memory for
 M.task_of = setmetatable({}, { __mode = "k" }) -- coroutine -> its task
 
@@ -236,7 +237,10 @@ local function dispatch(engine, S, ev)
     forget(S, serial)
     S.bodies[serial], S.endings[serial] = nil, nil
   end
-  if serial then M.notify.event(engine, S, ev) end
+  if serial then
+    M.notify.event(engine, S, ev)
+    M.decide.event(engine, S, ev)
+  end
   local watchers = serial and S.watchers[serial]
   if watchers then
     for _, watcher in ipairs(table.move(watchers, 1, #watchers, 1, {})) do
@@ -725,6 +729,9 @@ function M.open(options)
   S.answers = {}     -- serial -> function(text)
   S.notify = options.notify or {} -- name -> handler
   S.recovery = options.recovery or {} -- OtherRecoveryAction -> handler
+  S.deciders = {}    -- serial -> what decides about its next runs
+  S.deciding = {}    -- serial -> what decides about the run that is on
+  S.decisions = {}   -- the last ones, oldest first
   S.told = {}        -- serial -> { run =, state = } that Notify was told
   S.unnotified = {}  -- serial -> why its last notice was not delivered
   S.committers = {}  -- { turn =, wake = }: who waits for a commit
@@ -1051,6 +1058,12 @@ function methods.history(engine, id)
   return core.history(engine, id)
 end
 
+-- decisions() -> the last ones of policies' functions, oldest first
+function methods.decisions(engine)
+  local S = opened(engine)
+  return table.move(S.decisions, 1, #S.decisions, 1, {})
+end
+
 -- changes([cursor[, max]]) -> events, cursor | nil, message, code
 function methods.changes(engine, cursor, max)
   opened(engine)
@@ -1073,6 +1086,20 @@ local function resolved(t, names)
   for key, value in pairs(t) do copy[key] = value end
   for _, name in ipairs(names) do copy[name] = path.absolute(copy[name]) end
   return copy
+end
+
+-- A calendar can be valid and still not what was meant.
+local function warn_of_calendar(S, spec, what)
+  if spec.RunDay == nil or spec.RunDayOfWeek == nil then return end
+  local calendar = {}
+  for _, name in ipairs { "RunMonth", "RunDay", "RunDayOfWeek",
+    "RunStartInterval" } do
+    calendar[name] = spec[name]
+  end
+  local times = core.schedule(calendar)
+  if times and times.warning then
+    M.log(S, ("%s: %s"):format(what, times.warning))
+  end
 end
 
 -- A specification as the engine takes it, and the body of a run job. Paths in
@@ -1125,11 +1152,20 @@ local function prepared(S, spec, what)
         .. "function given to cairn.kind", what)
     end
   end
+  warn_of_calendar(S, copy, what)
   if copy.wait ~= nil and type(copy.wait) ~= "boolean" then
     failure.raise("wrong_type", "%s: wait must be true or false", what)
   end
   copy.wait = nil
-  return copy, body
+  local decider = copy.decisions
+  if decider ~= nil then
+    if type(decider) ~= "table" or copy.policy == nil then
+      failure.raise("invalid_argument", "%s: decisions come from a policy "
+        .. "file", what)
+    end
+    copy.decisions = M.policy_code(copy.policy, decider.key)
+  end
+  return copy, body, decider
 end
 
 -- The name of the body that a policy's job has in a store.
@@ -1138,7 +1174,10 @@ function M.policy_code(policy, key)
 end
 
 -- The body of a job that was made just now, or given another specification.
-local function set_body(engine, S, serial, copy, body)
+local function set_body(engine, S, serial, copy, body, decider)
+  if decider or S.deciders[serial] then
+    M.decide.set(engine, S, serial, decider, copy.decisions)
+  end
   S.bodies[serial] = body
   if body then S.endings[serial] = false end
   if body and copy.run.code then
@@ -1179,12 +1218,12 @@ function methods.submit(engine, spec)
   end
   local waits = waits_for_commit(S, spec.wait, "engine:submit", 2)
   local job, message, code = caught(pcall(function()
-    local copy, body = prepared(S, spec, failure.origin[spec]
+    local copy, body, decider = prepared(S, spec, failure.origin[spec]
       or "engine:submit")
     local made, why, id = core.submit(engine, copy)
     if not made then return nil, located(spec, why), id end
     local _, serial = core.job_engine(made)
-    set_body(engine, S, serial, copy, body)
+    set_body(engine, S, serial, copy, body, decider)
     if S.poll then S.poll:ref() end
     return made
   end))
@@ -1213,16 +1252,16 @@ function methods.submit_all(engine, specs)
   end
   local waits = waits_for_commit(S, wants, "engine:submit_all", 2)
   local jobs_made, message, code = caught(pcall(function()
-    local list, bodies = {}, {}
+    local list, bodies, deciders = {}, {}, {}
     for i, spec in ipairs(specs) do
-      list[i], bodies[i] = prepared(S, spec,
+      list[i], bodies[i], deciders[i] = prepared(S, spec,
         failure.origin[spec] or ("engine:submit_all[%d]"):format(i))
     end
     local made, why, id = core.submit_all(engine, list)
     if not made then return nil, located_among(specs, why), id end
     for i, job in ipairs(made) do
       local _, serial = core.job_engine(job)
-      set_body(engine, S, serial, list[i], bodies[i])
+      set_body(engine, S, serial, list[i], bodies[i], deciders[i])
     end
     if S.poll then S.poll:ref() end
     return made
@@ -1245,12 +1284,12 @@ function methods.update(engine, job, spec)
   end
   local waits = waits_for_commit(S, spec.wait, "engine:update", 2)
   local ok, message, code = caught(pcall(function()
-    local copy, body = prepared(S, spec, failure.origin[spec]
+    local copy, body, decider = prepared(S, spec, failure.origin[spec]
       or "engine:update")
     local _, serial = core.job_engine(job)
     local well, why, id = core.update(engine, serial, copy)
     if not well then return nil, located(spec, why), id end
-    set_body(engine, S, serial, copy, body)
+    set_body(engine, S, serial, copy, body, decider)
     return true
   end))
   if not ok then return nil, message, code end
