@@ -553,7 +553,7 @@ A session has its globals for itself, with those of the program behind them:
 `cairn`, `engine`, `print` (to this session, at most 64 KiB at a time), `help`,
 and `_` and `it`, the first value of the last chunk that had one. What `load`,
 `loadfile` and `dofile` run in it has the same globals. Values are shown up to
-200 entries, 4 levels deep, for at most 2 seconds.]],
+200 entries, 4 levels deep; over the socket for at most 2 seconds.]],
     entries = {
       { name = "help", params = { { "name", "any?", "a name with or without "
         .. "its prefix (`\"submit\"`, `\"job:wait\"`, `\"JobState\"`), or the "

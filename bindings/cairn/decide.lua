@@ -72,6 +72,10 @@ local function shown_log(S, decider, name, message)
     decider.version, name, decider.key, message))
 end
 
+function M.with_trace(message, trace)
+  return trace and trace ~= "" and message .. "\n" .. trace or message
+end
+
 -- What became of a decision: for the log of the run, and for replays.
 local function record(S, decider, name, arguments, answer, message)
   local list = S.decisions
@@ -95,7 +99,7 @@ local function ask(engine, S, decider, serial, name, check, ...)
   local message
   if not ok then
     message = answer
-    shown_log(S, decider, name, trace and #trace > 0 and trace or message)
+    shown_log(S, decider, name, M.with_trace(message, trace))
     answer = nil
   elseif answer ~= nil then
     message = check(answer)

@@ -113,12 +113,12 @@ describe("a policy file", function()
     ["a prune without a rule"] = {
       policy_of "jobs = { a = { prune = { directory = 'd' } } }",
       "invalid_argument", "keep is missing", 2 },
-    ["a decision function"] = {
-      policy_of "jobs = {}, throttle = function() end",
-      "not_supported", "throttle: decision functions are not built yet", 2 },
+    ["a decision that says nothing about the kind"] = {
+      policy_of "jobs = { a = { verify = { directory = 'd' }, base = print } }",
+      "invalid_argument", "jobs%.a: base says nothing about .* verify", 2 },
     ["a decision function of a job"] = {
       policy_of "jobs = { a = { run = print, select = print } }",
-      "not_supported", "jobs%.a: select: decision functions", 2 },
+      "invalid_argument", "jobs%.a: select says nothing about .* run", 2 },
     ["a collection with a mistake"] = {
       policy_of("jobs = { a = { export = { directory = 'd', collection = {\n"
         .. "CollectionId = '" .. GUID .. "', machnes = {} } } } }"),
