@@ -259,13 +259,6 @@ function Client:printed(text)
   end)
 end
 
--- A chunk that is not whole yet runs nothing, so there is nothing to record.
-local function is_whole(source)
-  local chunk, message = load(source, "=", "t")
-  return chunk ~= nil or not message:find "<eof>'?$"
-    or load("return " .. source, "=", "t") ~= nil
-end
-
 -- Runs a chunk; done(outcome) when its end may be told.
 function Client:evaluate(source, done, options)
   local session = self:session()
@@ -294,7 +287,8 @@ function Client:evaluate(source, done, options)
       self.server:schedule(self)
     end)
   end
-  if is_whole(source) then
+  local _, _, is_incomplete = self.server.evaluator.compile(source, "=", {})
+  if not is_incomplete then -- what is not whole yet runs nothing
     self:record("eval: " .. shown(source, 200), nil, { call = "eval" })
   end
   local ok, message = xpcall(session.eval, failure.traceback, session, source,
