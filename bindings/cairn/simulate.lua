@@ -365,38 +365,31 @@ end
 
 local is_well = { ["Completed"] = true, ["Completed With Warnings"] = true }
 
--- Why a run began later than it could have: whoever had its directory when it
--- began, else whoever had the places of its queue.
-local function blockers_of(sim, entry, since_us, now_us)
-  local names, seen = {}, {}
-  local function collect(matches)
-    for _, other in ipairs(sim.recent) do
-      if other.entry ~= entry and matches(other)
-        and (other.end_us or math.maxinteger) > since_us
-        and not seen[other.entry] then
-        seen[other.entry] = true
-        names[#names + 1] = other.entry.key
-      end
+-- Why a run began later than it could have: whoever gave up its directory just
+-- now, else whoever gave up a place of its queue, and has the others.
+local function blockers_of(sim, entry, now_us)
+  local names, seen = {}, { [entry] = true }
+  local function take(other)
+    if not seen[other] then
+      seen[other] = true
+      names[#names + 1] = other.key
     end
   end
-  local directory = entry.directory
-  if directory then
-    collect(function(other)
-      return other.entry.directory == directory and other.end_us == now_us
-    end)
-    if names[1] then return "directory", names end
+  local ended = sim.ended_us == now_us and sim.ended or {}
+  for _, other in ipairs(ended) do
+    if entry.directory and other.directory == entry.directory then
+      take(other)
+    end
   end
-  collect(function(other) return other.entry.queue == entry.queue end)
+  if names[1] then return "directory", names end
+  for _, other in ipairs(ended) do
+    if other.queue == entry.queue then take(other) end
+  end
+  for run in pairs(sim.running) do
+    if run.entry.queue == entry.queue then take(run.entry) end
+  end
   table.sort(names)
   return "queue", names
-end
-
-local function forget_old(sim, before_us)
-  local left = {}
-  for _, run in ipairs(sim.recent) do
-    if not run.end_us or run.end_us >= before_us then left[#left + 1] = run end
-  end
-  sim.recent = left
 end
 
 local function began(sim, entry, ev)
@@ -411,7 +404,7 @@ local function began(sim, entry, ev)
     if hole and could_us < hole.to_us and now_us - hole.to_us < 1000000 then
       run.reason, run.by = "down", {}
     else
-      run.reason, run.by = blockers_of(sim, entry, could_us, now_us)
+      run.reason, run.by = blockers_of(sim, entry, now_us)
     end
   end
   for other in pairs(sim.running) do
@@ -421,8 +414,6 @@ local function began(sim, entry, ev)
   entry.current = run
   sim.running[run], sim.running_count = true, sim.running_count + 1
   run.concurrency = sim.running_count
-  sim.recent[#sim.recent + 1] = run
-  if #sim.recent > 64 then forget_old(sim, sim.settled_us()) end
   sim.runs[#sim.runs + 1] = run
   entry.runs[#entry.runs + 1] = run
   if sim.running_count > sim.peak.count then
@@ -462,6 +453,8 @@ local function over(sim, entry, ev)
   run.is_retried = ev.is_retried or nil
   sim.running[run], sim.running_count = nil, sim.running_count - 1
   end_overlaps(sim, run, ev.time)
+  if sim.ended_us ~= ev.time then sim.ended_us, sim.ended = ev.time, {} end
+  table.insert(sim.ended, entry)
   if ev.is_retried then
     local retry = entry.job:number "ScheduledStartTime"
     if math.type(retry) == "integer" and retry > ev.time then
@@ -472,17 +465,23 @@ end
 
 local function listen(sim)
   local engine = sim.engine
-  engine:on("JobState", function(ev)
+  -- what the closing of the engine ends has not ended in the simulation
+  local function on(name, fn)
+    engine:on(name, function(ev)
+      if not sim.is_over then fn(ev) end
+    end)
+  end
+  on("JobState", function(ev)
     local entry = sim.by_job[ev.job]
     if not entry then return end
     entry.state = ev.JobState
     if ev.JobState == "Starting" then began(sim, entry, ev) end
   end)
-  engine:on("RunEnded", function(ev)
+  on("RunEnded", function(ev)
     local entry = sim.by_job[ev.job]
     if entry then over(sim, entry, ev) end
   end)
-  engine:on("Skipped", function(ev)
+  on("Skipped", function(ev)
     local entry = sim.by_job[ev.job]
     if not entry then return end
     local skip = { entry = entry, unix_us = ev.time, first_us = ev.due,
@@ -664,7 +663,7 @@ function M.run(policies, options)
   failure.check_fields(options, option_fields, "simulate")
   local days = options.days or 30
   local sim = { options = options, entries = {}, specs = {}, by_job = {},
-    runs = {}, skips = {}, prunes = {}, notes = {}, pairs = {}, recent = {},
+    runs = {}, skips = {}, prunes = {}, notes = {}, pairs = {},
     running = {}, running_count = 0, directories = {}, directory_names = {},
     sizes = {}, peak = { count = 0, jobs = {} }, turns = 0,
     rate = options.rate or M.RATE, durations = durations_of(options.history),
@@ -672,15 +671,6 @@ function M.run(policies, options)
     to_us = options.from_us + (days * DAY_S * 1e6) // 1 | 0 }
   function sim.note(format, ...)
     sim.notes[#sim.notes + 1] = format:format(...)
-  end
-  -- nobody who still waits can have been held up by what ended before this
-  function sim.settled_us()
-    local us = core.now(sim.engine)
-    for _, entry in ipairs(sim.entries) do
-      local last = entry.runs[#entry.runs]
-      us = math.min(us, entry.could_us or us, last and last.start_us or us)
-    end
-    return us
   end
   for _, policy in ipairs(policies) do
     for _, key in ipairs(keys_of(policy.jobs)) do
@@ -740,6 +730,7 @@ function M.run(policies, options)
       note_size(sim.directories[name])
     end
   end)
+  sim.is_over = true
   engine:close { mode = "kill" }
   sim.engine = nil
   if not ok then

@@ -154,7 +154,7 @@ disks take on this host, read at --rate (an increment by clone or bitmap reads
 seconds. No run fails but as --assume says:
  KEY.seconds=N    how long each run takes: 600, 2h
  KEY.fails=WHICH  runs that fail: 3 or 3rd, every:N, first:N, all, none
- KEY.attempts=N   so many attempts of such a run fail: 1 (the default), ..., all
+ KEY.attempts=N   so many attempts of such a run fail: 1 (default), ..., all
  KEY.changed=P    percent of its disks that change between two increments
 KEY is the key of a job, POLICY:KEY, or * for all jobs.
 
