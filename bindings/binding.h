@@ -117,9 +117,19 @@ void cairn__lua_decode(lua_State *L, const char *text, size_t length);
 
 void cairn__lua_open_task(lua_State *L);
 
+/* ---- guard.c
+ * ------------------------------------------------------------------- */
+
+void cairn__lua_open_guard(lua_State *L);
+
 /* ---- signal.c
  * ------------------------------------------------------------------ */
 
 void cairn__lua_open_signal(lua_State *L); /* for the command only */
+
+/* ---- peer.c
+ * -------------------------------------------------------------------- */
+
+void cairn__lua_open_peer(lua_State *L);
 
 #endif

@@ -365,6 +365,10 @@ function engine:history(id) end
 ---@return table[] # Name, QueueStatus (`"Active"`, `"Busy"`: no place is free, `"Degraded"`: the store fails, `"Stopped"`: the engine is closing), concurrency, DefaultJobPriority, MaxJobsOnQueue, MaxTimeOnQueue, ageing (seconds), running, queued, unfinished
 function engine:queues() end
 
+---The last 200 decisions of policies' functions in this life of the engine, oldest first.
+---@return table[] # policy, key, name (of the function), version (of the policy), arguments, answer, error, time (Unix seconds)
+function engine:decisions() end
+
 ---The events of a store, without a gap and in order, over all its lives: `sequence` counts them. PercentComplete is not among them. The latest 100000 are kept, and some more; `out_of_range` when those after the cursor are gone. Waits for the commit of what has happened, a moment in which nothing else does.
 ---@param cursor? integer what the last call gave; 0 or nothing: from the oldest event that is kept
 ---@param max? integer at most so many (256)
@@ -451,6 +455,10 @@ function job:query() end
 ---@return string? # message, when refused
 ---@return string? # code, when refused: see cairn.errors
 function job:json(numbers) end
+
+---Prints what a name of the module is; without one, all names. The text is that of cairn.help.
+---@param name? any a name with or without its prefix (`"submit"`, `"job:wait"`, `"JobState"`), or the thing itself (`engine.submit`, `engine`)
+function help(name) end
 
 ---@param seconds number
 function job:sleep(seconds) end

@@ -278,6 +278,21 @@ static void push_due(lua_State *L, const struct cairn__due *due)
 }
 
 /* schedule:next([n[, after]]) -> list */
+/* zone_offset(unix_us, zone) -> microseconds to add to UTC; raises for no zone.
+ * "" is the host's. */
+static int zone_offset(lua_State *L)
+{
+  struct cairn_error err = {0};
+  struct cairn__zone *zone;
+  int64_t at = luaL_checkinteger(L, 1);
+  if (cairn__zone_load(luaL_checkstring(L, 2), &zone, &err) != 0)
+    return luaL_error(L, "%s", err.message);
+  at = cairn__zone_offset_us(zone, at);
+  cairn__zone_free(zone);
+  lua_pushinteger(L, at);
+  return 1;
+}
+
 static int schedule_next(lua_State *L)
 {
   struct schedule *p = check_schedule(L, 1);
@@ -351,7 +366,8 @@ static int schedule_index(lua_State *L)
 static const luaL_Reg metamethods[] = {
     {"__gc", schedule_gc}, {"__index", schedule_index}, {NULL, NULL}};
 
-static const luaL_Reg functions[] = {{"schedule", new_schedule}, {NULL, NULL}};
+static const luaL_Reg functions[] = {
+    {"schedule", new_schedule}, {"zone_offset", zone_offset}, {NULL, NULL}};
 
 void cairn__lua_open_schedule(lua_State *L)
 {

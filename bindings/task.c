@@ -33,7 +33,7 @@ enum {
   RETRY_COUNT = 7,    /* until the code on top is no longer ours */
   CLOSE_COUNT = 1000,
   CLOSE_BUDGET = 20000000, /* instructions of all __close of a closed task */
-  SOURCE_MAX = 16
+  SOURCE_MAX = 32
 };
 static const int64_t SLICE_US = 2000;
 static const int64_t ESCAPE_US = 1000000;

@@ -471,6 +471,11 @@ reading and then calls `step`. Without any of these nothing moves.]],
           .. "`\"Stopped\"`: the engine is closing), concurrency, "
           .. "DefaultJobPriority, MaxJobsOnQueue, MaxTimeOnQueue, ageing "
           .. "(seconds), running, queued, unfinished" } }, text = "" },
+      { name = "engine:decisions", params = {},
+        returns = { { "table[]", "policy, key, name (of the function), version "
+          .. "(of the policy), arguments, answer, error, time (Unix seconds)" } },
+        text = "The last 200 decisions of policies' functions in this life of "
+          .. "the engine, oldest first." },
       { name = "engine:changes", params = {
         { "cursor", "integer?", "what the last call gave; 0 or nothing: from "
           .. "the oldest event that is kept" },
@@ -556,6 +561,26 @@ return their code first.]],
     },
   },
   {
+    title = "The console",
+    text = [[
+`cairn console` evaluates Lua as a session on an engine: its own, or over the
+control socket the service's. Each chunk is a task (see `cairn.spawn`), so that
+everything may wait; Ctrl-C ends the chunk, whatever it does, and nothing else.
+
+A session has its globals for itself, with those of the program behind them:
+`cairn`, `engine`, `print` (to this session, at most 64 KiB at a time), `help`,
+and `_` and `it`, the first value of the last chunk that had one. What `load`,
+`loadfile` and `dofile` run in it has the same globals. Values are shown up to
+200 entries, 4 levels deep, for at most 2 seconds.]],
+    entries = {
+      { name = "help", params = { { "name", "any?", "a name with or without "
+        .. "its prefix (`\"submit\"`, `\"job:wait\"`, `\"JobState\"`), or the "
+        .. "thing itself (`engine.submit`, `engine`)" } },
+        returns = {}, text = "Prints what a name of the module is; without one, "
+          .. "all names. The text is that of cairn.help." },
+    },
+  },
+  {
     title = "Inside run = function(job) ... end",
     text = [[
 The body of a job is a task. It may take as long as it likes: after its slice
@@ -613,6 +638,19 @@ function api.signature(entry)
   return ("%s(%s)"):format(entry.name, table.concat(names, ", "))
 end
 
+-- The signatures of "engine:...", "job:...", by what they are called on.
+local function members(owner)
+  local lines = {}
+  for _, section in ipairs(api.sections) do
+    for _, entry in ipairs(section.entries) do
+      if entry.name:match "^(%w+)[.:]" == owner then
+        lines[#lines + 1] = "  " .. api.signature(entry)
+      end
+    end
+  end
+  return lines
+end
+
 local function describe(entry)
   local lines = { api.signature(entry) }
   if entry.text ~= "" then lines[#lines + 1] = "  " .. entry.text end
@@ -630,7 +668,8 @@ local function describe(entry)
   return table.concat(lines, "\n")
 end
 
--- help([name]): a function or method with or without its prefix, or a property.
+-- help([name]): a function or method with or without its prefix, what has such
+-- (cairn, engine, job, ...), or a property.
 function api.help(name)
   local lines = {}
   if name == nil then
@@ -643,10 +682,15 @@ function api.help(name)
     return table.concat(lines, "\n")
   end
   name = tostring(name)
+  local list = members(name)
+  if #list > 0 then
+    lines[1] = name .. (name == "job" and ", besides its properties" or "")
+    table.move(list, 1, #list, 2, lines)
+  end
   local candidates = {}
   for _, section in ipairs(api.sections) do
     for _, entry in ipairs(section.entries) do
-      local short = entry.name:match("[.:](.*)$")
+      local short = entry.name:match("[.:](.*)$") or entry.name
       candidates[#candidates + 1] = short
       if name == entry.name or name == short then
         lines[#lines + 1] = describe(entry)

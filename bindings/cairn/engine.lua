@@ -46,6 +46,7 @@ M.close_task = nil -- (engine, S, task, row, message): ends it, tells nobody
 M.fail_task = nil  -- (engine, S, task, serial, err): steering it failed
 M.notify = nil     -- cairn/notify.lua
 M.recovery = nil   -- cairn/recovery.lua
+M.decide = nil     -- cairn/decide.lua
 M.report_again = nil -- (engine, S): what the engine had no memory for
 M.task_of = setmetatable({}, { __mode = "k" }) -- coroutine -> its task
 
@@ -236,7 +237,10 @@ local function dispatch(engine, S, ev)
     forget(S, serial)
     S.bodies[serial], S.endings[serial] = nil, nil
   end
-  if serial then M.notify.event(engine, S, ev) end
+  if serial then
+    M.notify.event(engine, S, ev)
+    M.decide.event(engine, S, ev)
+  end
   local watchers = serial and S.watchers[serial]
   if watchers then
     for _, watcher in ipairs(table.move(watchers, 1, #watchers, 1, {})) do
@@ -731,6 +735,9 @@ function M.open(options)
   S.answers = {}     -- serial -> function(text)
   S.notify = options.notify or {} -- name -> handler
   S.recovery = options.recovery or {} -- OtherRecoveryAction -> handler
+  S.deciders = {}    -- serial -> what decides about its next runs
+  S.deciding = {}    -- serial -> what decides about the run that is on
+  S.decisions = {}   -- the last ones, oldest first
   S.told = {}        -- serial -> { run =, state = } that Notify was told
   S.unnotified = {}  -- serial -> why its last notice was not delivered
   S.committers = {}  -- { turn =, wake = }: who waits for a commit
@@ -1057,6 +1064,12 @@ function methods.history(engine, id)
   return core.history(engine, id)
 end
 
+-- decisions() -> the last ones of policies' functions, oldest first
+function methods.decisions(engine)
+  local S = opened(engine)
+  return table.move(S.decisions, 1, #S.decisions, 1, {})
+end
+
 -- changes([cursor[, max]]) -> events, cursor | nil, message, code
 function methods.changes(engine, cursor, max)
   opened(engine)
@@ -1079,6 +1092,20 @@ local function resolved(t, names)
   for key, value in pairs(t) do copy[key] = value end
   for _, name in ipairs(names) do copy[name] = path.absolute(copy[name]) end
   return copy
+end
+
+-- A calendar can be valid and still not what was meant.
+local function warn_of_calendar(S, spec, what)
+  if spec.RunDay == nil or spec.RunDayOfWeek == nil then return end
+  local calendar = {}
+  for _, name in ipairs { "RunMonth", "RunDay", "RunDayOfWeek",
+    "RunStartInterval" } do
+    calendar[name] = spec[name]
+  end
+  local times = core.schedule(calendar)
+  if times and times.warning then
+    M.log(S, ("%s: %s"):format(what, times.warning))
+  end
 end
 
 -- A specification as the engine takes it, and the body of a run job. Paths in
@@ -1134,11 +1161,20 @@ local function prepared(S, spec, what)
         .. "function given to cairn.kind", what)
     end
   end
+  warn_of_calendar(S, copy, what)
   if copy.wait ~= nil and type(copy.wait) ~= "boolean" then
     failure.raise("wrong_type", "%s: wait must be true or false", what)
   end
   copy.wait = nil
-  return copy, body
+  local decider = copy.decisions
+  if decider ~= nil then
+    if type(decider) ~= "table" or copy.policy == nil then
+      failure.raise("invalid_argument", "%s: decisions come from a policy "
+        .. "file", what)
+    end
+    copy.decisions = M.policy_code(copy.policy, decider.key)
+  end
+  return copy, body, decider
 end
 
 -- The name of the body that a policy's job has in a store.
@@ -1147,7 +1183,10 @@ function M.policy_code(policy, key)
 end
 
 -- The body of a job that was made just now, or given another specification.
-local function set_body(engine, S, serial, copy, body)
+local function set_body(engine, S, serial, copy, body, decider)
+  if decider or S.deciders[serial] then
+    M.decide.set(engine, S, serial, decider, copy.decisions)
+  end
   S.bodies[serial] = body
   if body then S.endings[serial] = false end
   if body and copy.run and copy.run.code then
@@ -1188,12 +1227,12 @@ function methods.submit(engine, spec)
   end
   local waits = waits_for_commit(S, spec.wait, "engine:submit", 2)
   local job, message, code = caught(pcall(function()
-    local copy, body = prepared(S, spec, failure.origin[spec]
+    local copy, body, decider = prepared(S, spec, failure.origin[spec]
       or "engine:submit")
     local made, why, id = core.submit(engine, copy)
     if not made then return nil, located(spec, why), id end
     local _, serial = core.job_engine(made)
-    set_body(engine, S, serial, copy, body)
+    set_body(engine, S, serial, copy, body, decider)
     if S.poll then S.poll:ref() end
     return made
   end))
@@ -1222,16 +1261,16 @@ function methods.submit_all(engine, specs)
   end
   local waits = waits_for_commit(S, wants, "engine:submit_all", 2)
   local jobs_made, message, code = caught(pcall(function()
-    local list, bodies = {}, {}
+    local list, bodies, deciders = {}, {}, {}
     for i, spec in ipairs(specs) do
-      list[i], bodies[i] = prepared(S, spec,
+      list[i], bodies[i], deciders[i] = prepared(S, spec,
         failure.origin[spec] or ("engine:submit_all[%d]"):format(i))
     end
     local made, why, id = core.submit_all(engine, list)
     if not made then return nil, located_among(specs, why), id end
     for i, job in ipairs(made) do
       local _, serial = core.job_engine(job)
-      set_body(engine, S, serial, list[i], bodies[i])
+      set_body(engine, S, serial, list[i], bodies[i], deciders[i])
     end
     if S.poll then S.poll:ref() end
     return made
@@ -1254,12 +1293,12 @@ function methods.update(engine, job, spec)
   end
   local waits = waits_for_commit(S, spec.wait, "engine:update", 2)
   local ok, message, code = caught(pcall(function()
-    local copy, body = prepared(S, spec, failure.origin[spec]
+    local copy, body, decider = prepared(S, spec, failure.origin[spec]
       or "engine:update")
     local _, serial = core.job_engine(job)
     local well, why, id = core.update(engine, serial, copy)
     if not well then return nil, located(spec, why), id end
-    set_body(engine, S, serial, copy, body)
+    set_body(engine, S, serial, copy, body, decider)
     return true
   end))
   if not ok then return nil, message, code end
@@ -1330,28 +1369,25 @@ function methods.job(engine, id)
   return core.job(engine, id)
 end
 
--- jobs{ phase =, JobState =, ... } -> list, in order of submission
-function methods.jobs(engine, filter)
-  opened(engine)
-  if filter ~= nil and type(filter) ~= "table" then
-    error("engine:jobs: a table of properties expected, got "
-      .. type(filter), 2)
-  end
+-- A filter { property = value } as a list of { name =, value =, is_number = };
+-- raises what is wrong with it, as failures.
+function M.filter(filter, what)
   local wanted = {}
   for name, value in pairs(filter or {}) do
     local row = type(name) == "string" and M.properties[name]
     if not row then
-      error(("engine:jobs: no property '%s'; did you mean '%s'?"):format(
-        failure.shown(name), failure.nearest(name, M.property_names)), 2)
+      failure.raise("no_such_property", "%s: no property '%s'; did you mean "
+        .. "'%s'?", what, failure.shown(name),
+        failure.nearest(name, M.property_names))
     end
     if row.values and type(value) == "string" then
       local number = core.value_number(name, value)
       if number == nil then
         local labels = {}
         for i, v in ipairs(row.values) do labels[i] = v.label end
-        error(("engine:jobs: %s has no value '%s'; did you mean '%s'?")
-          :format(name, failure.shown(value),
-            failure.nearest(value, labels)), 2)
+        failure.raise("out_of_range", "%s: %s has no value '%s'; did you mean "
+          .. "'%s'?", what, name, failure.shown(value),
+          failure.nearest(value, labels))
       end
       value = number
       if row.type == "string" then -- a map of words: the word as it is read
@@ -1365,32 +1401,47 @@ function methods.jobs(engine, filter)
     wanted[#wanted + 1] = { name = name, value = value,
       is_number = type(value) == "number" }
   end
+  return wanted
+end
+
+function M.matches(job, wanted)
+  for _, want in ipairs(wanted) do
+    local value, matches
+    if want.is_number then
+      value = job:number(want.name)
+    else
+      value = job[want.name]
+    end
+    if want.value == core.null then
+      matches = value == nil
+    elseif type(value) == "table" then
+      matches = false
+      for _, element in ipairs(value) do
+        matches = matches or element == want.value
+      end
+    else
+      matches = value == want.value
+    end
+    if not matches then return false end
+  end
+  return true
+end
+
+-- jobs{ phase =, JobState =, ... } -> list, in order of submission
+function methods.jobs(engine, filter)
+  opened(engine)
+  if filter ~= nil and type(filter) ~= "table" then
+    error("engine:jobs: a table of properties expected, got "
+      .. type(filter), 2)
+  end
+  local ok, wanted = pcall(M.filter, filter, "engine:jobs")
+  if not ok then error(tostring(wanted), 2) end
   local out, serial = {}, 0
   while true do
     local job
     job, serial = core.job_next(engine, serial)
     if not job then return out end
-    local matches = true
-    for _, want in ipairs(wanted) do
-      local value
-      if want.is_number then
-        value = job:number(want.name)
-      else
-        value = job[want.name]
-      end
-      if want.value == core.null then
-        matches = value == nil
-      elseif type(value) == "table" then
-        matches = false
-        for _, element in ipairs(value) do
-          matches = matches or element == want.value
-        end
-      else
-        matches = value == want.value
-      end
-      if not matches then break end
-    end
-    if matches then out[#out + 1] = job end
+    if M.matches(job, wanted) then out[#out + 1] = job end
   end
 end
 

@@ -93,10 +93,13 @@ end
 local function tell(engine, S, ev, state, code, text)
   local job = ev.job
   local ok, name = pcall(function() return job.Notify end)
-  if not ok or not name or name == "" then return end
-  local notice = { Notify = name, InstanceID = ev.InstanceID, Name = job.Name,
+  if not ok then return end
+  local notice = { InstanceID = ev.InstanceID, Name = job.Name,
     JobState = state, ErrorCode = code or 0, ErrorSummaryDescription = text,
     run_number = ev.run_number, time = ev.time }
+  name = E.decide.notify(engine, S, ev, notice) or name
+  if not name or name == "" then return end
+  notice.Notify = name
   local handler = S.notify[name]
     or name:find "^mailto:." and name or "log"
   local what = header(("notify %s: %s (%s)"):format(name, notice.Name,

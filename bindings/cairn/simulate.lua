@@ -565,6 +565,13 @@ local function add_job(sim, policy, key, spec, is_one)
     copy.RecoveryJob = nil
     sim.note("%s: RecoveryJob is a job of another engine, left out", entry.key)
   end
+  for _, name in ipairs { "base", "select", "retain", "throttle" } do
+    local decider = copy.decisions
+    if decider and decider.object:has(decider.key, name) then
+      sim.note("%s: its function %s is not asked; the run is as without it",
+        entry.key, name)
+    end
+  end
   if copy.RecoveryAction == "Other" or copy.RecoveryAction == 1 then
     sim.note("%s: its recovery handler is not called; a failed run goes on "
       .. "with the next", entry.key)
@@ -692,7 +699,6 @@ function M.run(policies, options)
   local engine
   engine, message, code = E.open { clock = "virtual",
     start = core.datetime(sim.from_us / 1e6), queues = options.queues,
-    history_limit = 1, -- the events tell it all
     log = function(text) sim.notes[#sim.notes + 1] = text end,
     simulate = function(job) body(sim, job) end }
   if not engine then return nil, message, code end

@@ -98,6 +98,20 @@ describe("a schedule", function()
       .warning)
   end)
 
+  it("says the same of a job that is submitted", function()
+    local log = {}
+    local engine <close> = assert(cairn.open { clock = "virtual",
+      log = function(message) log[#log + 1] = message end })
+    local spec = { Name = "x", held = true, run = function() end,
+      RunDay = -1, RunDayOfWeek = "-Friday", RunStartInterval = "1h" }
+    assert(engine:submit(spec))
+    assert.same({}, log)
+    spec.RunDayOfWeek = "Friday"
+    assert(engine:submit(spec))
+    assert.equal(1, #log)
+    assert.matches("RunDay %-1 with RunDayOfWeek Friday", log[1])
+  end)
+
   it("knows its zone", function()
     assert.equal("UTC", cairn.schedule { RunDay = 1, zone = "UTC" }.zone)
     assert.equal("UTC", cairn.schedule { RunDay = 1,

@@ -46,6 +46,39 @@ local exit_jobs = {
   { 3, "the environment: no permission, no space, a lock; no job existed" },
 }
 
+local socket = { name = "socket", value = "S", help =
+  "the service's control socket (default: CAIRN_SOCKET, or as root "
+  .. "/run/cairn/cairn.sock, otherwise $XDG_RUNTIME_DIR/cairn/cairn.sock)" }
+local job_id = { name = "ID", key = "id", help =
+  "the job's InstanceID, its GUID, or 4 or more of the GUID's first digits that "
+  .. "no other job's begins with" }
+
+local exit_reading = {
+  { 0, "told" },
+  { 1, "a result could not be written" },
+  { 2, "wrong use, no such job, or an id that is the beginning of several" },
+  { 3, "no service answers at the socket, or no permission" },
+}
+local exit_changing = {
+  { 0, "done, and in the store" },
+  { 1, "the job's state does not allow it" },
+  { 2, "wrong use, no such job, an id that is the beginning of several, or a "
+    .. "value that is not valid" },
+  { 3, "no service answers at the socket, no permission, or the store failed" },
+}
+
+-- A command that asks the service to do something with one job.
+local function job_command(name, summary, description, more, options)
+  local list = { socket, json }
+  for i, option in ipairs(options or {}) do table.insert(list, i, option) end
+  local command = { name = name, summary = summary, description = description,
+    arguments = { job_id }, options = list, exits = exit_changing,
+    examples = { ("cairn %s 6F1D2C3B%s"):format(name,
+      more and " " .. more[1] or "") } }
+  if more then command.arguments[2] = more[2] end
+  return command
+end
+
 commands.list = {
   {
     name = "run",
@@ -582,6 +615,170 @@ At the prompt Ctrl-C interrupts what is running and Ctrl-D ends the session.]],
     },
   },
   {
+    name = "serve",
+    summary = "the engine as a service, with a control socket",
+    description = [[
+Keeps an engine with a store running: it loads the policies of a directory (each
+FILE.lua in it), runs their jobs by their calendars, and answers at a control
+socket, which the commands jobs, show, why, history, start, suspend, resume,
+terminate, kill, set, answer, delete, reload and console use
+(docs/control-protocol.md).
+
+The socket is for root, the user that the service runs as, and the members of
+--admin-group, who may do everything, Lua included; members of --read-group may
+look at everything and change nothing. Everybody else's connection is closed.
+Whoever changes something is named in the log.
+
+SIGTERM or SIGINT stops it in order: runs are suspended and go on at the next
+start. A second signal ends it at once, as a crash would, which loses nothing
+either. SIGHUP loads the policies again; so does a change of their directory.
+
+As a service of systemd (Type=notify) it says when it is ready, reloading and
+stopping, what it is doing, and keeps the watchdog.]],
+    arguments = {},
+    options = {
+      { name = "store", value = "FILE",
+        help = "keep the jobs and their history in FILE (default: CAIRN_STORE, "
+          .. "or as root /var/lib/cairn/cairn.db, otherwise "
+          .. "$XDG_STATE_HOME/cairn/cairn.db); :memory: keeps nothing" },
+      { name = "policies", value = "DIR",
+        help = "the directory of policies (default: as root "
+          .. "/etc/cairn/policies, otherwise $XDG_CONFIG_HOME/cairn/policies, "
+          .. "if it is there)" },
+      { name = "socket", value = "S", help = "the control socket; its "
+        .. "directory, made when it is missing, must be one that nobody else "
+        .. "can write to (default: CAIRN_SOCKET, or as root "
+        .. "/run/cairn/cairn.sock, otherwise $XDG_RUNTIME_DIR/cairn/cairn.sock)"
+        },
+      { name = "admin-group", value = "G",
+        help = "members of this group may do everything" },
+      { name = "read-group", value = "G",
+        help = "members of this group may look at everything" },
+      { name = "log", value = "FORM", choices = { "plain", "json" },
+        help = "how lines on standard error look: plain (the default), or json, "
+          .. "one object a line with time, level, message and, where it is "
+          .. "about one, job" },
+    },
+    exits = {
+      { 0, "stopped in order" },
+      { 1, "ended before all runs had stopped, or the store failed at the end" },
+      { 2, "wrong use, no such directory or group" },
+      { 3, "the environment: the store or the socket is another's, no "
+        .. "permission" },
+    },
+    examples = {
+      "cairn serve",
+      "cairn serve --store ~/cairn.db --policies ~/policies --log json",
+      "cairn serve --admin-group operators --read-group monitoring",
+    },
+  },
+  {
+    name = "jobs",
+    summary = "the jobs of the service",
+    description = [[
+Lists the jobs of the running service, in order of submission, also those that
+have ended and are not removed yet. Filters are joined by "and".]],
+    arguments = {},
+    options = {
+      { name = "state", value = "STATE",
+        help = "only those whose JobState is this: Running, Suspended, ..." },
+      { name = "phase", value = "PHASE", choices = { "queued", "waiting",
+        "backoff", "held", "running", "done" },
+        help = "only those in this phase: queued, waiting, backoff, held, "
+          .. "running or done" },
+      { name = "queue", value = "Q", help = "only those of this queue" },
+      { name = "policy", value = "P", help = "only those of this policy" },
+      { name = "name", value = "N", help = "only those with this name; * stands "
+        .. "for any characters, ? for one" },
+      socket, json, numbers,
+    },
+    exits = exit_reading,
+    examples = {
+      "cairn jobs",
+      "cairn jobs --phase held",
+      "cairn jobs --state Running --name 'web*' --json",
+    },
+  },
+  {
+    name = "show",
+    summary = "everything about a job",
+    description = [[
+Prints the properties of a job that have a value, the question it asks, and its
+errors with what to do about them. --json prints all properties.]],
+    arguments = { job_id },
+    options = { socket, json, numbers },
+    exits = exit_reading,
+    examples = { "cairn show 6F1D2C3B", "cairn show 6F1D2C3B --json" },
+  },
+  {
+    name = "why",
+    summary = "why a job does not run, or what it does",
+    description = [[
+Says in a sentence or two in what phase a job is and what it waits for: its time,
+a place in its queue, an answer, a client; why its last run was late, what its
+last error was, and whether the store or a notice has failed.]],
+    arguments = { job_id },
+    options = { socket, json },
+    exits = exit_reading,
+    examples = { "cairn why 6F1D2C3B" },
+  },
+  {
+    name = "history",
+    summary = "what has become of runs",
+    description = [[
+Lists the runs that have ended, and the times that had none with the reason,
+oldest first: of one job, also when it is gone, or of all.]],
+    arguments = {
+      { name = "ID", key = "id", optional = true, help = job_id.help },
+    },
+    options = { socket, json },
+    exits = exit_reading,
+    examples = { "cairn history", "cairn history 6F1D2C3B --json" },
+  },
+  job_command("start", "run a job now", [[
+Starts a job now, whatever its calendar says; this counts as a run. A job that is
+held or waits is let go, one that runs is refused.]]),
+  job_command("suspend", "hold a job", [[
+Holds a job: one that runs stops at its next safe point and keeps its work, one
+that waits for its time or its turn does not run until it is resumed or
+started.]]),
+  job_command("resume", "let a job go on that was held", [[
+Lets a held job go on: a suspended run where it stood, any other waits for its
+time again.]]),
+  job_command("terminate", "end a job in order", [[
+Ends a job, and with it its calendar. One that runs cleans up first.]]),
+  job_command("kill", "end a job at once", [[
+Ends a job without waiting for it. Nothing half written is published; what a run
+leaves behind is found by cairn doctor.]], nil, {
+    { name = "delete", help = "remove the job, too" } }),
+  job_command("set", "change properties of a job", [[
+Sets writable properties of a job, all or none of them. K= unsets K. A number is
+a number, an interval may be 2h or 90s, names of values are those of the class
+(RecoveryAction="Re-run Job").]], { "RunStartInterval=2h Priority=3",
+    { name = "K=V", key = "pairs", rest = true,
+      help = "a property and its new value" } }),
+  job_command("answer", "answer a job's question", [[
+Answers the question of a job in Query Pending, which cairn show prints.]],
+    { "yes", { name = "TEXT", key = "text", help = "the answer" } }),
+  job_command("delete", "remove a job", [[
+Removes a job that has ended, or waits. Its history stays.]]),
+  {
+    name = "reload",
+    summary = "have the service load its policies again",
+    description = [[
+Loads the policies of the service's directory again, as SIGHUP does, and prints
+how many were loaded. A file with an error keeps the jobs it had.]],
+    arguments = {},
+    options = { socket, json },
+    exits = {
+      { 0, "all policies were loaded" },
+      { 1, "one or more were not; standard error says why" },
+      { 2, "wrong use" },
+      { 3, "no service answers at the socket, or no permission" },
+    },
+    examples = { "cairn reload" },
+  },
+  {
     name = "help",
     summary = "help on a command",
     description = [[
@@ -615,10 +812,7 @@ commands.top = {
 commands.exits = exit_jobs
 
 -- Commands of later versions: known by name, in no half form.
-commands.later = {
-  "serve", "jobs", "show", "why", "history", "start", "suspend", "resume",
-  "terminate", "kill", "set", "answer", "delete", "top",
-}
+commands.later = { "top" }
 
 commands.by_name = {}
 commands.names = {}

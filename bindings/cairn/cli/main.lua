@@ -23,7 +23,12 @@ local modules = {
   merge = "cairn.cli.exports",
   prune = "cairn.cli.exports",
   console = "cairn.cli.console",
+  serve = "cairn.cli.serve",
 }
+for _, name in ipairs { "jobs", "show", "why", "history", "start", "suspend",
+  "resume", "terminate", "kill", "set", "answer", "delete", "reload" } do
+  modules[name] = "cairn.cli.remote"
+end
 
 local function load_module()
   local ok, cairn = pcall(require, "cairn")

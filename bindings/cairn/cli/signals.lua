@@ -5,18 +5,22 @@ local core = require "cairn.core"
 
 local signals = {}
 
--- Calls handler(name) for each of SIGINT, SIGTERM and SIGHUP that comes; one
--- that is ignored from outside (nohup) stays so. Returns the handles.
-function signals.watch(uv, handler)
-  local handles = {}
+-- Calls handler(name) for each of SIGINT, SIGTERM and SIGHUP that comes, or for
+-- those in `names`; one that is ignored from outside (nohup) stays so. Returns
+-- the handles.
+function signals.watch(uv, handler, names)
+  local handles, wanted = {}, {}
+  for _, name in ipairs(names or {}) do wanted[name] = true end
   for _, name in ipairs(core.process_signals()) do
-    local signal = assert(uv.new_signal())
-    uv.signal_start(signal, name, function()
-      core.process_seen()
-      handler(name)
-    end)
-    uv.unref(signal)
-    handles[#handles + 1] = signal
+    if not names or wanted[name] then
+      local signal = assert(uv.new_signal())
+      uv.signal_start(signal, name, function()
+        core.process_seen()
+        handler(name)
+      end)
+      uv.unref(signal)
+      handles[#handles + 1] = signal
+    end
   end
   core.process_guard()
   return handles

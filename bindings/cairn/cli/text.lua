@@ -262,89 +262,163 @@ local function quoted(s, limit)
   local tail = ""
   if #s > limit then
     tail = (" ... (%d bytes)"):format(#s)
-    s = text.cut(s, limit)
+    s = text.cut(s:sub(1, limit + 4), limit)
   end
   s = s:gsub("\\", "\\\\"):gsub('"', '\\"')
   return '"' .. text.printable(s) .. '"' .. tail
 end
 
-local function ordered(a, b)
-  local ta, tb = type(a), type(b)
-  if ta ~= tb then return ta < tb end
-  if ta == "number" or ta == "string" then return a < b end
-  return tostring(a) < tostring(b)
+-- What metatable a value really has; nothing of the user's runs.
+local function metamethod(value, name)
+  local meta = debug.getmetatable(value)
+  return type(meta) == "table" and rawget(meta, name) or nil
 end
 
-local function has_tostring(value)
-  local meta = getmetatable(value)
-  return type(meta) == "table" and rawget(meta, "__tostring")
+local function address(value)
+  local name = metamethod(value, "__name")
+  return ("%s: %p"):format(type(name) == "string" and name or type(value),
+    value)
+end
+
+local plain = { ["nil"] = true, boolean = true, number = true, string = true }
+
+-- As tostring(), but a __tostring is called from Lua: in a task it can then give
+-- way, where a call through C would hold up everybody else.
+function text.tostring(value)
+  if plain[type(value)] then return tostring(value) end
+  local fn = metamethod(value, "__tostring")
+  if fn == nil then return address(value) end
+  local s = fn(value)
+  if type(s) ~= "string" then
+    error("'__tostring' must return a string, got " .. type(s), 0)
+  end
+  return s
+end
+
+-- The same for errors and the like: what raises in it is said.
+function text.describe(value)
+  local ok, s = pcall(text.tostring, value)
+  if ok then return s end
+  return ("<%s: %s>"):format(type(value),
+    type(s) == "string" and s or "its __tostring raised " .. type(s))
+end
+
+local KEYS_MAX = 2000   -- that are sorted
+local COUNT_MAX = 100000
+
+local rank = { number = 1, string = 2, boolean = 3 }
+
+local function ordered(a, b)
+  local ta, tb = type(a), type(b)
+  if ta ~= tb then return (rank[ta] or 4) < (rank[tb] or 4) end
+  if ta == "number" or ta == "string" then return a < b end
+  if ta == "boolean" then return tostring(a) < tostring(b) end
+  return ("%p"):format(a) < ("%p"):format(b)
+end
+
+-- The pairs of a table as a list of { key, value }, those of a list first, and
+-- how many more there are. At most `most`: a table may be huge, or its __pairs
+-- without an end.
+local function entries_of(value, most)
+  local list, more = {}, 0
+  local fn = metamethod(value, "__pairs")
+  if fn then
+    local iterator, state, key = fn(value)
+    while true do
+      local item
+      key, item = iterator(state, key)
+      if key == nil then return list, more, 0 end
+      if #list >= most then return list, nil, 0 end
+      list[#list + 1] = { key, item }
+    end
+  end
+  local length = 0
+  while length < most and rawget(value, length + 1) ~= nil do
+    length = length + 1
+    list[length] = { length, rawget(value, length) }
+  end
+  local size = length < most and length or math.max(length, rawlen(value))
+  more = size - length
+  local keys, count = {}, 0
+  for key in next, value do
+    if not (math.type(key) == "integer" and key >= 1 and key <= size) then
+      count = count + 1
+      if count <= KEYS_MAX then keys[count] = key end
+      if count > COUNT_MAX then break end
+    end
+  end
+  table.sort(keys, ordered)
+  local take = math.min(#keys, most - length)
+  for i = 1, take do
+    list[#list + 1] = { keys[i], rawget(value, keys[i]) }
+  end
+  if count > COUNT_MAX then return list, nil, length end
+  return list, more + count - take, length
 end
 
 -- A value as the console shows it: valid Lua where that is possible, bounded
--- in depth, entries and length, safe with cycles and with raising
--- metamethods.
+-- in depth, entries and length, safe with cycles and with metamethods that
+-- raise. Those run (called from Lua) and may take long: show in a task what
+-- anybody else has made.
 function text.show(value, limits)
   limits = limits or {}
   local max_depth = limits.depth or 4
   local entries_left = limits.entries or 200
   local max_string = limits.string or 2000
+  local bytes_left = limits.bytes or 65536
   local open = {}
 
   local function show(v, depth, indent)
     local kind = type(v)
     if kind == "string" then return quoted(v, max_string) end
-    if kind ~= "table" and kind ~= "userdata" then return tostring(v) end
-    if kind == "userdata" or has_tostring(v) then
-      local ok, s = pcall(tostring, v)
-      return text.printable(ok and s or ("<%s: %s>"):format(kind, s))
+    if plain[kind] then return tostring(v) end
+    if kind ~= "table" or metamethod(v, "__tostring") then
+      local s = text.describe(v)
+      if #s > max_string then
+        s = text.cut(s:sub(1, max_string + 4), max_string)
+          .. (" ... (%d bytes)"):format(#s)
+      end
+      return text.printable(s)
     end
     if open[v] then return "<cycle>" end
-    if next(v) == nil then return "{}" end
+    if next(v) == nil and not metamethod(v, "__pairs") then return "{}" end
     if depth >= max_depth then return "{ ... }" end
+    local ok, list, more, length = pcall(entries_of, v, entries_left)
+    if not ok then
+      return text.printable(("<table: its __pairs raised %s>"):format(
+        type(list) == "string" and list or type(list)))
+    end
     open[v] = true
-    local parts, is_long, length = {}, false, 0
-    local count = 0
-    while rawget(v, count + 1) ~= nil do count = count + 1 end
+    local parts, is_long, size, shown = {}, false, 0, 0
     local function add(piece)
       parts[#parts + 1] = piece
-      length = length + #piece + 2
+      size = size + #piece + 2
       is_long = is_long or piece:find("\n") ~= nil
     end
-    local cut = 0
-    for i = 1, count do
-      if entries_left <= 0 then
-        cut = count - i + 1
-        break
+    for i, entry in ipairs(list) do
+      if entries_left <= 0 or bytes_left <= 0 then break end
+      shown, entries_left = i, entries_left - 1
+      local key, name = entry[1], ""
+      if i > length then
+        if type(key) == "string" and key:find("^[%a_][%w_]*$")
+          and not reserved[key] then
+          name = key .. " = "
+        else
+          name = "[" .. show(key, max_depth, indent) .. "] = "
+        end
       end
-      entries_left = entries_left - 1
-      add(show(rawget(v, i), depth + 1, indent .. "  "))
+      local piece = name .. show(entry[2], depth + 1, indent .. "  ")
+      bytes_left = bytes_left - #piece
+      add(piece)
     end
-    local keys = {}
-    for key in next, v do
-      if not (math.type(key) == "integer" and key >= 1 and key <= count) then
-        keys[#keys + 1] = key
-      end
+    if not more then
+      add "... more"
+    elseif more + #list - shown > 0 then
+      add(("... %d more"):format(more + #list - shown))
     end
-    table.sort(keys, ordered)
-    for i, key in ipairs(keys) do
-      if entries_left <= 0 then
-        cut = cut + #keys - i + 1
-        break
-      end
-      entries_left = entries_left - 1
-      local name
-      if type(key) == "string" and key:find("^[%a_][%w_]*$")
-        and not reserved[key] then
-        name = key
-      else
-        name = "[" .. show(key, max_depth, indent) .. "]"
-      end
-      add(name .. " = " .. show(rawget(v, key), depth + 1, indent .. "  "))
-    end
-    if cut > 0 then add(("... %d more"):format(cut)) end
     open[v] = nil
-    if not is_long and length + #indent <= 76 then
-      return "{ " .. table.concat(parts, ", ") .. " }"
+    if not is_long and size + #indent <= 76 then
+      return #parts == 0 and "{}" or "{ " .. table.concat(parts, ", ") .. " }"
     end
     return "{\n" .. indent .. "  "
       .. table.concat(parts, ",\n" .. indent .. "  ")
