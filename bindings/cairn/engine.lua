@@ -644,7 +644,8 @@ end
 
 local option_fields = { store = "string", codes = "string", log = "function",
   queues = "table", clock = "string", owner = "string", start = "any",
-  history_limit = "number", notify = "table", recovery = "table" }
+  history_limit = "number", notify = "table", recovery = "table",
+  simulate = "function" }
 
 local function default_log(message)
   io.stderr:write("cairn: ", tostring(message), "\n")
@@ -677,6 +678,10 @@ function M.open(options)
     start_us = t.microseconds
   end
   local queues_json
+  local store = options.store or ":memory:"
+  if options.simulate and (not is_virtual or store ~= ":memory:") then
+    error("cairn.open: simulate needs clock = 'virtual', and no store", 2)
+  end
   if options.queues then
     local message, code
     queues_json, message, code = core.json_encode(options.queues)
@@ -695,7 +700,6 @@ function M.open(options)
   end)
   if not ok then error(tostring(err), 2) end
   local is_vendor = options.codes == "vendor"
-  local store = options.store or ":memory:"
   if store == "" then error("cairn.open: store: the name of a file, or "
     .. "':memory:', expected", 2) end
   if store ~= ":memory:" then
@@ -710,12 +714,14 @@ function M.open(options)
   local engine, message, code = core.open {
     store = store, queues_json = queues_json, owner = options.owner,
     is_vendor = is_vendor, is_virtual = is_virtual, start_us = start_us,
+    is_simulated = options.simulate ~= nil,
     history_limit = options.history_limit }
   if not engine then return nil, message, code end
   local S = core.state(engine)
   S.store = store
   S.log = options.log or default_log
   S.is_virtual = is_virtual
+  S.simulate = options.simulate -- the body of all runs
   S.handlers = {}    -- name -> list of { fn, is_gone }, replaced, not changed
   S.bodies = {}      -- serial -> the function of a run job
   S.endings = {}     -- the same serials -> how it ended, while untold
@@ -1136,7 +1142,10 @@ local function prepared(S, spec, what)
       copy[kind] = t
     end
   end
-  if copy.run ~= nil then
+  if S.simulate then
+    body = S.simulate
+    if copy.run ~= nil then copy.run = {} end
+  elseif copy.run ~= nil then
     body = copy.run
     if type(body) == "string" then
       copy.run, body = { code = body }, nil
@@ -1183,7 +1192,7 @@ local function set_body(engine, S, serial, copy, body, decider, spec)
   end
   S.bodies[serial] = body
   if body then S.endings[serial] = false end
-  if body and copy.run.code then
+  if body and copy.run and copy.run.code then
     M.kinds[copy.run.code] = body
     local ok, message, code = core.code_add(engine, copy.run.code)
     if not ok then failure.raise(code, "%s", message) end
