@@ -702,9 +702,9 @@ function Server:sweep()
       self.log("warning", ("control socket: %s has read nothing for %d s; "
         .. "closed"):format(client.who, STUCK_S))
       client:close()
-    elseif client.is_ended and not client.is_closed
+    elseif not client:is_ready() and (client.is_ended or not client.is_reading)
       and core.peer_is_gone(client.pipe:fileno()) then
-      client:close()
+      client:close() -- what is not read from does not say that it has closed
     end
   end
   for uid, time in pairs(self.refused) do

@@ -482,6 +482,7 @@ describe("the control socket", function()
         ['{"id":1,"call":"jobs","arguments":{"max":1e300}}'] = "0 to 1000",
         ['{"id":1,"call":"jobs","arguments":{"filter":{"x":1}}}'] =
           "no property 'x'",
+        ['{"id":1,"call":"queues","arguments":{"x":1}}'] = "none is expected",
         ['{"id":1,"eval":7}'] = "a string",
         ['{"id":1,"complete":[]}'] = "complete: a string",
         ['{"id":1,"call":"\255\254"}'] = "not JSON",
@@ -545,6 +546,21 @@ describe("the control socket", function()
       assert.is_nil(next(core.state(engine).background))
       assert.is_nil(connect().call("hello").error)
     end)
+  end)
+
+  it("forgets a client that vanishes while it is not read from", function()
+    assert(open())
+    local peer = connect()
+    peer.send("cairn.sleep(1000)\n" .. ("x = 1\n"):rep(60000))
+    until_true(function()
+      local client = next(server.clients)
+      return client and client.is_evaluating and not client.is_reading
+    end, "a client that is not read from")
+    peer.close()
+    until_true(function() return server.count == 0 end, "no client left")
+    until_true(function()
+      return next(core.state(engine).background) == nil
+    end, "the end of its chunk")
   end)
 
   -- ---- calls -------------------------------------------------------------------------
