@@ -581,6 +581,7 @@ stopping, what it is doing, and keeps the watchdog.]],
         help = "how lines on standard error look: plain (the default), or json, "
           .. "one object a line with time, level, message and, where it is "
           .. "about one, job" },
+      { name = "json", help = "the same as --log json" },
     },
     exits = {
       { 0, "stopped in order" },

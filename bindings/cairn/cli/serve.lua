@@ -439,7 +439,7 @@ function Service:open(cairn, options)
 end
 
 function serve.serve(cairn, uv, options)
-  local self = setmetatable({ uv = uv, is_json = options.log == "json",
+  local self = setmetatable({ uv = uv, is_json = options.json or options.log == "json",
     handles = {} }, Service)
   guard.report = function(message)
     self:log("error", "uncaught error in a callback: " .. message)
