@@ -38,6 +38,7 @@ local cairn = {
   schedule = schedule.new,
 
   points = private.points,
+  keep = private.keep,
   doctor = core.with_source(private.doctor),
   verify = core.with_source(private.verify),
   restore = core.with_source(private.restore),

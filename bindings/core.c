@@ -396,6 +396,21 @@ static int core_points(lua_State *L)
   return 1;
 }
 
+/* keep(points and rules as JSON) -> reasons | nil, message, code */
+static int core_keep(lua_State *L)
+{
+  size_t length;
+  const char *given = luaL_checklstring(L, 1, &length);
+  struct cairn_error err = {0};
+  char **json = (char **)cairn__lua_box(L, cairn_free);
+  int box = lua_gettop(L);
+  if (cairn_keep(given, length, json, &err) != 0)
+    return cairn__lua_fail(L, &err);
+  cairn__lua_decode(L, *json, strlen(*json));
+  cairn__lua_unbox(L, box);
+  return 1;
+}
+
 /* point_data(directory, id) -> array | nil, message, code */
 static int core_point_data(lua_State *L)
 {
@@ -485,6 +500,7 @@ static const luaL_Reg functions[] = {
     {"errno_code", core_errno_code},
     {"read_script", core_read_script},
     {"points", core_points},
+    {"keep", core_keep},
     {"point_data", core_point_data},
     {"doctor", core_doctor},
     {"with_source", core_with_source},

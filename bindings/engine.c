@@ -34,7 +34,8 @@ static const char *string_field(lua_State *L, int index, const char *key)
   return lua_tostring(L, -1);
 }
 
-/* open { store, is_vendor, is_virtual, start_us, queues_json, owner }
+/* open { store, is_vendor, is_virtual, is_simulated, start_us, queues_json,
+ *        owner }
  * -> engine | nil, message, code */
 static int engine_open(lua_State *L)
 {
@@ -52,6 +53,8 @@ static int engine_open(lua_State *L)
   options.is_vendor_codes = lua_toboolean(L, -1);
   lua_getfield(L, 1, "is_virtual");
   options.is_virtual_clock = lua_toboolean(L, -1);
+  lua_getfield(L, 1, "is_simulated");
+  options.is_simulated = lua_toboolean(L, -1);
   lua_getfield(L, 1, "start_us");
   options.virtual_start = lua_tointeger(L, -1);
 
@@ -231,6 +234,7 @@ static void push_event(lua_State *L, const struct cairn_event *event)
   }
   if (event->type == CAIRN_EVENT_RUN_ENDED) {
     set_state(L, "JobState", event->new_state);
+    set_integer(L, "new_state", event->new_state);
     set_integer(L, "ErrorCode", event->code);
     set_integer(L, "attempt", event->count);
     lua_pushboolean(L, event->status == 1);

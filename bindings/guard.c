@@ -701,9 +701,9 @@ static void take_functions(lua_State *L, struct request *r, int source,
       continue;
     }
     if (type != LUA_TFUNCTION) {
-      lua_pushfstring(L, "%s: %s%s%s must be a function, got a %s",
+      lua_pushfstring(L, "%s: %s%s%s%s must be a function, got a %s",
                       cairn__guard_of(L)->name, key ? "job " : "",
-                      key ? lua_tostring(L, key) : "", *name,
+                      key ? lua_tostring(L, key) : "", key ? ": " : "", *name,
                       lua_typename(L, type));
       entry_error(L, r, CAIRN_E_WRONG_TYPE);
     }
@@ -1069,7 +1069,9 @@ static int new_decisions(lua_State *L)
   if (g == NULL) {
     struct cairn_error err = {0};
     cairn__fail_memory(&err);
-    return cairn__lua_fail(L, &err);
+    cairn__lua_fail(L, &err);
+    lua_pushliteral(L, ""); /* the traceback */
+    return 4;
   }
   d->guard = g;
   g->limits = limits;

@@ -18,6 +18,11 @@
 
 /* ---- kinds ---- */
 
+int cairn__job_is_task(const struct cairn_engine *e, const struct cairn__job *j)
+{
+  return !j->kind || e->is_simulated;
+}
+
 static const struct cairn__kind *extra_kinds[16];
 static size_t extra_kind_count;
 
@@ -257,6 +262,10 @@ static void leave_run(struct cairn_engine *e, struct cairn__job *j)
   take_progress(j);
   j->rate = j->eta = -1;
   give_slot(j);
+  if (j->taken) {
+    cairn__directory_release(e, j->taken);
+    j->taken = NULL;
+  }
   j->is_live = j->is_beyond_until = 0;
   j->asked = CAIRN__ASKED_NOTHING;
   if (j->work) {
@@ -783,10 +792,15 @@ static void start_first_time(struct cairn_engine *e, struct cairn__job *j)
 
   set_starting(e, j);
   cairn__job_set_percent(e, j, 0);
-  if (error.id != CAIRN_OK || (j->kind && start_thread(e, j, &error) != 0)) {
+  if (error.id != CAIRN_OK ||
+      (!cairn__job_is_task(e, j) && start_thread(e, j, &error) != 0)) {
     cairn__job_run_ended(e, j, &error);
     pass_directory_on(e, j);
     return;
+  }
+  if (e->is_simulated && j->directory) {
+    j->taken = j->directory;
+    cairn__directory_take(j->taken);
   }
   cairn__job_set_state(e, j, CAIRN_RUNNING);
   if (!j->is_once && !has_calendar(j) && !j->is_on_demand &&
@@ -799,7 +813,7 @@ static void start_first_time(struct cairn_engine *e, struct cairn__job *j)
              j->settings.run_times);
     cairn__job_warn(e, j, text);
   }
-  if (!j->kind)
+  if (cairn__job_is_task(e, j))
     cairn__event_push(e, CAIRN_EVENT_TASK_START, j);
   else if (has_decisions(j))
     cairn__event_push(e, CAIRN_EVENT_TASK_DECIDE, j)->status = (int)j->epoch;

@@ -130,7 +130,8 @@ struct cairn__job {
 
   struct cairn__queue *queue;
   struct cairn__directory *directory; /* what is written into, or NULL */
-  struct cairn__job_heap *heap;       /* the queue's, the directory's, NULL */
+  struct cairn__directory *taken; /* by a simulated run, which has no work */
+  struct cairn__job_heap *heap;   /* the queue's, the directory's, NULL */
   uint32_t heap_index;
   int64_t eligible_us; /* monotonic: since when it could start */
 
@@ -187,6 +188,10 @@ struct cairn__job {
 
 /* ---- kinds ---- */
 
+/* 1 when the embedding program has the bodies of its runs: a "run" job, or any
+ * in a simulation. */
+int cairn__job_is_task(const struct cairn_engine *e,
+                       const struct cairn__job *j);
 /* The kind of this name, or NULL. */
 const struct cairn__kind *cairn__kind_find(const char *name);
 /* Adds one, for tests; before an engine is open. */

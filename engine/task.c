@@ -149,7 +149,7 @@ static struct cairn__job *live_task(struct cairn_engine *e, cairn_job job,
   j = cairn__engine_job(e, job, err);
   if (!j)
     return NULL;
-  if (j->kind) {
+  if (!cairn__job_is_task(e, j)) {
     cairn__fail(err, CAIRN_E_INVALID_STATE,
                 "%s: an %s job has no body outside the engine", j->instance_id,
                 j->kind->name);

@@ -644,7 +644,8 @@ end
 
 local option_fields = { store = "string", codes = "string", log = "function",
   queues = "table", clock = "string", owner = "string", start = "any",
-  history_limit = "number", notify = "table", recovery = "table" }
+  history_limit = "number", notify = "table", recovery = "table",
+  simulate = "function" }
 
 local function default_log(message)
   io.stderr:write("cairn: ", tostring(message), "\n")
@@ -677,6 +678,10 @@ function M.open(options)
     start_us = t.microseconds
   end
   local queues_json
+  local store = options.store or ":memory:"
+  if options.simulate and (not is_virtual or store ~= ":memory:") then
+    error("cairn.open: simulate needs clock = 'virtual', and no store", 2)
+  end
   if options.queues then
     local message, code
     queues_json, message, code = core.json_encode(options.queues)
@@ -690,12 +695,11 @@ function M.open(options)
     error("cairn.open: history_limit: 1 to 100000000 expected", 2)
   end
   ok, err = pcall(function()
-    M.notify.check(options.notify or {})
+    M.notify.check(options.notify or {}, "cairn.open: notify")
     M.recovery.check(options.recovery or {})
   end)
   if not ok then error(tostring(err), 2) end
   local is_vendor = options.codes == "vendor"
-  local store = options.store or ":memory:"
   if store == "" then error("cairn.open: store: the name of a file, or "
     .. "':memory:', expected", 2) end
   if store ~= ":memory:" then
@@ -710,12 +714,14 @@ function M.open(options)
   local engine, message, code = core.open {
     store = store, queues_json = queues_json, owner = options.owner,
     is_vendor = is_vendor, is_virtual = is_virtual, start_us = start_us,
+    is_simulated = options.simulate ~= nil,
     history_limit = options.history_limit }
   if not engine then return nil, message, code end
   local S = core.state(engine)
   S.store = store
   S.log = options.log or default_log
   S.is_virtual = is_virtual
+  S.simulate = options.simulate -- the body of all runs
   S.handlers = {}    -- name -> list of { fn, is_gone }, replaced, not changed
   S.bodies = {}      -- serial -> the function of a run job
   S.endings = {}     -- the same serials -> how it ended, while untold
@@ -732,6 +738,7 @@ function M.open(options)
   S.deciders = {}    -- serial -> what decides about its next runs
   S.deciding = {}    -- serial -> what decides about the run that is on
   S.decisions = {}   -- the last ones, oldest first
+  S.handlers_of = {} -- serial -> the handlers of its policy
   S.told = {}        -- serial -> { run =, state = } that Notify was told
   S.unnotified = {}  -- serial -> why its last notice was not delivered
   S.committers = {}  -- { turn =, wake = }: who waits for a commit
@@ -1135,7 +1142,10 @@ local function prepared(S, spec, what)
       copy[kind] = t
     end
   end
-  if copy.run ~= nil then
+  if S.simulate then
+    body = S.simulate
+    if copy.run ~= nil then copy.run = {} end
+  elseif copy.run ~= nil then
     body = copy.run
     if type(body) == "string" then
       copy.run, body = { code = body }, nil
@@ -1157,6 +1167,7 @@ local function prepared(S, spec, what)
     failure.raise("wrong_type", "%s: wait must be true or false", what)
   end
   copy.wait = nil
+  copy.handlers = nil -- handled by set_body, from the specification itself
   local decider = copy.decisions
   if decider ~= nil then
     if type(decider) ~= "table" or copy.policy == nil then
@@ -1174,13 +1185,14 @@ function M.policy_code(policy, key)
 end
 
 -- The body of a job that was made just now, or given another specification.
-local function set_body(engine, S, serial, copy, body, decider)
+local function set_body(engine, S, serial, copy, body, decider, spec)
+  S.handlers_of[serial] = spec.handlers
   if decider or S.deciders[serial] then
     M.decide.set(engine, S, serial, decider, copy.decisions)
   end
   S.bodies[serial] = body
   if body then S.endings[serial] = false end
-  if body and copy.run.code then
+  if body and copy.run and copy.run.code then
     M.kinds[copy.run.code] = body
     local ok, message, code = core.code_add(engine, copy.run.code)
     if not ok then failure.raise(code, "%s", message) end
@@ -1223,7 +1235,7 @@ function methods.submit(engine, spec)
     local made, why, id = core.submit(engine, copy)
     if not made then return nil, located(spec, why), id end
     local _, serial = core.job_engine(made)
-    set_body(engine, S, serial, copy, body, decider)
+    set_body(engine, S, serial, copy, body, decider, spec)
     if S.poll then S.poll:ref() end
     return made
   end))
@@ -1261,7 +1273,7 @@ function methods.submit_all(engine, specs)
     if not made then return nil, located_among(specs, why), id end
     for i, job in ipairs(made) do
       local _, serial = core.job_engine(job)
-      set_body(engine, S, serial, list[i], bodies[i], deciders[i])
+      set_body(engine, S, serial, list[i], bodies[i], deciders[i], specs[i])
     end
     if S.poll then S.poll:ref() end
     return made
@@ -1289,7 +1301,7 @@ function methods.update(engine, job, spec)
     local _, serial = core.job_engine(job)
     local well, why, id = core.update(engine, serial, copy)
     if not well then return nil, located(spec, why), id end
-    set_body(engine, S, serial, copy, body, decider)
+    set_body(engine, S, serial, copy, body, decider, spec)
     return true
   end))
   if not ok then return nil, message, code end

@@ -28,7 +28,8 @@ local decides_about = {
 local kinds = { "export", "verify", "restore", "stream", "import", "merge",
   "prune", "run" }
 
-local policy_fields = { jobs = "table!", tests = "table", name = "string" }
+local policy_fields = { jobs = "table!", tests = "table", name = "string",
+  handlers = "table" }
 for _, name in ipairs(decisions) do policy_fields[name] = "function" end
 
 local lua_types = { string = "string", boolean = "boolean", datetime = "any",
@@ -165,7 +166,9 @@ end
 local function check(t, base, what)
   if getmetatable(t) == Policy then return t end
   failure.check_fields(t, policy_fields, what)
-  local out, keys = { jobs = {}, tests = t.tests, name = t.name }, {}
+  E.notify.check(t.handlers or {}, what .. ": handlers")
+  local out, keys = { jobs = {}, tests = t.tests, name = t.name,
+    handlers = t.handlers }, {}
   for key in pairs(t.jobs) do
     if type(key) ~= "string" or key == "" then
       failure.raise("wrong_type", "%s: jobs: names expected as keys, got %s "
@@ -283,6 +286,7 @@ function M.load(name, settings)
   local decides, message_of, id, trace = decisions_of(result, text, name, set)
   if decides == nil then return nil, message_of, id, trace end
   for key, spec in pairs(result.jobs) do
+    spec.handlers = result.handlers
     if spec.decisions then
       spec.decisions = { object = decides, key = key, policy = result.name,
         version = result.version, prunes = result.prunes }

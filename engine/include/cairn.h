@@ -302,6 +302,12 @@ struct cairn_engine_options {
   uint32_t history_limit;    /* records of runs that are kept; 0 = 10000 */
   const struct cairn_io *io; /* NULL = the system's; stays valid until the
                                 engine is freed and its threads have ended */
+  int is_simulated;          /* no run has a thread: the embedding program has
+                                the bodies of all kinds, as it has those of
+                                "run" jobs. Nothing is read or written; queues,
+                                directories, calendars and recovery are as
+                                ever. Only with a virtual clock and without a
+                                store */
 };
 
 CAIRN_API int cairn_engine_open(const struct cairn_engine_options *options,
@@ -681,6 +687,12 @@ CAIRN_API void cairn_process_release(cairn_engine *engine, uint64_t cookie);
  * "error". The caller frees. Blocks on I/O. */
 CAIRN_API int cairn_points(const char *directory, char **json,
                            struct cairn_error *err);
+/* Which points the rules of a prune job keep: a JSON object { keep: as in the
+ * specification, points: [{ time: CIM datetime, id? }] } of one collection,
+ * oldest first; *out is a JSON array with the reasons (an array of strings) for
+ * each; one with none could go. The caller frees. Reads and writes nothing. */
+CAIRN_API int cairn_keep(const char *json, size_t length, char **out,
+                         struct cairn_error *err);
 /* What is kept for a point outside of its directory, by a whole id: a JSON
  * array of bitmaps and clones, each with "exists", or "error" where that cannot
  * be told. The caller frees. Blocks on I/O. */
