@@ -107,8 +107,10 @@ function Client:sent(fn)
   local engine = self.server.engine
   local S, queue = core.state(engine), self.commits
   local turn = core.turn(engine)
-  if queue.first > queue.last and core.durable(engine) >= turn then
-    return fn(true)
+  if queue.first > queue.last then
+    if core.durable(engine) >= turn then return fn(true) end
+    local message, code = core.store_error(engine)
+    if message then return fn(nil, message, code) end
   end
   queue.last = queue.last + 1
   queue[queue.last] = fn

@@ -751,6 +751,29 @@ describe("the control socket", function()
       assert.is_true(durable >= changed)
     end)
 
+    it("what reads while the store fails, and says that no change is stored",
+      function()
+        local job = held()
+        local peer = connect()
+        assert.is_nil(peer.call("flush").error)
+        local durable, store_error = core.durable, core.store_error
+        core.durable = function() return 0 end
+        core.store_error = function() return "no space", "store_failed" end
+        local ok, err = pcall(function()
+          local t = peer.call("set", { job = job.InstanceID,
+            properties = { Priority = 9 } })
+          assert.equal("store_failed", t.error.code)
+          assert.equal(3, t.error.exit)
+          assert.truthy(t.error.message:find "not in the store yet: no space")
+          assert.equal(9, peer.call("jobs").result.jobs[1].Priority)
+          assert.equal("no space", peer.call("hello").result.store_error)
+          assert.equal("store_failed", peer.call("flush").error.code)
+        end)
+        core.durable, core.store_error = durable, store_error
+        assert(ok, err)
+        assert.is_nil(peer.call("flush").error)
+      end)
+
     it("a backup, with an absolute path", function()
       held "kept"
       local peer = connect()

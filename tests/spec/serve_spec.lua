@@ -21,7 +21,18 @@ local function until_true(condition, what)
 end
 
 describe("cairn serve", function()
-  local top, remove, services, environment
+  local top, remove, services, environment, sigpipe
+
+  setup(function() -- clients whose service has ended
+    sigpipe = assert(uv.new_signal())
+    sigpipe:start("sigpipe", function() end)
+    sigpipe:unref()
+  end)
+
+  teardown(function()
+    sigpipe:close()
+    uv.run "nowait"
+  end)
 
   local function start(arguments, more)
     local service = { err = "" }
@@ -246,6 +257,65 @@ describe("cairn serve", function()
     assert.equal("Completed", list[1].JobState)
     assert.equal(1, list[1].run_number)
     assert.equal("began\nbegan\n", support.read(top .. "/runs"))
+  end)
+
+  it("suspends an export, goes on with it, and the point is whole", function()
+    local disk = assert(io.open(top .. "/disk.raw", "wb"))
+    local noise = assert(io.open("/dev/urandom", "rb"))
+    disk:write(noise:read(8 << 20))
+    noise:close()
+    disk:close()
+    policy("web", head .. ([[
+      return cairn.policy {
+        throttle = function() return 4e6 end,
+        jobs = { nightly = { Name = "nightly", export = {
+          directory = "%s/backup", collection = {
+            CollectionId = "6F1D2C3B-0000-4000-8000-000000000001",
+            machines = { {
+              VirtualMachineId = "6F1D2C3B-0000-4000-8000-000000000002",
+              disks = { { id = "vda", path = "%s/disk.raw",
+                format = "raw" } } } } } } } } }]]):format(top, top))
+    local service = start { "--policies", "policies" }
+    service.says "nightly: Running"
+    until_true(function()
+      local job = jobs()[1]
+      return job.bytes_done and job.bytes_done > 0
+    end, "some bytes")
+    service.kill "sigterm"
+    assert.equal(0, service.wait())
+    assert.is_nil(service.err:find("nightly: Completed", 1, true))
+    service = start { "--policies", "policies" }
+    service.says "nightly: Completed"
+    local job = jobs()[1]
+    assert.equal(1, job.run_number)
+    assert.truthy(succeeds("verify", top .. "/backup"))
+    succeeds("restore", top .. "/backup/" .. job.ReferencePointGroupId, "--to",
+      top .. "/back", "--format", "raw")
+    local code = support.run { "bash", "-c", ("cmp $(find %s/back -name "
+      .. "'vda*') %s/disk.raw"):format(top, top) }
+    assert.equal(0, code)
+  end)
+
+  it("stops in time with clients that hang", function()
+    local service = start()
+    service.is_up()
+    local pipes = {}
+    for i = 1, 5 do
+      local pipe = assert(uv.new_pipe(false))
+      local is_connected
+      pipe:connect(top .. "/run/s", function(err) is_connected = not err end)
+      until_true(function() return is_connected end)
+      pipe:write(i == 1 and "while true do end\n"
+        or ('{"id":1,"call":"queues"}\n'):rep(20000))
+      pipes[i] = pipe
+    end
+    service.says "eval: while true"
+    local begun = uv.hrtime()
+    service.kill "sigterm"
+    assert.equal(0, service.wait())
+    assert.is_true(uv.hrtime() - begun < 8e9)
+    for _, pipe in ipairs(pipes) do pipe:close() end
+    uv.run "nowait"
   end)
 
   it("takes what a body has started with it, and stops in time", function()
