@@ -117,6 +117,11 @@ void cairn__lua_decode(lua_State *L, const char *text, size_t length);
 
 void cairn__lua_open_task(lua_State *L);
 
+/* ---- guard.c
+ * ------------------------------------------------------------------- */
+
+void cairn__lua_open_guard(lua_State *L);
+
 /* ---- signal.c
  * ------------------------------------------------------------------ */
 

@@ -6,6 +6,7 @@ local core = require "cairn.core"
 core.trust()
 local failure = require "cairn.failure"
 local collection = require "cairn.collection"
+local decide = require "cairn.decide"
 local engine = require "cairn.engine"
 local luv = require "cairn.luv"
 local notify = require "cairn.notify"
@@ -15,7 +16,8 @@ local recovery = require "cairn.recovery"
 local schedule = require "cairn.schedule"
 local task = require "cairn.task"
 
-assert(engine.notify == notify and engine.recovery == recovery)
+assert(engine.notify == notify and engine.recovery == recovery
+  and engine.decide == decide)
 
 local cairn = {
   version = core.version,
@@ -36,6 +38,7 @@ local cairn = {
   schedule = schedule.new,
 
   points = private.points,
+  keep = private.keep,
   doctor = core.with_source(private.doctor),
   verify = core.with_source(private.verify),
   restore = core.with_source(private.restore),

@@ -20,7 +20,7 @@
 local cairn = {}
 
 ---Opens an engine. Use `local engine <close> = assert(cairn.open())`. With a store the jobs of earlier lives are there again: what was running is begun again, as the same run; what a client had held or asked to end stays so; times that have passed are made up for as catch_up says. `store_locked`: another engine has it, whose process the message names; `store_failed`: it is no store, damaged, or cannot be written.
----@param options? cairn.open.options store (the file that keeps the jobs, made when it is missing; `":memory:"`, the default, keeps none), codes (`"dmtf"` or `"vendor"`: whose return codes), log (function of a message; default: standard error), queues (`{ default = { concurrency = 2 } }`, see [job-model.md](job-model.md#queues)), notify (handlers by name, for jobs whose Notify is that name: a function of the notice, which may wait; `{ program, argument, ... }`, which gets it as JSON on standard input; `"log"`; `"mailto:ADDRESS"`, through the system's sendmail. A Notify that begins with mailto: needs no handler, any other without one is logged), recovery (functions by name, for jobs whose RecoveryAction is Other and whose OtherRecoveryAction is that name: called with job, { ErrorCode, message } and the attempt after a run has failed; what it returns is done: `"Re-run Job"` and a delay, `"Run Recovery Job"`, `"Do Not Continue"` or nothing), owner (CIM_Job.Owner), clock (`"virtual"`: time stands still and is moved by engine:advance), start (a virtual clock's first time), history_limit (how many records of runs are kept)
+---@param options? cairn.open.options store (the file that keeps the jobs, made when it is missing; `":memory:"`, the default, keeps none), codes (`"dmtf"` or `"vendor"`: whose return codes), log (function of a message; default: standard error), queues (`{ default = { concurrency = 2 } }`, see [job-model.md](job-model.md#queues)), notify (handlers by name, for jobs whose Notify is that name: a function of the notice, which may wait; `{ program, argument, ... }`, which gets it as JSON on standard input; `"log"`; `"mailto:ADDRESS"`, through the system's sendmail. A Notify that begins with mailto: needs no handler, any other without one is logged), recovery (functions by name, for jobs whose RecoveryAction is Other and whose OtherRecoveryAction is that name: called with job, { ErrorCode, message } and the attempt after a run has failed; what it returns is done: `"Re-run Job"` and a delay, `"Run Recovery Job"`, `"Do Not Continue"` or nothing), owner (CIM_Job.Owner), clock (`"virtual"`: time stands still and is moved by engine:advance), start (a virtual clock's first time), history_limit (how many records of runs are kept), simulate (a function of a job: the body of every run, of whatever kind; nothing is exported, but queues, export directories, calendars and recovery are as ever. Only with a virtual clock and without a store)
 ---@return cairn.engine? # the engine
 ---@return string? # message, when refused
 ---@return string? # code, when refused: see cairn.errors
@@ -44,15 +44,15 @@ function cairn.collection(collection) end
 ---@return string? # code, when refused: see cairn.errors
 function cairn.collection_from(collection, file) end
 
----What a policy file returns. Raises an error object that names the place. Decision functions (base, select, on_failure, retain, throttle, notify) are not built yet and refused.
----@param policy table `jobs`: a table of what engine:submit takes, by key
+---What a policy file returns. Raises an error object that names the place. The functions work when the file is loaded (cairn.policy_load, `cairn run`, `cairn serve`): they run in an isolated state, see docs/policies.md.
+---@param policy table `jobs`: a table of what engine:submit takes, by key; `name` (that of the file when left out); `handlers`: a table of what `notify` of cairn.open takes, for its jobs; the functions `base`, `select`, `on_failure`, `retain`, `throttle`, `notify`, which a job may have as its own; `tests`: a table of functions by name
 ---@return cairn.policy # a checked copy with absolute paths
 function cairn.policy(policy) end
 
 ---Loads a policy file. Codes: `script_syntax`, `script_error`, `unknown_key`, `wrong_type`, ..., the message with file and line.
 ---@param path string the file
 ---@param settings? table<string, string> what `local set = ...` gets in the file, besides `set.file`
----@return cairn.policy? # the policy: `jobs`, `name`, `file`
+---@return cairn.policy? # the policy: `jobs`, `name`, `file`, `version` (XXH3 of the text)
 ---@return string? # message, when refused
 ---@return string? # code, when refused: see cairn.errors
 function cairn.policy_load(path, settings) end
@@ -63,6 +63,14 @@ function cairn.policy_load(path, settings) end
 ---@return string? # message, when refused
 ---@return string? # code, when refused: see cairn.errors
 function cairn.points(directory) end
+
+---Applies the rules of a prune to points that need not exist. A prune also keeps what cannot be merged.
+---@param points table[] of one collection, oldest first, as cairn.points gives them: time (a CIM datetime) and ReferencePointGroupId (for `ids`) are looked at
+---@param rules table what `keep` of a prune is
+---@return table[]? # for each point the names of the rules that keep it; an empty list: it could go
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function cairn.keep(points, rules) end
 
 ---What may be wrong in an export directory, what to do about it, and what the next export will do and why. Reads no disk. `what` is one of damaged, index, missing_base, base_elsewhere, misnamed, duplicate, suspect, wide_modes, stale_work, half_removed, unfinished, left_clone, left_bitmap, bitmap_in_use, lost_data, next_export, low_space, unreadable, not_fixed.
 ---@param directory string an export directory
@@ -185,6 +193,11 @@ local schedule = {}
 ---@param after? any a CIM datetime or Unix seconds; default now
 ---@return table[] # in order, strictly after `after`: unix_us; local_time (a CIM datetime with the zone's offset then); nominal (what the schedule says, as the clock would show it: `"2025-03-30 02:30:00"`); kind: `"normal"`, `"gap"` (the clock never shows it) or `"overlap"` (it shows it twice); nominals: a list, when a gap swallowed several
 function schedule:next(n, after) end
+
+---What the schedule's clock shows at an instant.
+---@param unix_us integer Unix microseconds
+---@return string # a CIM datetime with the zone's offset then
+function schedule:local_time(unix_us) end
 
 ---@class cairn.engine
 local engine = {}
@@ -351,6 +364,10 @@ function engine:history(id) end
 
 ---@return table[] # Name, QueueStatus (`"Active"`, `"Busy"`: no place is free, `"Degraded"`: the store fails, `"Stopped"`: the engine is closing), concurrency, DefaultJobPriority, MaxJobsOnQueue, MaxTimeOnQueue, ageing (seconds), running, queued, unfinished
 function engine:queues() end
+
+---The last 200 decisions of policies' functions in this life of the engine, oldest first.
+---@return table[] # policy, key, name (of the function), version (of the policy), arguments, answer, error, time (Unix seconds)
+function engine:decisions() end
 
 ---The events of a store, without a gap and in order, over all its lives: `sequence` counts them. PercentComplete is not among them. The latest 100000 are kept, and some more; `out_of_range` when those after the cursor are gone. Waits for the commit of what has happened, a moment in which nothing else does.
 ---@param cursor? integer what the last call gave; 0 or nothing: from the oldest event that is kept

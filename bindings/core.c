@@ -6,11 +6,15 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
 
 #include "error.h"
 #include "memory.h"
@@ -41,6 +45,17 @@ struct box {
   void *p;
   void (*free_fn)(void *);
 };
+
+/* fingerprint(text) -> 16 hexadecimal digits: XXH3 of the bytes. */
+static int core_fingerprint(lua_State *L)
+{
+  size_t length;
+  const char *text = luaL_checklstring(L, 1, &length);
+  char digits[17];
+  snprintf(digits, sizeof digits, "%016" PRIx64, XXH3_64bits(text, length));
+  lua_pushstring(L, digits);
+  return 1;
+}
 
 static int box_gc(lua_State *L)
 {
@@ -381,6 +396,21 @@ static int core_points(lua_State *L)
   return 1;
 }
 
+/* keep(points and rules as JSON) -> reasons | nil, message, code */
+static int core_keep(lua_State *L)
+{
+  size_t length;
+  const char *given = luaL_checklstring(L, 1, &length);
+  struct cairn_error err = {0};
+  char **json = (char **)cairn__lua_box(L, cairn_free);
+  int box = lua_gettop(L);
+  if (cairn_keep(given, length, json, &err) != 0)
+    return cairn__lua_fail(L, &err);
+  cairn__lua_decode(L, *json, strlen(*json));
+  cairn__lua_unbox(L, box);
+  return 1;
+}
+
 /* point_data(directory, id) -> array | nil, message, code */
 static int core_point_data(lua_State *L)
 {
@@ -464,11 +494,13 @@ static const luaL_Reg functions[] = {
     {"state_request_code", core_state_request_code},
     {"vendor_code", core_vendor_code},
     {"nearest", core_nearest},
+    {"fingerprint", core_fingerprint},
     {"cwd", core_cwd},
     {"monotonic", core_monotonic},
     {"errno_code", core_errno_code},
     {"read_script", core_read_script},
     {"points", core_points},
+    {"keep", core_keep},
     {"point_data", core_point_data},
     {"doctor", core_doctor},
     {"with_source", core_with_source},
@@ -494,6 +526,7 @@ CAIRN_LUA_EXPORT int luaopen_cairn_core(lua_State *L)
   cairn__lua_open_engine(L);
   cairn__lua_open_job(L);
   cairn__lua_open_task(L);
+  cairn__lua_open_guard(L);
   cairn__lua_open_signal(L);
   cairn__lua_open_peer(L);
   return 1;

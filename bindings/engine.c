@@ -34,7 +34,8 @@ static const char *string_field(lua_State *L, int index, const char *key)
   return lua_tostring(L, -1);
 }
 
-/* open { store, is_vendor, is_virtual, start_us, queues_json, owner }
+/* open { store, is_vendor, is_virtual, is_simulated, start_us, queues_json,
+ *        owner }
  * -> engine | nil, message, code */
 static int engine_open(lua_State *L)
 {
@@ -52,6 +53,8 @@ static int engine_open(lua_State *L)
   options.is_vendor_codes = lua_toboolean(L, -1);
   lua_getfield(L, 1, "is_virtual");
   options.is_virtual_clock = lua_toboolean(L, -1);
+  lua_getfield(L, 1, "is_simulated");
+  options.is_simulated = lua_toboolean(L, -1);
   lua_getfield(L, 1, "start_us");
   options.virtual_start = lua_tointeger(L, -1);
 
@@ -198,7 +201,9 @@ static void push_event(lua_State *L, const struct cairn_event *event)
   set_integer(L, "time", event->time);
   if (event->cookie != 0)
     set_integer(L, "cookie", (lua_Integer)event->cookie);
-  if (event->type == CAIRN_EVENT_PROCESS)
+  if (event->type == CAIRN_EVENT_PROCESS ||
+      event->type == CAIRN_EVENT_TASK_DECIDE ||
+      event->type == CAIRN_EVENT_TASK_RECOVER)
     set_integer(L, "status", event->status);
   if (event->job != 0) {
     set_integer(L, "serial", (lua_Integer)event->job);
@@ -229,6 +234,7 @@ static void push_event(lua_State *L, const struct cairn_event *event)
   }
   if (event->type == CAIRN_EVENT_RUN_ENDED) {
     set_state(L, "JobState", event->new_state);
+    set_integer(L, "new_state", event->new_state);
     set_integer(L, "ErrorCode", event->code);
     set_integer(L, "attempt", event->count);
     lua_pushboolean(L, event->status == 1);
@@ -365,6 +371,59 @@ static int engine_recovery_add(lua_State *L)
   struct cairn_error err = {0};
   return finish(L, cairn_recovery_add(check(L), luaL_checkstring(L, 2), &err),
                 &err);
+}
+
+/* decide(engine, serial, run, epoch, spec or nil)
+ *   -> true | nil, message, code */
+static int engine_decide(lua_State *L)
+{
+  struct cairn_error err = {0};
+  const char *text = NULL;
+  size_t length = 0;
+  check(L);
+  if (!lua_isnoneornil(L, 5) &&
+      cairn__lua_encode(L, 5, &text, &length, &err) != 0)
+    return cairn__lua_fail(L, &err);
+  return finish(L,
+                cairn_job_decide(check(L), (cairn_job)luaL_checkinteger(L, 2),
+                                 (uint32_t)luaL_checkinteger(L, 3),
+                                 (uint32_t)luaL_checkinteger(L, 4), text,
+                                 length, &err),
+                &err);
+}
+
+/* warn(engine, serial, message) -> true | nil, message, code */
+static int engine_warn(lua_State *L)
+{
+  struct cairn_error err = {0};
+  return finish(L,
+                cairn_job_warn(check(L), (cairn_job)luaL_checkinteger(L, 2),
+                               luaL_checkstring(L, 3), &err),
+                &err);
+}
+
+/* throttle(engine, serial, bytes_per_second) -> true | nil, message, code */
+static int engine_throttle(lua_State *L)
+{
+  struct cairn_error err = {0};
+  return finish(L,
+                cairn_job_throttle(check(L), (cairn_job)luaL_checkinteger(L, 2),
+                                   (uint64_t)luaL_checkinteger(L, 3), &err),
+                &err);
+}
+
+/* spec(engine, serial) -> table | nil, message, code */
+static int engine_spec(lua_State *L)
+{
+  struct cairn_error err = {0};
+  char **json = (char **)cairn__lua_box(L, cairn_free);
+  int box = lua_gettop(L);
+  *json = cairn_job_spec(check(L), (cairn_job)luaL_checkinteger(L, 2), &err);
+  if (*json == NULL)
+    return cairn__lua_fail(L, &err);
+  cairn__lua_decode(L, *json, strlen(*json));
+  cairn__lua_unbox(L, box);
+  return 1;
 }
 
 /* recover(engine, serial, action, delay_us) -> true | nil, message, code */
@@ -764,6 +823,10 @@ static const luaL_Reg functions[] = {{"open", engine_open},
                                      {"policy_file", engine_policy_file},
                                      {"recovery_add", engine_recovery_add},
                                      {"recover", engine_recover},
+                                     {"decide", engine_decide},
+                                     {"throttle", engine_throttle},
+                                     {"warn", engine_warn},
+                                     {"spec", engine_spec},
                                      {"task_code", task_code},
                                      {"submit", engine_submit},
                                      {"submit_all", engine_submit_all},
@@ -809,7 +872,8 @@ static const struct {
                    {"TASK_TERMINATE", CAIRN_EVENT_TASK_TERMINATE},
                    {"TASK_KILL", CAIRN_EVENT_TASK_KILL},
                    {"TASK_ANSWER", CAIRN_EVENT_TASK_ANSWER},
-                   {"TASK_RECOVER", CAIRN_EVENT_TASK_RECOVER}};
+                   {"TASK_RECOVER", CAIRN_EVENT_TASK_RECOVER},
+                   {"TASK_DECIDE", CAIRN_EVENT_TASK_DECIDE}};
 
 void cairn__lua_open_engine(lua_State *L)
 {

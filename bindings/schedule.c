@@ -278,6 +278,21 @@ static void push_due(lua_State *L, const struct cairn__due *due)
 }
 
 /* schedule:next([n[, after]]) -> list */
+/* zone_offset(unix_us, zone) -> microseconds to add to UTC; raises for no zone.
+ * "" is the host's. */
+static int zone_offset(lua_State *L)
+{
+  struct cairn_error err = {0};
+  struct cairn__zone *zone;
+  int64_t at = luaL_checkinteger(L, 1);
+  if (cairn__zone_load(luaL_checkstring(L, 2), &zone, &err) != 0)
+    return luaL_error(L, "%s", err.message);
+  at = cairn__zone_offset_us(zone, at);
+  cairn__zone_free(zone);
+  lua_pushinteger(L, at);
+  return 1;
+}
+
 static int schedule_next(lua_State *L)
 {
   struct schedule *p = check_schedule(L, 1);
@@ -306,13 +321,33 @@ static int schedule_next(lua_State *L)
   return 1;
 }
 
+/* schedule:local_time(unix microseconds) -> CIM datetime */
+static int schedule_local_time(lua_State *L)
+{
+  struct schedule *p = check_schedule(L, 1);
+  int64_t us = luaL_checkinteger(L, 2);
+  int64_t offset_us = 0;
+  char text[CAIRN_DATETIME_SIZE];
+  struct cairn_datetime t;
+  luaL_argcheck(L, us >= 0 && us < INT64_C(253402300800000000), 2,
+                "Unix microseconds up to the year 9999 expected");
+  if (p->s.local_or_utc != 2)
+    offset_us = cairn__zone_offset_us(p->zone, us);
+  t = cairn__datetime_from_unix(us, (int)(offset_us / 60000000));
+  cairn_datetime_format(&t, text);
+  lua_pushstring(L, text);
+  return 1;
+}
+
 static int schedule_index(lua_State *L)
 {
-  static const char *const fields[] = {"next", "warning", "zone"};
+  static const char *const fields[] = {"next", "warning", "zone", "local_time"};
   struct schedule *p = check_schedule(L, 1);
   const char *key = luaL_checkstring(L, 2);
   if (strcmp(key, "next") == 0) {
     lua_pushcfunction(L, schedule_next);
+  } else if (strcmp(key, "local_time") == 0) {
+    lua_pushcfunction(L, schedule_local_time);
   } else if (strcmp(key, "zone") == 0) {
     lua_pushstring(L,
                    p->s.local_or_utc == 2 ? "UTC" : cairn__zone_name(p->zone));
@@ -323,7 +358,7 @@ static int schedule_index(lua_State *L)
       lua_pushnil(L);
   } else {
     return luaL_error(L, "a schedule has no field '%s'; did you mean '%s'?",
-                      key, cairn__nearest(key, fields, 3));
+                      key, cairn__nearest(key, fields, 4));
   }
   return 1;
 }
@@ -331,7 +366,8 @@ static int schedule_index(lua_State *L)
 static const luaL_Reg metamethods[] = {
     {"__gc", schedule_gc}, {"__index", schedule_index}, {NULL, NULL}};
 
-static const luaL_Reg functions[] = {{"schedule", new_schedule}, {NULL, NULL}};
+static const luaL_Reg functions[] = {
+    {"schedule", new_schedule}, {"zone_offset", zone_offset}, {NULL, NULL}};
 
 void cairn__lua_open_schedule(lua_State *L)
 {

@@ -38,7 +38,7 @@
 #define CAIRN__JOB_TEXTS(X)                                                    \
   X(InstanceID) X(Name) X(kind) X(spec) X(queue) X(Caption) X(Description)     \
   X(ElementName) X(OtherRecoveryAction) X(RecoveryJob) X(zone) X(policy)       \
-  X(policy_key) X(policy_file)
+  X(policy_key) X(policy_file) X(decisions)
 
 /* What changes with every run, and the settings. `settings`: a bit for each
  * that is not null (enum cairn__setting). */

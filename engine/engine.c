@@ -229,6 +229,14 @@ static int check_options(const struct cairn_engine_options *o,
   if (o->virtual_start < 0)
     return cairn__fail(err, CAIRN_E_OUT_OF_RANGE,
                        "open: virtual_start must not be negative");
+  if (o->is_simulated && !o->is_virtual_clock)
+    return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
+                       "open: is_simulated needs is_virtual_clock: a run that "
+                       "does nothing must not be due by the real clock");
+  if (o->is_simulated && o->store && strcmp(o->store, ":memory:") != 0)
+    return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
+                       "open: is_simulated is for \":memory:\": a store must "
+                       "not say that something was exported");
   return 0;
 }
 
@@ -281,6 +289,7 @@ int cairn_engine_open(const struct cairn_engine_options *options,
   e->io = o->io ? o->io : &cairn__system_io;
   e->is_virtual = o->is_virtual_clock != 0;
   e->is_vendor_codes = o->is_vendor_codes != 0;
+  e->is_simulated = o->is_simulated != 0;
   e->epoll_fd = e->wake_fd = e->wall_fd = e->monotonic_fd = -1;
   e->wall_set = e->monotonic_set = INT64_MAX;
   e->closing = -1;

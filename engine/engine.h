@@ -47,6 +47,7 @@ struct cairn_engine {
   struct cairn__mailbox *mailbox;
   struct cairn__store *store; /* NULL: ":memory:" */
   int is_virtual, is_vendor_codes;
+  int is_simulated; /* every job is a task: cairn__job_is_task() */
   char *owner;
 
   /* what pollfd watches */

@@ -203,6 +203,7 @@ const char *cairn_event_name(uint32_t type)
       [CAIRN_EVENT_TASK_KILL] = "TaskKill",
       [CAIRN_EVENT_TASK_ANSWER] = "TaskAnswer",
       [CAIRN_EVENT_TASK_RECOVER] = "TaskRecover",
+      [CAIRN_EVENT_TASK_DECIDE] = "TaskDecide",
   };
 
   return type < sizeof names / sizeof names[0] ? names[type] : NULL;

@@ -18,6 +18,11 @@
 
 /* ---- kinds ---- */
 
+int cairn__job_is_task(const struct cairn_engine *e, const struct cairn__job *j)
+{
+  return !j->kind || e->is_simulated;
+}
+
 static const struct cairn__kind *extra_kinds[16];
 static size_t extra_kind_count;
 
@@ -257,6 +262,10 @@ static void leave_run(struct cairn_engine *e, struct cairn__job *j)
   take_progress(j);
   j->rate = j->eta = -1;
   give_slot(j);
+  if (j->taken) {
+    cairn__directory_release(e, j->taken);
+    j->taken = NULL;
+  }
   j->is_live = j->is_beyond_until = 0;
   j->asked = CAIRN__ASKED_NOTHING;
   if (j->work) {
@@ -441,7 +450,9 @@ static int is_to_be_retried(const struct cairn__job *j)
 
 const char *cairn__job_handler(const struct cairn__job *j)
 {
-  return j->is_deciding && j->details ? j->details->other_recovery : NULL;
+  return j->is_deciding == CAIRN__BY_HANDLER && j->details
+             ? j->details->other_recovery
+             : NULL;
 }
 
 /* What is to be done after a failure is for a handler to say, which is there.
@@ -454,35 +465,60 @@ static int is_handled(const struct cairn_engine *e, const struct cairn__job *j)
          cairn__has_handler(e, name);
 }
 
+static void missing_handler(const struct cairn__job *j, char *text, size_t size)
+{
+  const char *name = j->details ? j->details->other_recovery : NULL;
+
+  snprintf(text, size,
+           "RecoveryAction is Other, and there is no handler \"%.128s\": as "
+           "Continue With Next Job",
+           name ? name : "");
+}
+
+/* It backs off until the embedding program has said what becomes of it. */
+static void wait_for_decision(struct cairn_engine *e, struct cairn__job *j,
+                              enum cairn__deciding by, int was_suspending,
+                              int was_recovering)
+{
+  j->is_deciding = (uint8_t)by;
+  j->is_backing_off = 1;
+  j->is_recovering = was_recovering != 0;
+  j->retry_us = INT64_MAX;
+  wait_for_next(e, j, was_suspending);
+  if (j->is_deciding)
+    cairn__event_push(e, CAIRN_EVENT_TASK_RECOVER, j)->status = by;
+}
+
+/* Its policy is asked before its properties are. */
+static int has_decisions(const struct cairn__job *j)
+{
+  return j->details && j->details->decisions;
+}
+
 /* Other: the embedding program decides, if it has the handler. */
 static int ask_handler(struct cairn_engine *e, struct cairn__job *j,
                        int was_suspending, int was_recovering)
 {
-  const char *name = j->details ? j->details->other_recovery : NULL;
   char text[256];
 
   if (!has_recovery(j, CAIRN__RECOVERY_OTHER))
     return 0;
   if (!is_handled(e, j)) {
-    snprintf(text, sizeof text,
-             "RecoveryAction is Other, and there is no handler \"%.128s\": as "
-             "Continue With Next Job",
-             name ? name : "");
+    missing_handler(j, text, sizeof text);
     cairn__job_warn(e, j, text);
     return 0;
   }
-  j->is_deciding = j->is_backing_off = 1;
-  j->is_recovering = was_recovering != 0;
-  j->retry_us = INT64_MAX;
-  wait_for_next(e, j, was_suspending);
-  if (j->is_deciding)
-    cairn__event_push(e, CAIRN_EVENT_TASK_RECOVER, j);
+  wait_for_decision(e, j, CAIRN__BY_HANDLER, was_suspending, was_recovering);
   return 1;
 }
 
 static void fail_run(struct cairn_engine *e, struct cairn__job *j,
                      int was_suspending, int was_recovering)
 {
+  if (has_decisions(j)) {
+    wait_for_decision(e, j, CAIRN__BY_POLICY, was_suspending, was_recovering);
+    return;
+  }
   if (is_to_be_retried(j)) {
     back_off(e, j, was_suspending);
     return;
@@ -495,6 +531,29 @@ static void fail_run(struct cairn_engine *e, struct cairn__job *j,
     finish(e, j, CAIRN_EXCEPTION);
   if (has_recovery(j, CAIRN__RECOVERY_RUN_RECOVERY_JOB))
     start_recovery(e, j, was_recovering);
+}
+
+/* The policy leaves it to the properties: the action by them, or -1 when a
+ * handler is asked next; for a re-run *delay_us is set. */
+static int action_by_properties(struct cairn_engine *e, struct cairn__job *j,
+                                int64_t *delay_us)
+{
+  char text[256];
+
+  if (is_to_be_retried(j)) {
+    *delay_us = (int64_t)CAIRN__BACKOFF_US << (j->attempts - 1);
+    return CAIRN__RECOVERY_RE_RUN_JOB;
+  }
+  if (is_handled(e, j))
+    return -1;
+  if (has_recovery(j, CAIRN__RECOVERY_OTHER)) {
+    missing_handler(j, text, sizeof text);
+    cairn__job_warn(e, j, text);
+  }
+  if (has_recovery(j, CAIRN__RECOVERY_RUN_RECOVERY_JOB) ||
+      has_recovery(j, CAIRN__RECOVERY_DO_NOT_CONTINUE))
+    return j->recovery_action;
+  return CAIRN__RECOVERY_CONTINUE_WITH_NEXT_JOB;
 }
 
 int cairn_job_recover(cairn_engine *e, cairn_job job, int action,
@@ -512,8 +571,10 @@ int cairn_job_recover(cairn_engine *e, cairn_job job, int action,
                        "%s: it waits for no decision about a failure (any "
                        "more)",
                        j->instance_id);
-  if (action < 0 || action > CAIRN__RECOVERY_RUN_RECOVERY_JOB ||
-      action == CAIRN__RECOVERY_OTHER || delay_us < 0)
+  if (!(action == CAIRN_RECOVER_BY_PROPERTIES &&
+        j->is_deciding == CAIRN__BY_POLICY) &&
+      (action < 0 || action > CAIRN__RECOVERY_RUN_RECOVERY_JOB ||
+       action == CAIRN__RECOVERY_OTHER || delay_us < 0))
     return cairn__fail(err, CAIRN_E_OUT_OF_RANGE,
                        "%s: RecoveryAction 0, 2, 3, 4 or 5, and a delay that "
                        "is not negative, expected",
@@ -521,7 +582,17 @@ int cairn_job_recover(cairn_engine *e, cairn_job job, int action,
   if (cairn__events_reserve(e, CAIRN__EVENTS_PER_ACTION) != 0)
     return cairn__fail_memory(err);
   cairn__store_touch(e, j, CAIRN__TOUCHED_STATE);
-  j->is_deciding = 0;
+  if (action == CAIRN_RECOVER_BY_PROPERTIES) {
+    action = action_by_properties(e, j, &delay_us);
+    if (action < 0) {
+      j->is_deciding = CAIRN__BY_HANDLER;
+      cairn__event_push(e, CAIRN_EVENT_TASK_RECOVER, j)->status =
+          CAIRN__BY_HANDLER;
+      cairn__engine_settle(e);
+      return 0;
+    }
+  }
+  j->is_deciding = CAIRN__DECIDED;
   was_recovering = j->is_recovering;
   j->is_recovering = 0;
   if (action == CAIRN__RECOVERY_RE_RUN_JOB) {
@@ -584,7 +655,8 @@ void cairn__job_run_ended(struct cairn_engine *e, struct cairn__job *j,
     set_error(e, j, error);
     cairn__history_run(e, j, CAIRN_EXCEPTION);
     if (asked != CAIRN__ASKED_TERMINATE)
-      cairn__event_last(e)->status = is_to_be_retried(j) || is_handled(e, j);
+      cairn__event_last(e)->status =
+          has_decisions(j) || is_to_be_retried(j) || is_handled(e, j);
     if (asked != CAIRN__ASKED_TERMINATE)
       fail_run(e, j, asked == CAIRN__ASKED_SUSPEND, was_recovering);
     else
@@ -628,6 +700,7 @@ static int start_thread(struct cairn_engine *e, struct cairn__job *j,
   run->number = j->run_number;
   run->epoch = j->epoch;
   run->turn = cairn_engine_turn(e);
+  run->is_undecided = has_decisions(j);
   run->cookie = (uint64_t)(uintptr_t)work;
   if (cairn__run_start(run, error) != 0) {
     cairn__run_release(run);
@@ -719,10 +792,15 @@ static void start_first_time(struct cairn_engine *e, struct cairn__job *j)
 
   set_starting(e, j);
   cairn__job_set_percent(e, j, 0);
-  if (error.id != CAIRN_OK || (j->kind && start_thread(e, j, &error) != 0)) {
+  if (error.id != CAIRN_OK ||
+      (!cairn__job_is_task(e, j) && start_thread(e, j, &error) != 0)) {
     cairn__job_run_ended(e, j, &error);
     pass_directory_on(e, j);
     return;
+  }
+  if (e->is_simulated && j->directory) {
+    j->taken = j->directory;
+    cairn__directory_take(j->taken);
   }
   cairn__job_set_state(e, j, CAIRN_RUNNING);
   if (!j->is_once && !has_calendar(j) && !j->is_on_demand &&
@@ -735,8 +813,124 @@ static void start_first_time(struct cairn_engine *e, struct cairn__job *j)
              j->settings.run_times);
     cairn__job_warn(e, j, text);
   }
-  if (!j->kind)
+  if (cairn__job_is_task(e, j))
     cairn__event_push(e, CAIRN_EVENT_TASK_START, j);
+  else if (has_decisions(j))
+    cairn__event_push(e, CAIRN_EVENT_TASK_DECIDE, j)->status = (int)j->epoch;
+}
+
+/* The run of the job that waits for a decision, or NULL. */
+static struct cairn__run *undecided(struct cairn__job *j, uint32_t number,
+                                    uint32_t epoch, struct cairn_error *err)
+{
+  struct cairn__run *run = j->work ? j->work->run : NULL;
+
+  if (run && run->number == number && run->epoch == epoch &&
+      cairn__run_is_undecided(run))
+    return run;
+  cairn__fail(err, CAIRN_E_INVALID_STATE,
+              "%s: run %u waits for no decision (any more)", j->instance_id,
+              (unsigned)number);
+  return NULL;
+}
+
+static int is_same_member(const json_t *a, const json_t *b, const char *name)
+{
+  const json_t *x = json_object_get(a, name), *y = json_object_get(b, name);
+
+  return (!x && !y) || json_equal(x, y);
+}
+
+/* A specification for one run: of the job's kind, for the directory that the
+ * job has. */
+static int check_decision(const struct cairn__job *j, json_t *spec,
+                          struct cairn_error *err)
+{
+  if (!json_is_object(spec))
+    return cairn__fail(err, CAIRN_E_WRONG_TYPE, "%s must be an object",
+                       j->kind->name);
+  if (j->kind->check(spec, err) != 0)
+    return -1;
+  if (is_same_member(spec, j->spec, "directory") &&
+      is_same_member(spec, j->spec, "to"))
+    return 0;
+  return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
+                     "%s: a run's directory is its job's, and no decision's",
+                     j->instance_id);
+}
+
+int cairn_job_decide(cairn_engine *e, cairn_job job, uint32_t number,
+                     uint32_t epoch, const char *json, size_t length,
+                     struct cairn_error *err)
+{
+  struct cairn__job *j;
+  struct cairn__run *run;
+  json_t *spec = NULL;
+
+  cairn__error_clear(err);
+  j = cairn__engine_job(e, job, err);
+  run = j ? undecided(j, number, epoch, err) : NULL;
+  if (!run)
+    return -1;
+  if (json) {
+    spec = cairn__json_parse("decision", json, length, err);
+    if (!spec)
+      return -1;
+    if (check_decision(j, spec, err) != 0) {
+      json_decref(spec);
+      return -1;
+    }
+  }
+  cairn__run_decide(run, spec);
+  return 0;
+}
+
+int cairn_job_warn(cairn_engine *e, cairn_job job, const char *message,
+                   struct cairn_error *err)
+{
+  struct cairn__job *j;
+
+  cairn__error_clear(err);
+  j = cairn__engine_job(e, job, err);
+  if (!j)
+    return -1;
+  if (cairn_state_is_final(j->state) || (!j->is_live && !j->is_backing_off))
+    return cairn__fail(err, CAIRN_E_INVALID_STATE,
+                       "%s: no run of it is on that could have a warning",
+                       j->instance_id);
+  if (cairn__events_reserve(e, CAIRN__EVENTS_PER_ACTION) != 0)
+    return cairn__fail_memory(err);
+  cairn__job_warn(e, j, message);
+  cairn__engine_settle(e);
+  return 0;
+}
+
+int cairn_job_throttle(cairn_engine *e, cairn_job job, uint64_t rate,
+                       struct cairn_error *err)
+{
+  struct cairn__job *j;
+
+  cairn__error_clear(err);
+  j = cairn__engine_job(e, job, err);
+  if (!j)
+    return -1;
+  if (!j->work)
+    return cairn__fail(err, CAIRN_E_INVALID_STATE,
+                       "%s: no run of it copies anything now", j->instance_id);
+  cairn__run_throttle(j->work->run, rate);
+  return 0;
+}
+
+char *cairn_job_spec(cairn_engine *e, cairn_job job, struct cairn_error *err)
+{
+  struct cairn__job *j;
+  char *text = NULL;
+
+  cairn__error_clear(err);
+  j = cairn__engine_job(e, job, err);
+  if (!j || cairn__json_give(json_incref(j->spec), &text, err) != 0)
+    return NULL;
+  return text;
 }
 
 static void start_again(struct cairn_engine *e, struct cairn__job *j)
@@ -1562,6 +1756,7 @@ static void details_free(struct cairn__details *d)
   cairn__free(d->policy);
   cairn__free(d->policy_key);
   cairn__free(d->policy_file);
+  cairn__free(d->decisions);
   cairn__free(d->question);
   cairn__free(d->answer);
   json_decref(d->choices);

@@ -77,6 +77,7 @@ struct cairn__settings {
 struct cairn__details {
   char *caption, *description, *element_name, *other_recovery, *recovery_job;
   char *zone, *policy, *policy_key, *policy_file;
+  char *decisions; /* the name under which the embedding program decides */
   char *question, *answer;
   json_t *choices; /* NULL = free text */
 };
@@ -110,6 +111,12 @@ enum cairn__asked { /* what the live run was asked and has not done yet */
                     CAIRN__ASKED_KILL
 };
 
+enum cairn__deciding { /* who says what becomes of a failed run */
+                       CAIRN__DECIDED,
+                       CAIRN__BY_HANDLER, /* OtherRecoveryAction */
+                       CAIRN__BY_POLICY   /* decisions */
+};
+
 struct cairn__job {
   struct cairn__job *prev, *next; /* in order of submission */
   struct cairn__link by_serial;   /* key: the serial */
@@ -123,7 +130,8 @@ struct cairn__job {
 
   struct cairn__queue *queue;
   struct cairn__directory *directory; /* what is written into, or NULL */
-  struct cairn__job_heap *heap;       /* the queue's, the directory's, NULL */
+  struct cairn__directory *taken; /* by a simulated run, which has no work */
+  struct cairn__job_heap *heap;   /* the queue's, the directory's, NULL */
   uint32_t heap_index;
   int64_t eligible_us; /* monotonic: since when it could start */
 
@@ -170,9 +178,9 @@ struct cairn__job {
   uint8_t is_last_well;    /* and it ended well */
   uint8_t is_interrupted;  /* its last run was on when an engine ended; it is
                               begun again, as the same run */
-  uint8_t is_deciding; /* it has failed, and a handler of the embedding program
-                          says what becomes of that (OtherRecoveryAction); it
-                          backs off meanwhile, until no time */
+  uint8_t is_deciding; /* enum cairn__deciding: it has failed, and the embedding
+                          program says what becomes of that; it backs off
+                          meanwhile, until no time */
   uint8_t is_stray;    /* held because its policy has it no more */
   uint8_t is_closing;  /* asked to suspend by cairn_engine_close(): nobody holds
                            it, the next engine goes on */
@@ -180,6 +188,10 @@ struct cairn__job {
 
 /* ---- kinds ---- */
 
+/* 1 when the embedding program has the bodies of its runs: a "run" job, or any
+ * in a simulation. */
+int cairn__job_is_task(const struct cairn_engine *e,
+                       const struct cairn__job *j);
 /* The kind of this name, or NULL. */
 const struct cairn__kind *cairn__kind_find(const char *name);
 /* Adds one, for tests; before an engine is open. */
@@ -251,8 +263,9 @@ int cairn__job_phase(const struct cairn__job *j);
 int cairn__job_has_runs_left(const struct cairn__job *j);
 /* The handler that a job with RecoveryAction Other waits for, or NULL. */
 const char *cairn__job_handler(const struct cairn__job *j);
-/* The name of the body that a task needs and the embedding program has not said
- * to have (cairn_code_add), or NULL. */
+/* The name of the body that a task needs, or of the decisions that a job needs,
+ * and that the embedding program has not said to have (cairn_code_add); NULL:
+ * none. */
 const char *cairn__job_missing_code(const struct cairn_engine *e,
                                     const struct cairn__job *j);
 

@@ -276,6 +276,7 @@ static int put_job(const struct cairn__job *j, struct cairn__rows *rows)
     t[CAIRN__JOB_policy] = text(d->policy);
     t[CAIRN__JOB_policy_key] = text(d->policy_key);
     t[CAIRN__JOB_policy_file] = text(d->policy_file);
+    t[CAIRN__JOB_decisions] = text(d->decisions);
   }
   if (is_well)
     is_well = cairn__rows_put(rows, CAIRN__TABLE_JOB, v, t) == 0;
@@ -333,7 +334,8 @@ static int load_details(struct cairn__job *j, const struct cairn__text *t)
          copy(&t[CAIRN__JOB_zone], &d->zone) &&
          copy(&t[CAIRN__JOB_policy], &d->policy) &&
          copy(&t[CAIRN__JOB_policy_key], &d->policy_key) &&
-         copy(&t[CAIRN__JOB_policy_file], &d->policy_file);
+         copy(&t[CAIRN__JOB_policy_file], &d->policy_file) &&
+         copy(&t[CAIRN__JOB_decisions], &d->decisions);
 }
 
 static int has_details(const struct cairn__text *t)
@@ -343,7 +345,7 @@ static int has_details(const struct cairn__text *t)
          t[CAIRN__JOB_OtherRecoveryAction].bytes ||
          t[CAIRN__JOB_RecoveryJob].bytes || t[CAIRN__JOB_zone].bytes ||
          t[CAIRN__JOB_policy].bytes || t[CAIRN__JOB_policy_key].bytes ||
-         t[CAIRN__JOB_policy_file].bytes;
+         t[CAIRN__JOB_policy_file].bytes || t[CAIRN__JOB_decisions].bytes;
 }
 
 static int load_id(struct cairn__job *j, const struct cairn__text *t)

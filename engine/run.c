@@ -269,6 +269,7 @@ struct cairn__run *cairn__run_new(struct cairn__mailbox *mailbox)
   atomic_init(&run->request, CAIRN__RUN_GO);
   atomic_init(&run->bytes_total, 0);
   atomic_init(&run->bytes_done, 0);
+  atomic_init(&run->limit, 0);
   run->mailbox = mailbox;
   if (mailbox)
     mailbox_ref(mailbox);
@@ -289,27 +290,28 @@ void cairn__run_release(struct cairn__run *run)
   cairn__free(run);
 }
 
-/* Until the store has the turn, or the run is asked for something. */
+/* Until the store has the turn and the run is decided about, or it is asked
+ * for something. */
 static int wait_for_commit(struct cairn__run *run)
 {
   struct cairn__mailbox *box = run->mailbox;
-  int is_durable;
+  int is_ready;
 
   pthread_mutex_lock(&box->lock);
   /* the engine does not go without having killed its runs */
-  while (box->durable < run->turn &&
+  while ((box->durable < run->turn || run->is_undecided) &&
          atomic_load(&run->request) == CAIRN__RUN_GO)
     pthread_cond_wait(&box->committed, &box->lock);
-  is_durable = box->durable >= run->turn;
+  is_ready = box->durable >= run->turn && !run->is_undecided;
   pthread_mutex_unlock(&box->lock);
-  return is_durable;
+  return is_ready;
 }
 
-/* Nothing is done before the store has the turn: 0; or -1, the run was asked to
- * end before. It can be suspended meanwhile. */
+/* Nothing is done before the store has the turn, and all is decided: 0; or -1,
+ * the run was asked to end before. It can be suspended meanwhile. */
 static int wait_for_turn(struct cairn__run *run)
 {
-  if (!run->mailbox || run->turn == 0)
+  if (!run->mailbox)
     return 0;
   while (!wait_for_commit(run)) {
     if (cairn__run_is_ending(run))
@@ -361,6 +363,29 @@ void cairn__run_here(struct cairn__run *run)
   run->main(run);
 }
 
+int cairn__run_is_undecided(struct cairn__run *run)
+{
+  int is_undecided;
+
+  pthread_mutex_lock(&run->mailbox->lock);
+  is_undecided = run->is_undecided;
+  pthread_mutex_unlock(&run->mailbox->lock);
+  return is_undecided;
+}
+
+void cairn__run_decide(struct cairn__run *run, json_t *spec)
+{
+  json_t *old = spec ? run->spec : NULL;
+
+  pthread_mutex_lock(&run->mailbox->lock);
+  if (spec)
+    run->spec = spec;
+  run->is_undecided = 0;
+  pthread_cond_broadcast(&run->mailbox->committed);
+  pthread_mutex_unlock(&run->mailbox->lock);
+  json_decref(old);
+}
+
 /* ---- safe points ---- */
 
 static void report_parked_locked(struct cairn__run *run)
@@ -409,8 +434,65 @@ static void wait_for_store(struct cairn__run *run)
   pthread_mutex_unlock(&box->lock);
 }
 
+static int64_t monotonic_us(void)
+{
+  struct timespec t;
+
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
+}
+
+void cairn__run_throttle(struct cairn__run *run, uint64_t bytes_per_second)
+{
+  pthread_mutex_lock(&run->lock);
+  if (atomic_load(&run->limit) != bytes_per_second) {
+    atomic_store(&run->limit, bytes_per_second);
+    run->limit_base = atomic_load(&run->bytes_done);
+    run->limit_since_us = monotonic_us();
+    pthread_cond_broadcast(&run->changed);
+  }
+  pthread_mutex_unlock(&run->lock);
+}
+
+/* When what is done will be within the limit; 0: it is now. What a run has not
+ * used (it stood still, or waited for a disk) is not saved up beyond a second.
+ */
+static int64_t limit_reached_us(struct cairn__run *run)
+{
+  uint64_t limit = atomic_load(&run->limit);
+  double used, left, now = (double)monotonic_us();
+
+  if (limit == 0)
+    return 0;
+  used = (double)(atomic_load(&run->bytes_done) - run->limit_base) * 1e6 /
+         (double)limit;
+  left = (double)run->limit_since_us + used - now;
+  if (left < -1e6) {
+    run->limit_base = atomic_load(&run->bytes_done);
+    run->limit_since_us = (int64_t)now - 1000000;
+  }
+  return left > 0 ? (int64_t)(now + left) : 0;
+}
+
+static void hold_back(struct cairn__run *run)
+{
+  int64_t until;
+
+  pthread_mutex_lock(&run->lock);
+  while (atomic_load(&run->request) == CAIRN__RUN_GO &&
+         (until = limit_reached_us(run)) > 0) {
+    struct timespec t = {.tv_sec = until / 1000000,
+                         .tv_nsec = until % 1000000 * 1000};
+
+    pthread_cond_clockwait(&run->changed, &run->lock, CLOCK_MONOTONIC, &t);
+  }
+  pthread_mutex_unlock(&run->lock);
+}
+
 int cairn__run_gate(struct cairn__run *run, struct cairn_error *err)
 {
+  if (atomic_load(&run->limit) > 0)
+    hold_back(run);
   if (run->mailbox && atomic_load(&run->mailbox->is_failing))
     wait_for_store(run);
   if (atomic_load(&run->request) == CAIRN__RUN_SUSPEND) {

@@ -23,7 +23,8 @@
  *
  * With a store, nothing of a run happens before the commit that says that it is
  * on; and while the store fails, every thread stands in the gate, which is what
- * keeps it from publishing. Neither is parking: the owner is told nothing.
+ * keeps it from publishing; one that is to be decided about waits for that.
+ * Neither is parking: the owner is told nothing.
  *
  * Lifetime: reference counted; the owner holds one, the thread one. The owner
  * may drop its own (cairn_engine_free) while the thread still unwinds. */
@@ -65,13 +66,21 @@ struct cairn__run {
   char point_uuid[37]; /* export: the ReferencePointGroupId of this run */
   uint32_t number;     /* run number, from 1 */
   uint64_t epoch;
-  uint64_t turn;   /* the store must have committed it before main begins */
-  uint64_t cookie; /* the owner's; nobody else's business */
+  uint64_t turn;    /* the store must have committed it before main begins */
+  uint64_t cookie;  /* the owner's; nobody else's business */
+  int is_undecided; /* main waits for cairn__run_decide; under the box's lock
+                       once the thread has started */
 
   /* atomics: written by the thread, read by the owner at any time */
   _Atomic uint64_t bytes_total; /* 0 = not known yet; set once, before the
                                    first byte counts */
   _Atomic uint64_t bytes_done;
+
+  /* bytes_done per second, written by the owner; 0: no limit. The allowance
+   * counts from limit_base and limit_since_us (monotonic), under lock. */
+  _Atomic uint64_t limit;
+  uint64_t limit_base;
+  int64_t limit_since_us;
 
   /* request and parking */
   pthread_mutex_t lock;
@@ -128,6 +137,12 @@ struct cairn__run *cairn__run_new(struct cairn__mailbox *mailbox);
 int cairn__run_start(struct cairn__run *run, struct cairn_error *err);
 void cairn__run_request(struct cairn__run *run, int request);
 void cairn__run_release(struct cairn__run *run);
+int cairn__run_is_undecided(struct cairn__run *run);
+/* Lets main begin, with another specification (taken over) or NULL: its own. */
+void cairn__run_decide(struct cairn__run *run, json_t *spec);
+/* From now on the gate holds the run back to so many of its bytes_done per
+ * second; 0: no limit. */
+void cairn__run_throttle(struct cairn__run *run, uint64_t bytes_per_second);
 /* Runs main on the calling thread without an engine (mailbox NULL): for tests
  * and for cairn_plan. */
 void cairn__run_here(struct cairn__run *run);

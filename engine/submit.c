@@ -64,6 +64,7 @@ static const struct key {
     {"policy", TEXT, DETAIL(policy)},
     {"policy_key", TEXT, DETAIL(policy_key)},
     {"policy_file", TEXT, DETAIL(policy_file)},
+    {"decisions", TEXT, DETAIL(decisions)},
     {"once", FLAG, MEMBER(is_once)},
     {"volatile", FLAG, MEMBER(is_volatile)},
     {"held", FLAG, MEMBER(is_on_demand)},

@@ -22,6 +22,11 @@ static const char *code_of(const struct cairn__job *j)
   return j->kind ? NULL : json_string_value(json_object_get(j->spec, "code"));
 }
 
+static const char *decisions_of(const struct cairn__job *j)
+{
+  return j->details ? j->details->decisions : NULL;
+}
+
 static int has_name(const struct cairn__name *c, const char *name)
 {
   while (c && strcmp(c->name, name) != 0)
@@ -34,6 +39,8 @@ const char *cairn__job_missing_code(const struct cairn_engine *e,
 {
   const char *name = code_of(j);
 
+  if (!name || has_name(e->codes, name))
+    name = decisions_of(j);
   return name && !has_name(e->codes, name) ? name : NULL;
 }
 
@@ -66,11 +73,15 @@ int cairn_code_add(cairn_engine *e, const char *name, struct cairn_error *err)
   if (has_name(e->codes, name))
     return 0;
   for (struct cairn__job *j = e->first; j; j = j->next)
-    waiting += (size_t)is_same(code_of(j), name);
+    waiting +=
+        (size_t)(is_same(code_of(j), name) || is_same(decisions_of(j), name));
   if (add_name(e, &e->codes, name, waiting, err) != 0)
     return -1;
   for (struct cairn__job *j = e->first; j; j = j->next) {
-    if (is_same(code_of(j), name))
+    if (is_same(decisions_of(j), name) && j->is_deciding == CAIRN__BY_POLICY)
+      cairn__event_push(e, CAIRN_EVENT_TASK_RECOVER, j)->status =
+          CAIRN__BY_POLICY;
+    if (is_same(code_of(j), name) || is_same(decisions_of(j), name))
       cairn__job_reconsider(e, j);
   }
   cairn__engine_settle(e);
@@ -96,7 +107,8 @@ int cairn_recovery_add(cairn_engine *e, const char *name,
     return -1;
   for (struct cairn__job *j = e->first; j; j = j->next) {
     if (is_same(cairn__job_handler(j), name))
-      cairn__event_push(e, CAIRN_EVENT_TASK_RECOVER, j);
+      cairn__event_push(e, CAIRN_EVENT_TASK_RECOVER, j)->status =
+          CAIRN__BY_HANDLER;
   }
   cairn__engine_settle(e);
   return 0;
@@ -137,7 +149,7 @@ static struct cairn__job *live_task(struct cairn_engine *e, cairn_job job,
   j = cairn__engine_job(e, job, err);
   if (!j)
     return NULL;
-  if (j->kind) {
+  if (!cairn__job_is_task(e, j)) {
     cairn__fail(err, CAIRN_E_INVALID_STATE,
                 "%s: an %s job has no body outside the engine", j->instance_id,
                 j->kind->name);

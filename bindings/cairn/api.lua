@@ -43,7 +43,11 @@ they are relative to the working directory.]],
           .. "`\"Run Recovery Job\"`, `\"Do Not Continue\"` or nothing), owner "
           .. "(CIM_Job.Owner), clock (`\"virtual\"`: time stands still and is "
           .. "moved by engine:advance), start (a virtual clock's first "
-          .. "time), history_limit (how many records of runs are kept)" } },
+          .. "time), history_limit (how many records of runs are kept), "
+          .. "simulate (a function of a job: the body of every run, of whatever "
+          .. "kind; nothing is exported, but queues, export directories, "
+          .. "calendars and recovery are as ever. Only with a virtual clock and "
+          .. "without a store)" } },
         returns = { { "cairn.engine?", "the engine" }, failure, code },
         text = "Opens an engine. Use `local engine <close> = "
           .. "assert(cairn.open())`. With a store the jobs of earlier lives "
@@ -77,16 +81,22 @@ they are relative to the working directory.]],
           .. "file; a collection comes out unchanged." },
       { name = "cairn.policy",
         params = { { "policy", "table", "`jobs`: a table of what "
-          .. "engine:submit takes, by key" } },
+          .. "engine:submit takes, by key; `name` (that of the file when left "
+          .. "out); `handlers`: a table of what `notify` of cairn.open takes, "
+          .. "for its jobs; the functions `base`, `select`, `on_failure`, "
+          .. "`retain`, `throttle`, `notify`, which a job may have as its own; "
+          .. "`tests`: a table of functions by name" } },
         returns = { { "cairn.policy", "a checked copy with absolute paths" } },
         text = "What a policy file returns. Raises an error object that names "
-          .. "the place. Decision functions (base, select, on_failure, "
-          .. "retain, throttle, notify) are not built yet and refused." },
+          .. "the place. The functions work when the file is loaded "
+          .. "(cairn.policy_load, `cairn run`, `cairn serve`): they run in an "
+          .. "isolated state, see docs/policies.md." },
       { name = "cairn.policy_load",
         params = { { "path", "string", "the file" },
           { "settings", "table<string, string>?", "what `local set = ...` "
             .. "gets in the file, besides `set.file`" } },
-        returns = { { "cairn.policy?", "the policy: `jobs`, `name`, `file`" },
+        returns = { { "cairn.policy?", "the policy: `jobs`, `name`, `file`, "
+          .. "`version` (XXH3 of the text)" },
           failure, code },
         text = "Loads a policy file. Codes: `script_syntax`, `script_error`, "
           .. "`unknown_key`, `wrong_type`, ..., the message with file and "
@@ -98,6 +108,15 @@ they are relative to the working directory.]],
         text = "Lists the reference points in a directory. `kind` is "
           .. "`\"export\"`, or `\"marker\"` for one without an export; "
           .. "`has_associated_data` says whether a clone or bitmap is kept." },
+      { name = "cairn.keep",
+        params = { { "points", "table[]", "of one collection, oldest first, as "
+          .. "cairn.points gives them: time (a CIM datetime) and "
+          .. "ReferencePointGroupId (for `ids`) are looked at" },
+          { "rules", "table", "what `keep` of a prune is" } },
+        returns = { { "table[]?", "for each point the names of the rules that "
+          .. "keep it; an empty list: it could go" }, failure, code },
+        text = "Applies the rules of a prune to points that need not exist. A "
+          .. "prune also keeps what cannot be merged." },
       { name = "cairn.doctor",
         params = { { "directory", "string", "an export directory" },
           { "options", "table?", "collection (its next export is planned; "
@@ -265,6 +284,11 @@ time it gets there. A month that lacks the day is skipped.]],
           .. "nominals: a list, when a gap swallowed several" } },
         text = "The next runs; fewer than n where UntilTime or JobRunTimes "
           .. "ends them." },
+      { name = "schedule:local_time",
+        params = { { "unix_us", "integer", "Unix microseconds" } },
+        returns = { { "string", "a CIM datetime with the zone's offset then" }
+          },
+        text = "What the schedule's clock shows at an instant." },
     },
   },
   {
@@ -453,6 +477,11 @@ reading and then calls `step`. Without any of these nothing moves.]],
           .. "`\"Stopped\"`: the engine is closing), concurrency, "
           .. "DefaultJobPriority, MaxJobsOnQueue, MaxTimeOnQueue, ageing "
           .. "(seconds), running, queued, unfinished" } }, text = "" },
+      { name = "engine:decisions", params = {},
+        returns = { { "table[]", "policy, key, name (of the function), version "
+          .. "(of the policy), arguments, answer, error, time (Unix seconds)" } },
+        text = "The last 200 decisions of policies' functions in this life of "
+          .. "the engine, oldest first." },
       { name = "engine:changes", params = {
         { "cursor", "integer?", "what the last call gave; 0 or nothing: from "
           .. "the oldest event that is kept" },

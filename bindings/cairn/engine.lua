@@ -46,6 +46,7 @@ M.close_task = nil -- (engine, S, task, row, message): ends it, tells nobody
 M.fail_task = nil  -- (engine, S, task, serial, err): steering it failed
 M.notify = nil     -- cairn/notify.lua
 M.recovery = nil   -- cairn/recovery.lua
+M.decide = nil     -- cairn/decide.lua
 M.report_again = nil -- (engine, S): what the engine had no memory for
 M.task_of = setmetatable({}, { __mode = "k" }) -- coroutine -> its task
 
@@ -236,7 +237,10 @@ local function dispatch(engine, S, ev)
     forget(S, serial)
     S.bodies[serial], S.endings[serial] = nil, nil
   end
-  if serial then M.notify.event(engine, S, ev) end
+  if serial then
+    M.notify.event(engine, S, ev)
+    M.decide.event(engine, S, ev)
+  end
   local watchers = serial and S.watchers[serial]
   if watchers then
     for _, watcher in ipairs(table.move(watchers, 1, #watchers, 1, {})) do
@@ -640,7 +644,8 @@ end
 
 local option_fields = { store = "string", codes = "string", log = "function",
   queues = "table", clock = "string", owner = "string", start = "any",
-  history_limit = "number", notify = "table", recovery = "table" }
+  history_limit = "number", notify = "table", recovery = "table",
+  simulate = "function" }
 
 local function default_log(message)
   io.stderr:write("cairn: ", tostring(message), "\n")
@@ -673,6 +678,10 @@ function M.open(options)
     start_us = t.microseconds
   end
   local queues_json
+  local store = options.store or ":memory:"
+  if options.simulate and (not is_virtual or store ~= ":memory:") then
+    error("cairn.open: simulate needs clock = 'virtual', and no store", 2)
+  end
   if options.queues then
     local message, code
     queues_json, message, code = core.json_encode(options.queues)
@@ -686,12 +695,11 @@ function M.open(options)
     error("cairn.open: history_limit: 1 to 100000000 expected", 2)
   end
   ok, err = pcall(function()
-    M.notify.check(options.notify or {})
+    M.notify.check(options.notify or {}, "cairn.open: notify")
     M.recovery.check(options.recovery or {})
   end)
   if not ok then error(tostring(err), 2) end
   local is_vendor = options.codes == "vendor"
-  local store = options.store or ":memory:"
   if store == "" then error("cairn.open: store: the name of a file, or "
     .. "':memory:', expected", 2) end
   if store ~= ":memory:" then
@@ -706,12 +714,14 @@ function M.open(options)
   local engine, message, code = core.open {
     store = store, queues_json = queues_json, owner = options.owner,
     is_vendor = is_vendor, is_virtual = is_virtual, start_us = start_us,
+    is_simulated = options.simulate ~= nil,
     history_limit = options.history_limit }
   if not engine then return nil, message, code end
   local S = core.state(engine)
   S.store = store
   S.log = options.log or default_log
   S.is_virtual = is_virtual
+  S.simulate = options.simulate -- the body of all runs
   S.handlers = {}    -- name -> list of { fn, is_gone }, replaced, not changed
   S.bodies = {}      -- serial -> the function of a run job
   S.endings = {}     -- the same serials -> how it ended, while untold
@@ -725,6 +735,10 @@ function M.open(options)
   S.answers = {}     -- serial -> function(text)
   S.notify = options.notify or {} -- name -> handler
   S.recovery = options.recovery or {} -- OtherRecoveryAction -> handler
+  S.deciders = {}    -- serial -> what decides about its next runs
+  S.deciding = {}    -- serial -> what decides about the run that is on
+  S.decisions = {}   -- the last ones, oldest first
+  S.handlers_of = {} -- serial -> the handlers of its policy
   S.told = {}        -- serial -> { run =, state = } that Notify was told
   S.unnotified = {}  -- serial -> why its last notice was not delivered
   S.committers = {}  -- { turn =, wake = }: who waits for a commit
@@ -1051,6 +1065,12 @@ function methods.history(engine, id)
   return core.history(engine, id)
 end
 
+-- decisions() -> the last ones of policies' functions, oldest first
+function methods.decisions(engine)
+  local S = opened(engine)
+  return table.move(S.decisions, 1, #S.decisions, 1, {})
+end
+
 -- changes([cursor[, max]]) -> events, cursor | nil, message, code
 function methods.changes(engine, cursor, max)
   opened(engine)
@@ -1073,6 +1093,20 @@ local function resolved(t, names)
   for key, value in pairs(t) do copy[key] = value end
   for _, name in ipairs(names) do copy[name] = path.absolute(copy[name]) end
   return copy
+end
+
+-- A calendar can be valid and still not what was meant.
+local function warn_of_calendar(S, spec, what)
+  if spec.RunDay == nil or spec.RunDayOfWeek == nil then return end
+  local calendar = {}
+  for _, name in ipairs { "RunMonth", "RunDay", "RunDayOfWeek",
+    "RunStartInterval" } do
+    calendar[name] = spec[name]
+  end
+  local times = core.schedule(calendar)
+  if times and times.warning then
+    M.log(S, ("%s: %s"):format(what, times.warning))
+  end
 end
 
 -- A specification as the engine takes it, and the body of a run job. Paths in
@@ -1108,7 +1142,10 @@ local function prepared(S, spec, what)
       copy[kind] = t
     end
   end
-  if copy.run ~= nil then
+  if S.simulate then
+    body = S.simulate
+    if copy.run ~= nil then copy.run = {} end
+  elseif copy.run ~= nil then
     body = copy.run
     if type(body) == "string" then
       copy.run, body = { code = body }, nil
@@ -1125,11 +1162,21 @@ local function prepared(S, spec, what)
         .. "function given to cairn.kind", what)
     end
   end
+  warn_of_calendar(S, copy, what)
   if copy.wait ~= nil and type(copy.wait) ~= "boolean" then
     failure.raise("wrong_type", "%s: wait must be true or false", what)
   end
   copy.wait = nil
-  return copy, body
+  copy.handlers = nil -- handled by set_body, from the specification itself
+  local decider = copy.decisions
+  if decider ~= nil then
+    if type(decider) ~= "table" or copy.policy == nil then
+      failure.raise("invalid_argument", "%s: decisions come from a policy "
+        .. "file", what)
+    end
+    copy.decisions = M.policy_code(copy.policy, decider.key)
+  end
+  return copy, body, decider
 end
 
 -- The name of the body that a policy's job has in a store.
@@ -1138,10 +1185,14 @@ function M.policy_code(policy, key)
 end
 
 -- The body of a job that was made just now, or given another specification.
-local function set_body(engine, S, serial, copy, body)
+local function set_body(engine, S, serial, copy, body, decider, spec)
+  S.handlers_of[serial] = spec.handlers
+  if decider or S.deciders[serial] then
+    M.decide.set(engine, S, serial, decider, copy.decisions)
+  end
   S.bodies[serial] = body
   if body then S.endings[serial] = false end
-  if body and copy.run.code then
+  if body and copy.run and copy.run.code then
     M.kinds[copy.run.code] = body
     local ok, message, code = core.code_add(engine, copy.run.code)
     if not ok then failure.raise(code, "%s", message) end
@@ -1179,12 +1230,12 @@ function methods.submit(engine, spec)
   end
   local waits = waits_for_commit(S, spec.wait, "engine:submit", 2)
   local job, message, code = caught(pcall(function()
-    local copy, body = prepared(S, spec, failure.origin[spec]
+    local copy, body, decider = prepared(S, spec, failure.origin[spec]
       or "engine:submit")
     local made, why, id = core.submit(engine, copy)
     if not made then return nil, located(spec, why), id end
     local _, serial = core.job_engine(made)
-    set_body(engine, S, serial, copy, body)
+    set_body(engine, S, serial, copy, body, decider, spec)
     if S.poll then S.poll:ref() end
     return made
   end))
@@ -1213,16 +1264,16 @@ function methods.submit_all(engine, specs)
   end
   local waits = waits_for_commit(S, wants, "engine:submit_all", 2)
   local jobs_made, message, code = caught(pcall(function()
-    local list, bodies = {}, {}
+    local list, bodies, deciders = {}, {}, {}
     for i, spec in ipairs(specs) do
-      list[i], bodies[i] = prepared(S, spec,
+      list[i], bodies[i], deciders[i] = prepared(S, spec,
         failure.origin[spec] or ("engine:submit_all[%d]"):format(i))
     end
     local made, why, id = core.submit_all(engine, list)
     if not made then return nil, located_among(specs, why), id end
     for i, job in ipairs(made) do
       local _, serial = core.job_engine(job)
-      set_body(engine, S, serial, list[i], bodies[i])
+      set_body(engine, S, serial, list[i], bodies[i], deciders[i], specs[i])
     end
     if S.poll then S.poll:ref() end
     return made
@@ -1245,12 +1296,12 @@ function methods.update(engine, job, spec)
   end
   local waits = waits_for_commit(S, spec.wait, "engine:update", 2)
   local ok, message, code = caught(pcall(function()
-    local copy, body = prepared(S, spec, failure.origin[spec]
+    local copy, body, decider = prepared(S, spec, failure.origin[spec]
       or "engine:update")
     local _, serial = core.job_engine(job)
     local well, why, id = core.update(engine, serial, copy)
     if not well then return nil, located(spec, why), id end
-    set_body(engine, S, serial, copy, body)
+    set_body(engine, S, serial, copy, body, decider, spec)
     return true
   end))
   if not ok then return nil, message, code end

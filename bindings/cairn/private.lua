@@ -20,6 +20,31 @@ function M.points(directory)
   return core.points(path.absolute(directory))
 end
 
+-- keep(points, rules) -> for each of the points, of one collection and oldest
+-- first, the list of rules that keep it | nil, message, code
+function M.keep(points, rules)
+  if type(points) ~= "table" or failure.not_a_list(points) then
+    error("cairn.keep: a list of points expected, got " .. (type(points)
+      == "table" and failure.not_a_list(points) or type(points)), 2)
+  elseif type(rules) ~= "table" then
+    error("cairn.keep: a table of rules expected, got " .. type(rules), 2)
+  end
+  local list = {}
+  for i, point in ipairs(points) do
+    if type(point) ~= "table" then
+      error(("cairn.keep: point %d: a table expected, got %s"):format(i,
+        type(point)), 2)
+    end
+    local time = point.time
+    list[i] = { time = type(time) == "userdata" and tostring(time) or time,
+      id = point.ReferencePointGroupId }
+  end
+  if not list[1] then return {} end
+  local text, message, code = core.json_encode { keep = rules, points = list }
+  if not text then return nil, "cairn.keep: " .. message, code end
+  return core.keep(text)
+end
+
 local doctor_fields = { fix = "boolean", also = "list", collection = "table" }
 
 -- doctor(directory[, options]) -> report | nil, message, code

@@ -15,9 +15,11 @@ local task = require "cairn.task"
 local M = {}
 
 local CONTINUE, RE_RUN = 3, 4
+local BY_PROPERTIES = -1 -- CAIRN_RECOVER_BY_PROPERTIES
+local BY_POLICY = 2      -- the event's status: who is asked
 
 -- The number of an answer's action, and microseconds; raises.
-local function read(action, delay)
+function M.read(action, delay)
   if type(action) == "table" then
     failure.check_fields(action, { action = "any", delay = "any" }, "recovery")
     action, delay = action.action, action.delay
@@ -46,7 +48,7 @@ local function decide(engine, S, ev, handler, what)
   local job = ev.job
   local action, delay = CONTINUE, 0
   local ok, err = xpcall(function()
-    action, delay = read(handler(job, { ErrorCode = job.ErrorCode,
+    action, delay = M.read(handler(job, { ErrorCode = job.ErrorCode,
       message = job.ErrorSummaryDescription }, job.attempts))
   end, function(e)
     return failure.is(e) and e or failure.traceback(e)
@@ -69,7 +71,20 @@ local function decide(engine, S, ev, handler, what)
   if action ~= RE_RUN then E.notify.decided(engine, S, ev) end
 end
 
+-- The job's policy is asked first, and at once: it never waits.
+local function ask_policy(engine, S, ev)
+  local action, delay = E.decide.recover(engine, S, ev)
+  local ok, message, code = core.recover(engine, ev.serial, action
+    or BY_PROPERTIES, delay or 0)
+  if not ok and code ~= "invalid_state" and code ~= "not_found" then
+    E.log(S, "recovery by policy: " .. message)
+  elseif ok and ev.job.phase ~= "backoff" then
+    E.notify.decided(engine, S, ev)
+  end
+end
+
 E.task_events[core.event.TASK_RECOVER] = function(engine, S, ev)
+  if ev.status == BY_POLICY then return ask_policy(engine, S, ev) end
   local name = ev.job.OtherRecoveryAction
   local handler = name and S.recovery[name]
   if not handler then return end

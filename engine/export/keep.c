@@ -3,9 +3,13 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 #include <time.h>
 
+#include "datetime.h"
 #include "error.h"
+#include "job.h"
+#include "memory.h"
 #include "spec.h"
 
 #define LABEL_MAX 16 /* "2025-W01" and the like */
@@ -132,4 +136,102 @@ int cairn__keep_apply(const json_t *keep, struct cairn__keep_point *points,
       return -1;
   }
   return 0;
+}
+
+/* ---- on points that somebody gives --------------------------------------- */
+
+/* An entry may be the beginning of an id, as in a prune. */
+static int is_one_of(const json_t *ids, const char *id)
+{
+  const json_t *entry;
+  size_t i;
+
+  json_array_foreach((json_t *)(uintptr_t)ids, i, entry)
+  {
+    const char *wanted = json_string_value(entry);
+    size_t length = strlen(wanted);
+
+    if (length >= 4 && strncasecmp(wanted, id, length) == 0)
+      return 1;
+  }
+  return 0;
+}
+
+/* reasons: where those of this point go, borrowed. */
+static int read_point(struct cairn__keep_point *p, const json_t *point,
+                      size_t number, const json_t *keep, json_t *reasons,
+                      struct cairn_error *err)
+{
+  const char *time = json_string_value(json_object_get(point, "time"));
+  const char *id = json_string_value(json_object_get(point, "id"));
+  struct cairn_datetime t;
+  struct cairn_error why;
+
+  if (!json_is_object(point) || !time)
+    return cairn__fail(err, CAIRN_E_WRONG_TYPE,
+                       "keep: point %zu must be an object with \"time\", a CIM "
+                       "datetime",
+                       number);
+  cairn__error_clear(&why);
+  if (cairn_datetime_parse(time, strlen(time), &t, &why) != 0 ||
+      t.kind != CAIRN_TIMESTAMP)
+    return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
+                       "keep: point %zu: time: %s", number,
+                       why.message[0] ? why.message : "a timestamp expected");
+  *p = (struct cairn__keep_point){
+      .time = time,
+      .unix_us = t.microseconds,
+      .is_named = id && is_one_of(json_object_get(keep, "ids"), id),
+      .reasons = reasons};
+  return 0;
+}
+
+static int keep_given(const json_t *keep, const json_t *points, json_t *out,
+                      struct cairn_error *err)
+{
+  size_t count = json_array_size(points);
+  struct cairn__keep_point *list = cairn__calloc(count + 1, sizeof *list);
+  int result = list ? 0 : cairn__fail_memory(err);
+
+  /* The rules want the newest first. */
+  for (size_t i = 0; i < count && result == 0; i++) {
+    json_t *reasons = json_array();
+
+    if (!reasons || json_array_append_new(out, reasons) != 0)
+      result = cairn__fail_memory(err);
+    else
+      result = read_point(&list[count - 1 - i], json_array_get(points, i),
+                          i + 1, keep, reasons, err);
+  }
+  if (result == 0)
+    result = cairn__keep_apply(keep, list, count, err);
+  cairn__free(list);
+  return result;
+}
+
+int cairn_keep(const char *json, size_t length, char **out,
+               struct cairn_error *err)
+{
+  json_t *given, *keep, *points, *answer = NULL;
+  int result = -1;
+
+  cairn__error_clear(err);
+  *out = NULL;
+  given = cairn__json_parse("keep", json, length, err);
+  if (!given)
+    return -1;
+  keep = json_object_get(given, "keep");
+  points = json_object_get(given, "points");
+  if (!json_is_array(points))
+    cairn__fail(err, CAIRN_E_WRONG_TYPE, "keep: points must be an array");
+  else if (cairn__keep_check(keep, err) == 0) {
+    answer = json_array();
+    result = answer ? keep_given(keep, points, answer, err)
+                    : cairn__fail_memory(err);
+  }
+  json_decref(given);
+  if (result == 0)
+    return cairn__json_give(answer, out, err);
+  json_decref(answer);
+  return -1;
 }

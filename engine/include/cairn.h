@@ -302,6 +302,12 @@ struct cairn_engine_options {
   uint32_t history_limit;    /* records of runs that are kept; 0 = 10000 */
   const struct cairn_io *io; /* NULL = the system's; stays valid until the
                                 engine is freed and its threads have ended */
+  int is_simulated;          /* no run has a thread: the embedding program has
+                                the bodies of all kinds, as it has those of
+                                "run" jobs. Nothing is read or written; queues,
+                                directories, calendars and recovery are as
+                                ever. Only with a virtual clock and without a
+                                store */
 };
 
 CAIRN_API int cairn_engine_open(const struct cairn_engine_options *options,
@@ -379,7 +385,11 @@ enum cairn_event_type {
   CAIRN_EVENT_TASK_TERMINATE, /* end in order: cairn_task_finish() */
   CAIRN_EVENT_TASK_KILL,      /* end at once; the job is Killed already */
   CAIRN_EVENT_TASK_ANSWER,    /* the answer: cairn_task_answer_text() */
-  CAIRN_EVENT_TASK_RECOVER    /* its run has failed: cairn_job_recover() */
+  CAIRN_EVENT_TASK_RECOVER,   /* its run has failed: cairn_job_recover();
+                                 status: 1 its handler is asked, 2 its
+                                 decisions are */
+  CAIRN_EVENT_TASK_DECIDE     /* its run waits: cairn_job_decide(); run, and
+                                 the epoch in status */
 };
 
 struct cairn_event {
@@ -578,12 +588,37 @@ CAIRN_API const char *cairn_task_code(cairn_engine *engine, cairn_job job);
  */
 CAIRN_API int cairn_recovery_add(cairn_engine *engine, const char *name,
                                  struct cairn_error *err);
+/* As an answer to what the decisions of a job were asked: what its properties
+ * (RecoveryAction) say. */
+#define CAIRN_RECOVER_BY_PROPERTIES (-1)
 /* What becomes of the failure, as a number of RecoveryAction: 4 the run again
  * after delay_us, 5 the RecoveryJob and else as 3, 2 the job ends, 0 and 3 it
  * goes on with its next run if it has one. CAIRN_E_INVALID_STATE when it waits
  * for no answer (any more). */
 CAIRN_API int cairn_job_recover(cairn_engine *engine, cairn_job job, int action,
                                 int64_t delay_us, struct cairn_error *err);
+/* Decisions: a job with {"decisions": NAME} in its specification waits, like a
+ * task for its body, until the program says that it has that name
+ * (cairn_code_add). Before a run of a kind that is not a task does anything, a
+ * TASK_DECIDE event comes, and when a run has failed a TASK_RECOVER event; both
+ * must be answered. This lets the run `number`, `epoch` begin, with another
+ * specification for this run alone (the object of its kind, as JSON, with the
+ * same directories), or with NULL its job's. An error changes nothing;
+ * CAIRN_E_INVALID_STATE when that run waits for nothing (any more). */
+CAIRN_API int cairn_job_decide(cairn_engine *engine, cairn_job job,
+                               uint32_t number, uint32_t epoch,
+                               const char *json, size_t length,
+                               struct cairn_error *err);
+/* Holds the job's present run back to so many of its bytes_done per second;
+ * 0: no limit. What it has not used is not saved up for longer than a second.
+ * CAIRN_E_INVALID_STATE when no run is on that copies anything. */
+CAIRN_API int cairn_job_throttle(cairn_engine *engine, cairn_job job,
+                                 uint64_t bytes_per_second,
+                                 struct cairn_error *err);
+/* The object of the job's kind as JSON, with its defaults; the caller frees
+ * (cairn_free). NULL: err. */
+CAIRN_API char *cairn_job_spec(cairn_engine *engine, cairn_job job,
+                               struct cairn_error *err);
 /* 0..100 (clamped; never moves back; 100 is shown only when completed). */
 CAIRN_API int cairn_task_progress(cairn_engine *engine, cairn_job job,
                                   double percent, struct cairn_error *err);
@@ -598,6 +633,11 @@ CAIRN_API const char *cairn_task_answer_text(cairn_engine *engine,
 /* The body stands still after TASK_SUSPEND. */
 CAIRN_API int cairn_task_parked(cairn_engine *engine, cairn_job job,
                                 struct cairn_error *err);
+/* A warning of whoever decides, to the job's run that is on or has just failed
+ * (it then ends Completed With Warnings). CAIRN_E_INVALID_STATE: there is none.
+ */
+CAIRN_API int cairn_job_warn(cairn_engine *engine, cairn_job job,
+                             const char *message, struct cairn_error *err);
 CAIRN_API int cairn_task_warn(cairn_engine *engine, cairn_job job,
                               const char *message, struct cairn_error *err);
 /* The body has ended: failure NULL = well; otherwise its error (a CAIRN_E_ id
@@ -647,6 +687,12 @@ CAIRN_API void cairn_process_release(cairn_engine *engine, uint64_t cookie);
  * "error". The caller frees. Blocks on I/O. */
 CAIRN_API int cairn_points(const char *directory, char **json,
                            struct cairn_error *err);
+/* Which points the rules of a prune job keep: a JSON object { keep: as in the
+ * specification, points: [{ time: CIM datetime, id? }] } of one collection,
+ * oldest first; *out is a JSON array with the reasons (an array of strings) for
+ * each; one with none could go. The caller frees. Reads and writes nothing. */
+CAIRN_API int cairn_keep(const char *json, size_t length, char **out,
+                         struct cairn_error *err);
 /* What is kept for a point outside of its directory, by a whole id: a JSON
  * array of bitmaps and clones, each with "exists", or "error" where that cannot
  * be told. The caller frees. Blocks on I/O. */

@@ -6,7 +6,8 @@
  * export of the same source that ran through. What the interruption may have
  * left, and what the storage may have lost of it, is made up at random;
  * CAIRN_SEED and CAIRN_SECONDS (default 20, shared by the sweeps) choose,
- * CAIRN_LONG=1 visits every system call. */
+ * CAIRN_LONG=1 visits every system call; CAIRN_SWEEP is how many ends of the
+ * process each sweep has at least (12). */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -304,6 +305,14 @@ static void prepare_target(const struct form *f, const char *target)
   "{\"id\":\"vdb\",\"path\":\"$/b.qcow2\",\"format\":\"qcow2\","               \
   "\"tracker\":\"bitmap\"}"
 
+/* How many ends of the process a sweep has at least (CAIRN_SWEEP). */
+static unsigned least(void)
+{
+  const char *text = getenv("CAIRN_SWEEP");
+
+  return text ? (unsigned)strtoul(text, NULL, 10) : 12;
+}
+
 static void sweep_kills(const struct form *f, const char *what)
 {
   double deadline = seconds_now() + budget() / 4;
@@ -316,8 +325,9 @@ static void sweep_kills(const struct form *f, const char *what)
   if (getenv("CAIRN_LONG"))
     deadline = 1e300;
   for (at = 1 + draw(stride);
-       at <= calls && (seconds_now() < deadline || killed < 12);
-       at += killed < 12 && seconds_now() > deadline ? calls / 12 : stride) {
+       at <= calls && (seconds_now() < deadline || killed < least());
+       at += killed < least() && seconds_now() > deadline ? calls / least()
+                                                          : stride) {
     char text[128];
     prepare_target(f, "out");
     if (!export_killed_at(f, "out", at))
@@ -338,7 +348,7 @@ static void sweep_kills(const struct form *f, const char *what)
   printf("# ran %u ends of the process over the %llu calls of an export (%s), "
          "%u of them followed by another (seed %lu)\n",
          killed, (unsigned long long)calls, what, twice, seed());
-  assert_true(killed >= 12);
+  assert_true(killed >= least());
 }
 
 static void ends_with_the_same_bytes_wherever_it_was_killed(void **state)

@@ -98,6 +98,20 @@ describe("a schedule", function()
       .warning)
   end)
 
+  it("says the same of a job that is submitted", function()
+    local log = {}
+    local engine <close> = assert(cairn.open { clock = "virtual",
+      log = function(message) log[#log + 1] = message end })
+    local spec = { Name = "x", held = true, run = function() end,
+      RunDay = -1, RunDayOfWeek = "-Friday", RunStartInterval = "1h" }
+    assert(engine:submit(spec))
+    assert.same({}, log)
+    spec.RunDayOfWeek = "Friday"
+    assert(engine:submit(spec))
+    assert.equal(1, #log)
+    assert.matches("RunDay %-1 with RunDayOfWeek Friday", log[1])
+  end)
+
   it("knows its zone", function()
     assert.equal("UTC", cairn.schedule { RunDay = 1, zone = "UTC" }.zone)
     assert.equal("UTC", cairn.schedule { RunDay = 1,
@@ -350,7 +364,7 @@ describe("cairn preview", function()
     local code, output = preview [[ a = { RunMonth = "April", RunDay = 31,
       run = function() end } ]]
     assert.equal(2, code)
-    assert.matches("p%.lua: jobs%.a: RunDay 31 with RunMonth April never comes",
+    assert.matches("p%.lua:%d+: cairn%.policy: jobs%.a: RunDay 31 with RunMonth April never comes",
       output)
     code, output = preview("a = { RunDay = 1, run = function() end }",
       "--from", "tomorrow")

@@ -15,9 +15,24 @@ local json = { name = "json", help =
   "print the result as JSON on standard output, one object a line" }
 local numbers = { name = "numbers", help =
   "with --json: value maps as numbers instead of labels" }
+local set = { name = "set", value = "K=V", is_repeated = true,
+  check = function(value)
+    if not value:find("^[^=]+=") then
+      return "wants K=V, such as --set directory=/srv/backup"
+    end
+  end,
+  help = "a setting for the policy (its first argument, a table); may be given "
+    .. "again; file is taken: the policy's own path" }
 local dry_run = { name = "dry-run", help =
   "check everything and print what would be done; write nothing; the exit "
   .. "code is 2 or 3 when it is known that the run would fail" }
+
+local from = { name = "from", value = "TIME",
+  help = "the runs after this time: a date, 2025-03-30 or 2025-03-30T02:30, a "
+    .. "CIM datetime or Unix seconds (default: now)" }
+local zone = { name = "zone", value = "Z",
+  help = "the host's time zone, for jobs that name none (default: this host's)"
+  }
 
 local exit_jobs = {
   { 0, "all well; warnings are on standard error" },
@@ -97,14 +112,7 @@ terminated.]],
     options = {
       { name = "job", value = "KEY", is_repeated = true,
         help = "only this job of the policy; may be given again" },
-      { name = "set", value = "K=V", is_repeated = true,
-        check = function(value)
-          if not value:find("^[^=]+=") then
-            return "wants K=V, such as --set directory=/srv/backup"
-          end
-        end,
-        help = "a setting for the policy (its first argument, a table); may "
-          .. "be given again; file is taken: the policy's own path" },
+      set,
       json, numbers, dry_run,
       { name = "store", value = "FILE",
         help = "keep the jobs and their history in FILE, made when missing: "
@@ -142,11 +150,7 @@ As in a job, JobRunTimes is 1 unless the policy gives it.]],
           if not n or n < 1 or n > 1000 then return "wants 1 to 1000 runs" end
         end,
         help = "how many runs of each job (default 5)" },
-      { name = "zone", value = "Z",
-        help = "the time zone of jobs that name none (default: this host's)" },
-      { name = "from", value = "TIME",
-        help = "the runs after this time, a CIM datetime or Unix seconds "
-          .. "(default: now)" },
+      zone, from,
       json,
     },
     exits = {
@@ -159,6 +163,89 @@ As in a job, JobRunTimes is 1 unless the policy gives it.]],
       "cairn preview nightly.lua",
       "cairn preview nightly.lua -n 3 --from 20250329000000.000000+060",
       "cairn preview nightly.lua --zone Europe/Berlin --json",
+    },
+  },
+  {
+    name = "simulate",
+    summary = "a month of a policy's jobs in a moment, with nothing done",
+    description = [[
+Loads POLICY.lua, or all *.lua of a directory, and runs the jobs for 30 days on a
+clock that jumps from one event to the next: what starts, waits and for whom, is
+skipped, fails and is tried again, what a change of the clock moves, which points
+are made and which a prune keeps. The engine that decides all this is the real
+one; only what runs do is assumed. Nothing is exported, no program is started,
+nothing is written; the policy file itself is run, as always.
+
+How long a run takes: what --assume says; else the middle of the last 20 good
+runs of a job of that Name in --history; else, for an export, the bytes that its
+disks take on this host, read at --rate (an increment by clone or bitmap reads
+5 percent of them), for a verify or prune the bytes of the points; else 60
+seconds. No run fails but as --assume says:
+ KEY.seconds=N    how long each run takes: 600, 2h
+ KEY.fails=WHICH  runs that fail: 3 or 3rd, every:N, first:N, all, none
+ KEY.attempts=N   so many attempts of such a run fail: 1 (default), ..., all
+ KEY.changed=P    percent of its disks that change between two increments
+KEY is the key of a job, POLICY:KEY, or * for all jobs.
+
+An increment is made where the export would make one: base = latest, with a point
+of its collection there and the chain below its limit. Points that exist in the
+export directories are read and count, unless --fresh is given. Recovery handlers
+are not called.]],
+    arguments = {
+      { name = "POLICY.lua|DIR", key = "policy",
+        help = "a Lua file that returns cairn.policy{...}, or a directory of "
+          .. "them" },
+    },
+    options = {
+      { name = "days", value = "N", check = function(value)
+          local n = math.tointeger(value)
+          if not n or n < 1 or n > 3660 then return "wants 1 to 3660 days" end
+        end,
+        help = "how many days (default 30)" },
+      from, zone, set,
+      { name = "assume", value = "KEY.WHAT=V", is_repeated = true,
+        help = "what is assumed of a job's runs, as above; may be given again" },
+      { name = "rate", value = "MB", check = function(value)
+          local n = tonumber(value)
+          if not n or not (n >= 0.001 and n <= 1e6) then
+            return "wants megabytes a second, 0.001 to 1000000"
+          end
+        end,
+        help = "megabytes (10^6 bytes) that a run reads in a second (default "
+          .. "100)" },
+      { name = "history", value = "FILE",
+        help = "take how long runs take from this: what cairn history --json "
+          .. "prints; - is standard input" },
+      { name = "queue", value = "NAME=N", is_repeated = true,
+        check = function(value)
+          local n = math.tointeger(tonumber(value:match "^[^=]+=(%d+)$"))
+          if not n or n < 1 or n > 1000 then
+            return "wants NAME=N, 1 to 1000 places, such as default=4"
+          end
+        end,
+        help = "a queue that runs N jobs at once; may be given again (default: "
+          .. "default=2)" },
+      { name = "down", value = "START/DURATION", is_repeated = true,
+        help = "the host sleeps then, such as 2025-03-10T01:00/6h; catch_up "
+          .. "says what is made up; may be given again" },
+      { name = "fresh", help = "as if the export directories were empty" },
+      { name = "runs", help = "list every run too" },
+      { name = "json", help = "print records instead, one JSON object a line: "
+        .. "run, skip, prune, day, job, overlap, point, directory, total (its "
+        .. "member record says which)" },
+    },
+    exits = {
+      { 0, "simulated; notes are on standard error" },
+      { 1, "a result could not be written" },
+      { 2, "wrong use, a bad policy, or a job that the engine refuses" },
+      { 3, "the environment: no permission" },
+    },
+    examples = {
+      "cairn simulate nightly.lua",
+      "cairn simulate /etc/cairn/policies --days 60 --from 2025-03-01 "
+        .. "--zone Europe/Berlin",
+      "cairn simulate nightly.lua --assume web.seconds=2h --assume "
+        .. "web.fails=every:5",
     },
   },
   {
@@ -581,6 +668,7 @@ stopping, what it is doing, and keeps the watchdog.]],
         help = "how lines on standard error look: plain (the default), or json, "
           .. "one object a line with time, level, message and, where it is "
           .. "about one, job" },
+      { name = "json", help = "the same as --log json" },
     },
     exits = {
       { 0, "stopped in order" },
@@ -677,7 +765,7 @@ leaves behind is found by cairn doctor.]], nil, {
   job_command("set", "change properties of a job", [[
 Sets writable properties of a job, all or none of them. K= unsets K. A number is
 a number, an interval may be 2h or 90s, names of values are those of the class
-(RecoveryAction="Re-run Job").]], { "RunStartInterval=2h Priority=3",
+(RunDayOfWeek=-Friday).]], { "RunStartInterval=2h Priority=3",
     { name = "K=V", key = "pairs", rest = true,
       help = "a property and its new value" } }),
   job_command("answer", "answer a job's question", [[
@@ -735,7 +823,7 @@ commands.top = {
 commands.exits = exit_jobs
 
 -- Commands of later versions: known by name, in no half form.
-commands.later = { "simulate", "top" }
+commands.later = { "top" }
 
 commands.by_name = {}
 commands.names = {}

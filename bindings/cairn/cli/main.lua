@@ -13,6 +13,7 @@ local main = {}
 local modules = {
   run = "cairn.cli.run",
   preview = "cairn.cli.preview",
+  simulate = "cairn.cli.simulate",
   export = "cairn.cli.exports",
   import = "cairn.cli.exports",
   points = "cairn.cli.exports",

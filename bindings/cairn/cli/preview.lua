@@ -1,13 +1,13 @@
 -- cairn preview: when the jobs of a policy would run.
 
 local fields = require "cairn.schedule".fields
+local moment = require "cairn.cli.moment"
 local say = require "cairn.cli.say"
 local text = require "cairn.cli.text"
 
 local preview = {}
 
 local calendar = { "RunMonth", "RunDay", "RunDayOfWeek", "RunStartInterval" }
-local weekdays = { "Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed" }
 
 -- The schedule of a job, or nothing when it has no calendar.
 local function schedule_of(cairn, path, key, spec, options)
@@ -30,19 +30,6 @@ local function schedule_of(cairn, path, key, spec, options)
     (tostring(result.message):gsub("^cairn%.schedule: ", ""))), result.code)
 end
 
--- "Sun 2025-03-30 03:00:00 +02:00"
-local function shown(run)
-  local y, mo, d, h, mi, s, fraction, sign, offset =
-    run.local_time:match "^(....)(..)(..)(..)(..)(..)(%.%d+)([+-])(...)$"
-  local minutes = tonumber(offset)
-  local days = (run.unix_us // 1000000 + (sign == "-" and -60 or 60) * minutes)
-    // 86400
-  return ("%s %s-%s-%s %s:%s:%s%s %s%02d:%02d"):format(
-    weekdays[days % 7 + 1], y, mo, d, h, mi, s,
-    fraction == ".000000" and "" or fraction, sign, minutes // 60,
-    minutes % 60)
-end
-
 local function note_of(run)
   if run.kind == "gap" then
     return ("the clock is put forward over %s"):format(
@@ -51,16 +38,6 @@ local function note_of(run)
     return "the clock shows this time twice"
   end
   return ""
-end
-
-local function parse_time(cairn, value)
-  if not value then return nil end
-  local ok, time = pcall(cairn.datetime, tonumber(value) or value)
-  if not ok or time.kind ~= "timestamp" then
-    say.fail(2, "preview: --from %s: wants a CIM datetime "
-      .. "(20250330000000.000000+060) or Unix seconds", text.printable(value))
-  end
-  return time
 end
 
 -- When to begin to look for runs of a job: none comes before its
@@ -77,7 +54,9 @@ end
 function preview.preview(cairn, _, options)
   local policy, message, code = cairn.policy_load(options.policy)
   if not policy then say.fail_with(cairn, message, code) end
-  local from = parse_time(cairn, options.from)
+  local from_us = moment.parse(cairn, "preview: --from", options.from,
+    options.zone)
+  local from = from_us and cairn.datetime(from_us / 1e6)
   local keys, rows = {}, {}
   for key in pairs(policy.jobs) do keys[#keys + 1] = key end
   table.sort(keys)
@@ -102,7 +81,7 @@ function preview.preview(cairn, _, options)
           run.policy_key, run.zone = key, schedule.zone
           say.json(cairn, run, {})
         else
-          rows[#rows + 1] = { name, shown(run), text.printable(schedule.zone),
+          rows[#rows + 1] = { name, moment.shown(run.local_time, run.unix_us), text.printable(schedule.zone),
             note_of(run) }
         end
       end

@@ -1,22 +1,13 @@
 -- cairn run: the jobs of a policy, each once, now, or by their calendars, in
 -- memory or in a store.
 
+local policies = require "cairn.cli.policies"
 local say = require "cairn.cli.say"
 local session = require "cairn.cli.session"
 local summary = require "cairn.cli.summary"
 local text = require "cairn.cli.text"
 
 local run = {}
-
--- --set K=V...: a table; the last one of a key counts.
-local function settings_of(list)
-  local settings = {}
-  for _, pair in ipairs(list or {}) do
-    local key, value = pair:match("^([^=]+)=(.*)$")
-    settings[key] = value
-  end
-  return settings
-end
 
 local function keys_of(jobs)
   local keys = {}
@@ -46,7 +37,7 @@ end
 
 function run.run(cairn, uv, options)
   local policy, message, code = cairn.policy_load(options.policy,
-    settings_of(options.set))
+    policies.settings(options.set))
   if not policy then say.fail_with(cairn, message, code) end
   local store = options.store ~= ":memory:" and options.store or nil
   local specs = {}

@@ -3,8 +3,8 @@
 -- read from the jobs themselves, so that a bounded event queue or a coalesced
 -- redraw can lose nothing.
 
-local engine_module = require "cairn.engine"
 local guard = require "cairn.cli.guard"
+local policies = require "cairn.policies"
 local progress = require "cairn.cli.progress"
 local say = require "cairn.cli.say"
 local signals = require "cairn.cli.signals"
@@ -77,59 +77,22 @@ function session.open(options)
   return self
 end
 
--- The job of a policy that a store has from before, and has not ended.
-local function existing(engine, spec)
-  for _, job in ipairs(engine:jobs { policy = spec.policy,
-    policy_key = spec.policy_key }) do
-    if not is_final[job.JobState] then return job end
-  end
-end
-
--- Gives jobs of the store what the policy has for them now, one by one, and
--- submits those that are not there, all or none.
+-- Gives jobs of the store what the policy has for them now, and waits for it.
 local function renew(engine, specs)
-  local jobs, missing, places = {}, {}, {}
-  local other = engine_module.other_policy_file(engine, specs[1].policy,
-    specs[1].policy_file)
-  local there = other and io.open(other, "rb") -- else it was moved
-  if there then
-    there:close()
-    return nil, ("the store has a policy %s already, from %s; give one of them "
-      .. "another name (name = ..., beside jobs)"):format(
-      text.printable(specs[1].policy), text.printable(other)), "exists"
-  end
-  for i, spec in ipairs(specs) do
-    local job = existing(engine, spec)
-    if job then
-      spec.wait = false -- submitting waits for all
-      local ok, message, code = engine:update(job, spec)
-      if not ok then return nil, message, code end
-      jobs[i] = job
-    else
-      missing[#missing + 1] = spec
-      places[#missing] = i
-    end
-  end
-  local made, message, code = engine:submit_all(missing)
-  if not made then return nil, message, code end
+  local jobs, message, code = policies.renew(engine, specs)
+  if not jobs then return nil, message, code end
   local ok
   ok, message, code = engine:flush()
   if not ok then return nil, message, code end
-  for i, job in ipairs(made) do jobs[places[i]] = job end
   return jobs
 end
 
--- Holds the jobs of this policy that are not in it any more, until they are
--- again.
+-- Holds the jobs of this policy that are not in it any more.
 function Session:hold_strays(policy, keys)
-  for _, job in ipairs(self.engine:jobs { policy = policy }) do
-    if not is_final[job.JobState] and not keys[job.policy_key]
-      and job.phase ~= "held" then
-      self.engine:disown(job)
-      say.note(("cairn: %s: no job of the policy any more, held")
-        :format(text.printable(job.Name)))
-    end
-  end
+  policies.hold_strays(self.engine, policy, keys, function(job)
+    say.note(("cairn: %s: no job of the policy any more, held")
+      :format(text.printable(job.Name)))
+  end)
 end
 
 -- Submits specifications; ends the command when one is refused.

@@ -1,0 +1,415 @@
+-- Decisions: what the functions of a policy say about a job's runs.
+--
+-- They are asked in the policy's isolated state (cairn/decision.lua) and get
+-- plain data; docs/policies.md describes it row by row. When one fails, or says
+-- what cannot be, it has said nothing: that is logged, the run gets a warning,
+-- and its fallback holds, which is what the job would do without the function.
+-- A run keeps the functions that it began with, whatever is loaded meanwhile.
+--
+-- S.deciders[serial] = { object =, key =, policy =, version =, prunes = }.
+
+local core = require "cairn.core"
+core.trust()
+local E = require "cairn.engine"
+local failure = require "cairn.failure"
+local recovery = require "cairn.recovery"
+local task = require "cairn.task"
+
+local M = {}
+
+M.KEEP_ALL = 1000000000 -- points: a rule that keeps whatever there is
+
+local HISTORY = 30      -- records that a function gets
+local THROTTLE_S = 5    -- between questions about the rate
+M.RECORDS = 200         -- decisions kept, for a reload to try on
+local event = core.event
+
+M.names = { "base", "select", "on_failure", "retain", "throttle", "notify" }
+
+-- ---- what the functions get ----------------------------------------------------------
+
+local clocks = setmetatable({}, { __mode = "v" }) -- zone -> the last one
+
+-- Broken-down time as os.date("*t") has it, in a zone (nil: the host's), with
+-- whole Unix seconds. Not to be changed: the same second is the same table.
+function M.clock(unix, zone)
+  local second = unix // 1 | 0
+  local last = clocks[zone or ""]
+  if last and last.unix == second then return last end
+  local offset = core.zone_offset(second * 1000000, zone or "") // 1000000
+  local t = os.date("!*t", second + offset)
+  t.isdst = nil
+  t.unix = second
+  clocks[zone or ""] = t
+  return t
+end
+
+local fields = { "InstanceID", "Name", "policy", "queue", "Priority",
+  "run_number", "attempts", "JobState", "phase", "ErrorCode",
+  "ErrorSummaryDescription", "bytes_total", "bytes_done", "rate" }
+
+-- The job as its functions see it.
+function M.job(engine, job, decider, spec)
+  local view = { key = decider.key,
+    now = M.clock(core.now(engine) / 1e6, job.zone) }
+  for _, name in ipairs(fields) do view[name] = job[name] end
+  if spec then
+    view.directory, view.base = spec.directory, spec.base
+    view.CollectionId = spec.CollectionId
+      or type(spec.collection) == "table" and spec.collection.CollectionId
+      or spec.collection
+  end
+  return view
+end
+
+-- The last records of the job's history, oldest first.
+local function history_of(engine, id)
+  local records = core.history(engine, id) or {}
+  return table.move(records, math.max(1, #records - HISTORY + 1), #records, 1,
+    {})
+end
+
+local disk_fields = { "id", "path", "format", "tracker" }
+
+-- ---- asking ------------------------------------------------------------------------------
+
+local function shown_log(S, decider, name, message)
+  E.log(S, ("policy %s %s: %s of %s: %s"):format(decider.policy,
+    decider.version, name, decider.key, message))
+end
+
+function M.with_trace(message, trace)
+  return trace and trace ~= "" and message .. "\n" .. trace or message
+end
+
+-- What became of a decision: for the log of the run, and for replays.
+local function record(S, decider, name, arguments, answer, message)
+  local list = S.decisions
+  list[#list + 1] = { policy = decider.policy, key = decider.key, name = name,
+    version = decider.version, arguments = arguments, answer = answer,
+    error = message, time = os.time() }
+  if #list >= 2 * M.RECORDS then
+    S.decisions = table.move(list, #list - M.RECORDS + 1, #list, 1, {})
+  end
+end
+
+local function warn(engine, serial, text)
+  return core.warn(engine, serial, text) -- nil when its run is over
+end
+
+-- answer | nil, whether the function failed. check(answer) -> message when it
+-- cannot be.
+local function ask(engine, S, decider, serial, name, check, ...)
+  if not decider.object:has(decider.key, name) then return nil, false end
+  local ok, answer, code, trace = decider.object:call(decider.key, name, ...)
+  local message
+  if not ok then
+    message = answer
+    shown_log(S, decider, name, M.with_trace(message, trace))
+    answer = nil
+  elseif answer ~= nil then
+    message = check(answer)
+    if message then
+      message = ("it returned %s; %s"):format(
+        failure.shown(type(answer) == "string" and "'" .. answer .. "'"
+        or tostring(answer)), message)
+      shown_log(S, decider, name, message)
+      answer = nil
+    end
+  end
+  record(S, decider, name, { ... }, answer, message)
+  if message and serial then
+    warn(engine, serial, ("policy %s: %s failed (%s); as without it"):format(
+      decider.policy, name, message))
+  end
+  return answer, message ~= nil, code
+end
+
+-- ---- what they may say ------------------------------------------------------------------
+
+local function is_base(answer)
+  if type(answer) ~= "string" or answer == "" then
+    return "valid are 'latest', 'none' and the id of a point"
+  end
+end
+
+local function is_selection(answer)
+  if type(answer) ~= "boolean" then return "true or false expected" end
+end
+
+local function is_rate(answer)
+  if type(answer) ~= "number" or answer ~= answer or answer < 1
+    or answer > 2 ^ 62 then
+    return "bytes per second, at least 1, expected"
+  end
+end
+
+local function is_name(answer)
+  if type(answer) ~= "string" then return "the name of a handler expected" end
+end
+
+local function is_action(answer)
+  local ok, err = pcall(recovery.read, answer)
+  if not ok then return tostring(err) end
+end
+
+-- A set { [id] = true } or a list of ids, as a list.
+local function ids_of(answer)
+  local list = {}
+  for key, value in pairs(answer) do
+    if math.type(key) == "integer" then
+      list[#list + 1] = value
+    elseif value then
+      list[#list + 1] = key
+    end
+  end
+  table.sort(list, function(a, b) return tostring(a) < tostring(b) end)
+  return list
+end
+
+local function is_set(known)
+  return function(answer)
+    if type(answer) ~= "table" then
+      return "a set of ids expected, { [id] = true }"
+    end
+    for _, id in ipairs(ids_of(answer)) do
+      if not known[id] then
+        return ("%s is no point that it was given"):format(failure.shown(id))
+      end
+    end
+  end
+end
+
+-- ---- before a run ---------------------------------------------------------------------------
+
+-- The machines of a collection without the disks that select leaves out, and
+-- how many these are; nil: every disk was left out.
+local function selected(engine, S, decider, serial, view, machines)
+  local out, left_out, kept = {}, 0, 0
+  for i, machine in ipairs(machines) do
+    local copy = {}
+    for key, value in pairs(machine) do copy[key] = value end
+    copy.disks = {}
+    for _, disk in ipairs(machine.disks or {}) do
+      local seen = { machine = machine.ElementName,
+        VirtualMachineId = machine.VirtualMachineId }
+      for _, name in ipairs(disk_fields) do seen[name] = disk[name] end
+      if ask(engine, S, decider, serial, "select", is_selection, view, seen)
+        == false then
+        left_out = left_out + 1
+      else
+        kept = kept + 1
+        copy.disks[#copy.disks + 1] = disk
+      end
+    end
+    out[i] = copy
+  end
+  if left_out > 0 and kept == 0 then return nil, left_out end
+  return out, left_out
+end
+
+-- The points of a directory that functions see: id, sequence, kind, time
+-- (unix, and broken down), base, size. nil, message when it cannot be read.
+local function points_of(spec, zone)
+  local all, message = core.points(spec.directory)
+  if not all then return nil, message end
+  local farm = type(spec.collection) == "table"
+    and spec.collection.CollectionId or spec.collection
+  local list, known = {}, {}
+  for _, point in ipairs(all) do
+    if point.ReferencePointGroupId
+      and (farm == nil or point.CollectionId == farm) then
+      local t = point.time and core.datetime(point.time)
+      list[#list + 1] = {
+        ReferencePointGroupId = point.ReferencePointGroupId,
+        BaseReferencePointGroupId = point.BaseReferencePointGroupId,
+        CollectionId = point.CollectionId, sequence = point.sequence,
+        kind = point.kind, damage = point.damage,
+        time = t and M.clock(t.microseconds / 1e6, zone) }
+      known[point.ReferencePointGroupId] = true
+    end
+  end
+  table.sort(list, function(a, b) return a.sequence < b.sequence end)
+  return list, known
+end
+
+-- The ids that retain keeps: all of them when it fails, or says nothing.
+-- nil, message when the points cannot be read.
+local function kept(engine, S, decider, serial, spec, zone)
+  local points, known = points_of(spec, zone)
+  if not points then return nil, known end
+  local answer = ask(engine, S, decider, serial, "retain", is_set(known),
+    points)
+  if answer then return ids_of(answer), #points end
+  local ids = {}
+  for i, point in ipairs(points) do ids[i] = point.ReferencePointGroupId end
+  return ids, #points
+end
+
+-- The specification of this run, or nil: the job's own. is_export and is_prune
+-- are told by what it has.
+local function decided(engine, S, decider, ev)
+  local job, serial = ev.job, ev.serial
+  local spec = assert(core.spec(engine, serial))
+  local view = M.job(engine, job, decider, spec)
+  local changed = false
+  if type(spec.collection) == "table" and spec.input == nil
+    and spec.action == nil then
+    local base = ask(engine, S, decider, serial, "base", is_base, view,
+      history_of(engine, ev.InstanceID))
+    if base and base ~= spec.base then
+      spec.base, changed = base, true
+    end
+    if decider.object:has(decider.key, "select") then
+      local machines, left_out = selected(engine, S, decider, serial, view,
+        spec.collection.machines or {})
+      if not machines then
+        warn(engine, serial, ("policy %s: select leaves out every disk; as "
+          .. "without it"):format(decider.policy))
+      elseif left_out > 0 then
+        spec.collection.machines, changed = machines, true
+      end
+    end
+  elseif spec.keep and decider.object:has(decider.key, "retain") then
+    local ids, why = kept(engine, S, decider, serial, spec, job.zone)
+    if not ids then -- then nobody has decided that anything may go
+      shown_log(S, decider, "retain", why)
+    end
+    spec.keep, changed = ids and { ids = ids } or { last = M.KEEP_ALL }, true
+  end
+  return changed and spec or nil
+end
+
+local function throttle(engine, S, serial, run)
+  local decider = S.deciding[serial]
+  if not decider or not decider.object:has(decider.key, "throttle") then
+    return
+  end
+  local job = decider.job
+  if job.run_number ~= run or not S.unfinished[serial] then return end
+  local view = M.job(engine, job, decider)
+  local rate = ask(engine, S, decider, nil, "throttle", is_rate, view,
+    view.now)
+  if core.throttle(engine, serial, rate and rate // 1 | 0 or 0) then
+    E.start_timer(engine, S, THROTTLE_S * 1000000, function()
+      throttle(engine, S, serial, run)
+    end)
+  end
+end
+
+E.task_events[event.TASK_DECIDE] = function(engine, S, ev)
+  local decider, serial = S.deciders[ev.serial], ev.serial
+  local spec
+  if decider then
+    S.deciding[serial] = setmetatable({ job = ev.job }, { __index = decider })
+    local ok, err = xpcall(function()
+      spec = decided(engine, S, decider, ev)
+    end, failure.traceback)
+    if not ok then
+      spec = nil
+      E.log(S, "policy " .. decider.policy .. ": " .. tostring(err))
+    end
+    throttle(engine, S, serial, ev.run_number)
+  end
+  local ok, message, code = core.decide(engine, serial, ev.run_number,
+    ev.status, spec)
+  if ok or code == "invalid_state" or code == "not_found" then return end
+  shown_log(S, decider, "base or select", message)
+  warn(engine, serial, ("policy %s: what it decided cannot be (%s); as without "
+    .. "it"):format(decider.policy, message))
+  core.decide(engine, serial, ev.run_number, ev.status, nil)
+end
+
+-- ---- after a run -------------------------------------------------------------------------------
+
+-- on_failure, before the job's RecoveryAction: action, delay_us | nil.
+function M.recover(engine, S, ev)
+  local serial, job = ev.serial, ev.job
+  local decider = S.deciding[serial] or S.deciders[serial]
+  if not decider then return nil end
+  local row
+  for _, candidate in ipairs(failure.errors) do
+    if candidate.ErrorCode == job.ErrorCode then row = candidate end
+  end
+  local answer = ask(engine, S, decider, serial, "on_failure", is_action,
+    M.job(engine, job, decider), { code = row and row.code,
+      ErrorCode = job.ErrorCode, MessageID = row and row.MessageID,
+      message = job.ErrorSummaryDescription or job.ErrorDescription },
+    job.attempts)
+  if answer == nil then return nil end
+  return recovery.read(answer)
+end
+
+-- Whether there is such a function for the job's run.
+function M.decides(S, serial, name)
+  local decider = S.deciding[serial] or S.deciders[serial]
+  return decider ~= nil and decider.object:has(decider.key, name)
+end
+
+-- The name of the handler that is to be told, or nil: the job's Notify.
+function M.notify(engine, S, ev, notice)
+  local decider = S.deciding[ev.serial] or S.deciders[ev.serial]
+  local view = M.job(engine, ev.job, decider)
+  view.JobState, view.ErrorCode = notice.JobState, notice.ErrorCode
+  view.ErrorSummaryDescription = notice.ErrorSummaryDescription
+  view.run_number = notice.run_number
+  return (ask(engine, S, decider, nil, "notify", is_name, view))
+end
+
+-- After a good export of a policy that has retain and no prune job of its own:
+-- a job that prunes the directory to what it keeps.
+local function prune(engine, S, decider, job, spec)
+  local ids, count = kept(engine, S, decider, nil, spec, job.zone)
+  if not ids then
+    E.log(S, ("policy %s: retain: %s"):format(decider.policy, count))
+    return
+  elseif #ids >= count then
+    return
+  end
+  local made, message = engine:submit { Name = job.Name .. ": retain",
+    queue = job.queue, volatile = true, wait = false,
+    DeleteOnCompletion = true,
+    prune = { directory = spec.directory, keep = { ids = ids },
+      collection = spec.collection.CollectionId } }
+  if not made then
+    E.log(S, ("policy %s: retain: %s"):format(decider.policy, message))
+  end
+end
+
+-- Called for every event of a job.
+function M.event(engine, S, ev)
+  local serial = ev.serial
+  if ev.type == event.RUN_ENDED and not ev.is_retried then
+    local decider = S.deciding[serial]
+    S.deciding[serial] = nil
+    if not decider or decider.prunes
+      or ev.JobState ~= "Completed"
+      and ev.JobState ~= "Completed With Warnings"
+      or not decider.object:has(decider.key, "retain") then
+      return
+    end
+    local spec = core.spec(engine, serial)
+    if spec and type(spec.collection) == "table" and spec.input == nil
+      and spec.action == nil then
+      task.spawn_on(engine, prune, engine, S, decider, ev.job, spec)
+    end
+  elseif ev.type == event.REMOVED then
+    S.deciders[serial], S.deciding[serial] = nil, nil
+  end
+end
+
+-- A job gets these functions, or none. What waits for an answer of functions
+-- that are gone is settled by the job's properties.
+function M.set(engine, S, serial, decider, name)
+  S.deciders[serial] = decider
+  if decider then
+    local ok, message, code = core.code_add(engine, name)
+    if not ok then failure.raise(code, "%s", message) end
+  else
+    core.recover(engine, serial, -1, 0)
+  end
+end
+
+E.decide = M
+
+return M

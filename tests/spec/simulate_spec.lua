@@ -1,0 +1,580 @@
+-- cairn simulate, judged by engines that run real bodies on a virtual clock, by
+-- a prune of real points, and by Python's zoneinfo (tests/random/simulate.py).
+
+local cairn = require "cairn"
+local core = require "cairn.core"
+local simulate = require "cairn.simulate"
+local support = _G.support
+
+local FARM = [[
+local cairn = require "cairn"
+local farm = cairn.collection {
+  CollectionId = "6F1D0000-0000-4000-8000-000000000001",
+  machines = { { VirtualMachineId = "6F1D0000-0000-4000-8000-000000000002",
+    disks = { { id = "vda", path = "disk.raw", format = "raw" } } } } }
+local other = cairn.collection {
+  CollectionId = "6F1D0000-0000-4000-8000-000000000003",
+  machines = { { VirtualMachineId = "6F1D0000-0000-4000-8000-000000000004",
+    disks = { { id = "vda", path = "none.raw", format = "raw" } } } } }
+local daily = "00000000020000.000000:000"
+]]
+-- 2025-03-28 00:00 in Berlin, two days before its clock is put forward
+local FROM = 1743116400
+local BERLIN = { "--from", tostring(FROM), "--zone", "Europe/Berlin" }
+
+describe("a simulation", function()
+  local directory, remove
+
+  before_each(function() directory, remove = support.directory() end)
+  after_each(function() remove() end)
+
+  local function policy(jobs, name)
+    return support.write(("%s/%s.lua"):format(directory, name or "p"),
+      FARM .. "return cairn.policy { jobs = {" .. jobs .. "} }")
+  end
+
+  local function command(path, ...)
+    return support.run { support.build .. "/bin/cairn", "simulate", path, ... }
+  end
+
+  -- Records by what they are.
+  local function records(path, ...)
+    local code, _, output = command(path, "--json", ...)
+    assert(code == 0, output)
+    local out = setmetatable({}, { __index = function() return {} end })
+    for line in output:gmatch "[^\n]+" do
+      local record = cairn.json_decode(line)
+      local list = rawget(out, record.record) or {}
+      out[record.record] = list
+      list[#list + 1] = record
+    end
+    return out
+  end
+
+  local function berlin(path, ...)
+    local arguments = table.move(BERLIN, 1, #BERLIN, 1, {})
+    for _, argument in ipairs { ... } do
+      arguments[#arguments + 1] = argument
+    end
+    return records(path, table.unpack(arguments))
+  end
+
+  local function starts(list, key)
+    local out = {}
+    for _, run in ipairs(list) do
+      if run.job == key then out[#out + 1] = run.start:sub(7, 12) end
+    end
+    return out
+  end
+
+  it("runs by the calendar and over a change of the clock", function()
+    local out = berlin(policy [[
+      nightly = { RunStartInterval = daily, JobRunTimes = 0, run = print } ]],
+      "--days", "4")
+    assert.same({ "280200", "290200", "300300", "310200" },
+      starts(out.run, "nightly"))
+    assert.equal("gap", out.run[3].due_kind)
+    assert.same({ "2025-03-30 02:00:00" }, out.run[3].nominals)
+    assert.equal("20250330030000.000000+120", out.run[3].start)
+    assert.equal(4, #out.day)
+    assert.matches("put forward", out.day[3].notes[1])
+    assert.equal("20250401000000.000000+120", out.total[1].to)
+    assert.equal("20250401020000.000000+120", out.job[1].next)
+    assert.equal(4, out.job[1].runs)
+  end)
+
+  it("touches nothing and starts nothing", function()
+    support.write(directory .. "/disk.raw", ("x"):rep(100000))
+    local before = select(3, support.run { "find", directory, "-printf",
+      "%p %s %T@\n" })
+    local path = policy [[
+      nightly = { RunStartInterval = daily, JobRunTimes = 0,
+        export = { collection = farm, directory = "out" } },
+      clean = { RunStartInterval = daily, JobRunTimes = 0,
+        prune = { directory = "out", keep = { last = 1 } } },
+      body = { RunStartInterval = daily, JobRunTimes = 0, Notify = "ops",
+        run = function() io.open(set.file .. ".ran", "w"):close() end } ]]
+    local out = berlin(path)
+    assert.equal(30, out.directory[1].made)
+    os.remove(path)
+    assert.equal(before:gsub("[^\n]*\n", "", 1), (select(3, support.run {
+      "find", directory, "-printf", "%p %s %T@\n" })
+      :gsub("[^\n]*\n", "", 1)))
+  end)
+
+  it("has the export directory keep two jobs apart", function()
+    local out = berlin(policy [[
+      a = { RunStartInterval = daily, JobRunTimes = 0,
+        export = { collection = farm, directory = "out" } },
+      b = { RunStartInterval = daily, JobRunTimes = 0,
+        export = { collection = other, directory = "out" } },
+      c = { RunStartInterval = daily, JobRunTimes = 0, run = print } ]],
+      "--assume", "*.seconds=1h", "--queue", "default=9", "--days", "1")
+    assert.same({ "280200" }, starts(out.run, "a"))
+    assert.same({ "280300" }, starts(out.run, "b"))
+    assert.same({ "280200" }, starts(out.run, "c"))
+    local b = out.run[3]
+    assert.equal("directory", b.wait_reason)
+    assert.same({ "a" }, b.waited_for)
+    assert.equal(3600, b.wait_seconds)
+    assert.equal(2, out.total[1].peak)
+    assert.equal(1, #out.overlap)
+    assert.same({ "a", "c" }, out.overlap[1].jobs)
+    assert.equal(3600, out.overlap[1].seconds)
+  end)
+
+  it("has a full queue make jobs wait, by priority", function()
+    local out = berlin(policy [[
+      a = { RunStartInterval = daily, JobRunTimes = 0, run = print },
+      b = { RunStartInterval = daily, JobRunTimes = 0, run = print },
+      c = { RunStartInterval = daily, JobRunTimes = 0, run = print,
+        Priority = 1 } ]],
+      "--assume", "*.seconds=600", "--queue", "default=1", "--days", "1")
+    assert.same({ "280200" }, starts(out.run, "c"))
+    assert.same({ "280210" }, starts(out.run, "a"))
+    assert.same({ "280220" }, starts(out.run, "b"))
+    assert.equal("queue", out.run[3].wait_reason)
+    assert.same({ "a" }, out.run[3].waited_for)
+    assert.same({ "c" }, out.run[2].waited_for)
+    assert.equal(1, out.total[1].peak)
+    assert.same({}, out.overlap)
+  end)
+
+  it("skips what comes while a run is on, and says so", function()
+    local out = berlin(policy [[
+      long = { RunStartInterval = daily, JobRunTimes = 0, run = print } ]],
+      "--assume", "long.seconds=25h", "--days", "6")
+    -- the 30th has 23 hours
+    assert.same({ "280200", "300300", "010200" }, starts(out.run, "long"))
+    local counts = {}
+    for _, skip in ipairs(out.skip) do
+      assert.equal("running", skip.reason)
+      counts[#counts + 1] = skip.first:sub(7, 8) .. "x" .. skip.count
+    end
+    assert.same({ "29x1", "31x1", "02x1" }, counts)
+    assert.equal(3, out.job[1].skipped)
+    assert.same({ running = 3 }, out.job[1].skipped_by_reason)
+  end)
+
+  it("tries again as RecoveryAction says, and gives up", function()
+    local out = berlin(policy [[
+      once = { RunStartInterval = daily, JobRunTimes = 0, run = print },
+      again = { RunStartInterval = daily, JobRunTimes = 0, run = print,
+        RecoveryAction = "Re-run Job" },
+      never = { RunStartInterval = daily, JobRunTimes = 0, run = print,
+        RecoveryAction = "Do Not Continue" } ]],
+      "--assume", "*.fails=2nd", "--assume", "again.attempts=all",
+      "--assume", "*.seconds=60", "--days", "4", "--queue", "default=3")
+    local function of(key)
+      for _, job in ipairs(out.job) do
+        if job.job == key then return job end
+      end
+    end
+    assert.equal(4, of "once".runs)
+    assert.equal(1, of "once".failed)
+    assert.equal(4, of "again".runs)
+    assert.equal(1, of "again".failed)
+    assert.equal(2, of "again".retried)
+    -- a minute of run, one of backing off, a minute, two
+    assert.same({ "280200", "290200", "290202", "290205", "300300", "310200" },
+      starts(out.run, "again"))
+    assert.equal(0, of "again".longest_wait_seconds)
+    assert.equal(2, of "never".runs)
+    assert.equal("Exception", of "never".JobState)
+    assert.equal("done", of "never".phase)
+  end)
+
+  it("makes up for what a host that sleeps has missed, by catch_up", function()
+    local out = berlin(policy [[
+      latest = { RunStartInterval = daily, JobRunTimes = 0, run = print },
+      all = { RunStartInterval = daily, JobRunTimes = 0, run = print,
+        catch_up = "all" },
+      none = { RunStartInterval = daily, JobRunTimes = 0, run = print,
+        catch_up = "none" } ]],
+      "--down", "2025-03-28T12:00/48h30m", "--days", "4", "--queue",
+      "default=3", "--assume", "*.seconds=60")
+    -- from noon on the 28th to 13:30 (summer time) on the 30th
+    assert.same({ "280200", "301330", "310200" }, starts(out.run, "latest"))
+    assert.same({ "280200", "301330", "301331", "310200" },
+      starts(out.run, "all"))
+    assert.same({ "280200", "310200" }, starts(out.run, "none"))
+    local skipped = {}
+    for _, skip in ipairs(out.skip) do
+      assert.equal("missed", skip.reason)
+      skipped[skip.job] = skip.count
+    end
+    assert.same({ latest = 1, none = 2 }, skipped)
+    assert.equal("down", out.run[4].wait_reason)
+  end)
+
+  it("takes the length of a run from sizes, history or the caller", function()
+    local disk = assert(io.open(directory .. "/disk.raw", "wb"))
+    disk:write(("x"):rep(3000000))
+    disk:seek("set", 90000000)
+    disk:write "x" -- the hole is not read
+    disk:close()
+    local path = policy [[
+      sized = { Name = "by size", RunStartInterval = daily, JobRunTimes = 0,
+        export = { collection = farm, directory = "out" } },
+      unknown = { RunStartInterval = daily, JobRunTimes = 0,
+        export = { collection = other, directory = "out2" } },
+      given = { Name = "by hand", RunStartInterval = daily, JobRunTimes = 0,
+        run = print } ]]
+    local history = support.write(directory .. "/history", table.concat({
+      '{"Name":"by size","JobState":"Completed","ElapsedTime":"00000000000010.000000:000"}',
+      '{"Name":"by size","JobState":"Exception","ElapsedTime":"00000000000500.000000:000"}',
+      '{"Name":"by size","JobState":"Completed","ElapsedTime":"00000000000030.000000:000"}',
+      '{"Name":"by size","JobState":"Completed","ElapsedTime":"00000000000020.000000:000"}',
+      "" }, "\n"))
+    local function lengths(...)
+      local found = {}
+      for _, run in ipairs(berlin(path, "--days", "1", ...).run) do
+        found[run.job] = run.length_seconds
+      end
+      return found
+    end
+    local found = lengths("--rate", "0.1")
+    assert.is_true(found.sized > 29 and found.sized < 32, found.sized)
+    assert.equal(60, found.unknown)
+    assert.equal(60, found.given)
+    found = lengths("--history", history, "--assume", "given.seconds=1h30m")
+    assert.equal(20, found.sized)
+    assert.equal(5400, found.given)
+  end)
+
+  it("keeps and merges points as a prune does", function()
+    local out = berlin(policy [[
+      nightly = { RunStartInterval = daily, JobRunTimes = 0,
+        export = { collection = farm, directory = "out", base = "latest",
+          depth_limit = 5 } },
+      clean = { RunStartInterval = "00000000030000.000000:000", JobRunTimes = 0,
+        prune = { directory = "out", keep = { last = 2, weekly = 3 } } } ]],
+      "--assume", "nightly.seconds=60", "--days", "30")
+    -- 28 March to 26 April, of which Sundays are 30, 6, 13 and 20
+    local times, kinds = {}, {}
+    for i, point in ipairs(out.point) do
+      times[i], kinds[i] = point.time:sub(5, 8), point.type
+    end
+    assert.same({ "0413", "0420", "0425", "0426" }, times)
+    assert.same({ "weekly" }, out.point[1].reasons)
+    assert.same({ "newest", "last", "weekly" }, out.point[4].reasons)
+    assert.equal(30, out.directory[1].made)
+    assert.equal(26, out.directory[1].pruned)
+    assert.equal(30 - 26, out.directory[1].points)
+    assert.equal("full", kinds[1])
+    local fulls = 0
+    for _, run in ipairs(out.run) do
+      if run.point == "full" then fulls = fulls + 1 end
+      assert.is_true(run.job ~= "clean" or run.kept <= 6)
+    end
+    assert.is_true(fulls >= 1)
+  end)
+
+  it("agrees with a prune of real points", function()
+    local points = dofile "tests/spec/points.lua"
+    points.export(directory, 6)
+    local list = assert(cairn.points(directory .. "/out"))
+    assert.equal(6, #list)
+    for _, rules in ipairs { { last = 2 }, { daily = 3 }, { within = 3600 },
+      { last = 1, ids = { list[2].ReferencePointGroupId:sub(1, 12) } },
+      { yearly = 1, monthly = 2, last = 3 } } do
+      local plan = assert(cairn.prune { directory = directory .. "/out",
+        keep = rules, dry_run = true })
+      local kept = {}
+      for _, point in ipairs(plan.kept) do
+        kept[point.ReferencePointGroupId or point.id] = point.reasons
+      end
+      local answer = assert(cairn.keep(list, rules))
+      for i, point in ipairs(list) do
+        assert.same(kept[point.ReferencePointGroupId] or {}, answer[i])
+      end
+    end
+    -- and they are what a simulation begins with
+    local path = policy [[
+      clean = { RunStartInterval = daily, JobRunTimes = 0,
+        prune = { directory = "out", keep = { last = 2 } } } ]]
+    local from = tostring(os.time() + 60)
+    local out = records(path, "--from", from, "--days", "2")
+    assert.equal(6, out.directory[1].found)
+    assert.equal(2, out.directory[1].points)
+    assert.equal(4, #out.prune[1].removed)
+    assert.equal(0, records(path, "--from", from, "--days", "2", "--fresh")
+      .directory[1].found)
+    assert.equal(6, #cairn.points(directory .. "/out"))
+  end)
+
+  -- The same jobs in an engine that knows nothing of simulations, stepped by
+  -- hand on a virtual clock, with bodies that sleep and raise.
+  it("is what a real engine does", function()
+    local seconds = { a = 5400, b = 30000, c = 1200, d = 400, e = 90000 }
+    local fails = { a = 3, c = 2, d = 1 }
+    local interval = { a = "2h", b = "2h", c = "2h30m", d = 7200, e = "1h" }
+    local text, assume = {}, {}
+    local function spec_of(key)
+      return { RunStartInterval = interval[key], JobRunTimes = 0,
+        RecoveryAction = key ~= "d" and "Re-run Job" or nil,
+        Priority = key == "c" and 3 or nil,
+        catch_up = key == "e" and "all" or nil }
+    end
+    local engine <close> = support.engine(cairn, {
+      start = cairn.datetime(FROM), queues = { default = { concurrency = 2 } } })
+    local seen = {}
+    for _, name in ipairs { "JobState", "RunEnded", "Skipped" } do
+      engine:on(name, function(ev)
+        local key = ev.job.Name
+        if name == "Skipped" then
+          seen[#seen + 1] = ("%d %s skipped %d %s"):format(ev.time, key,
+            ev.count, ev.reason)
+        elseif name == "RunEnded" then
+          seen[#seen + 1] = ("%d %s ended %s"):format(ev.time, key, ev.JobState)
+        elseif ev.JobState == "Starting" then
+          seen[#seen + 1] = ("%d %s %d.%d started"):format(ev.time, key,
+            ev.run_number, ev.job.attempts)
+        end
+      end)
+    end
+    for key in pairs(seconds) do text[#text + 1] = key end
+    table.sort(text)
+    for i, key in ipairs(text) do
+      local spec = spec_of(key)
+      spec.Name, spec.zone = key, "Europe/Berlin"
+      spec.run = function(job)
+        job:sleep(seconds[key])
+        if fails[key] and job.run_number % fails[key] == 0
+          and job.attempts == 1 then
+          error "as it was told"
+        end
+      end
+      assert(engine:submit(spec))
+      local fields = {}
+      for name, value in pairs(spec_of(key)) do
+        fields[#fields + 1] = ("%s = %s"):format(name,
+          type(value) == "string" and ("%q"):format(value) or value)
+      end
+      fields[#fields + 1] = "run = print"
+      text[i] = ("%s = { %s }"):format(key, table.concat(fields, ", "))
+      assume[#assume + 1] = ("%s.seconds=%d"):format(key, seconds[key])
+      if fails[key] then
+        assume[#assume + 1] = ("%s.fails=every:%d"):format(key, fails[key])
+      end
+    end
+    local to_us = (FROM + 12 * 86400 - 3600) * 1000000
+    local ticks = 0
+    while core.now(engine) < to_us do
+      while engine:step() do end
+      local timeout = engine:timeout()
+      -- never more than ten minutes at once, unlike a simulation
+      local us = math.min(math.max(1, timeout * 1e6 // 1 | 0), 600000000)
+      engine:advance(math.min(us, to_us - core.now(engine)) / 1e6)
+      ticks = ticks + 1
+    end
+    assert.is_true(ticks > 1700, ticks)
+    table.sort(seen)
+
+    local loaded = assert(cairn.policy_load(policy(table.concat(text, ","))))
+    local sim = assert(simulate.run({ loaded }, { from_us = FROM * 1000000,
+      days = 12, zone = "Europe/Berlin", assume = assert(
+        simulate.assume(assume)) }))
+    assert.equal(to_us, sim.to_us)
+    local simulated = {}
+    for _, run in ipairs(sim.runs) do
+      simulated[#simulated + 1] = ("%d %s %d.%d started"):format(run.start_us,
+        run.entry.key, run.run_number, run.attempt)
+      if run.end_us then
+        simulated[#simulated + 1] = ("%d %s ended %s"):format(run.end_us,
+          run.entry.key, run.state)
+      end
+    end
+    for _, skip in ipairs(sim.skips) do
+      simulated[#simulated + 1] = ("%d %s skipped %d %s"):format(skip.unix_us,
+        skip.entry.key, skip.count, skip.reason)
+    end
+    table.sort(simulated)
+    assert.is_true(#seen > 80, #seen)
+    assert.same(seen, simulated)
+  end)
+
+  it("says the same twice", function()
+    local path = policy [[
+      a = { RunStartInterval = daily, JobRunTimes = 0, run = print,
+        RecoveryAction = "Re-run Job" },
+      b = { RunStartInterval = daily, JobRunTimes = 0,
+        export = { collection = farm, directory = "out" } } ]]
+    local first = select(3, command(path, "--json", "--assume", "*.fails=every:3",
+      table.unpack(BERLIN)))
+    assert.equal(first, select(3, command(path, "--json", "--assume",
+      "*.fails=every:3", table.unpack(BERLIN))))
+  end)
+
+  it("reads a directory of policies, and names jobs by both", function()
+    policy("nightly = { RunStartInterval = daily, JobRunTimes = 0, run = print }",
+      "one")
+    policy("nightly = { RunStartInterval = daily, JobRunTimes = 0, run = print }",
+      "two")
+    local out = berlin(directory, "--days", "1", "--assume",
+      "two:nightly.seconds=5")
+    assert.equal(2, #out.job)
+    assert.equal("one:nightly", out.job[1].job)
+    local lengths = {}
+    for _, run in ipairs(out.run) do lengths[run.job] = run.length_seconds end
+    assert.same({ ["one:nightly"] = 60, ["two:nightly"] = 5 }, lengths)
+    support.write(directory .. "/three.lua", FARM
+      .. 'return cairn.policy { name = "two", jobs = {} }')
+    local code, _, output = command(directory)
+    assert.equal(2, code)
+    assert.matches("both are the policy two", output)
+  end)
+
+  it("tells a person days, jobs and reasons", function()
+    local code, _, output = command(policy [[
+      a = { RunStartInterval = daily, JobRunTimes = 0,
+        export = { collection = farm, directory = "out" } },
+      b = { RunStartInterval = daily, JobRunTimes = 0,
+        export = { collection = other, directory = "out" } } ]],
+      "--runs", "--days", "3", "--assume", "a.seconds=1h",
+      table.unpack(BERLIN))
+    assert.equal(0, code)
+    assert.matches("^Fri 2025%-03%-28 00:00 to Mon 2025%-03%-31 00:00 "
+      .. "%(Europe/Berlin%): 2 jobs, 6 runs, 0 failed", output)
+    assert.matches("Sun 2025%-03%-30  +2 .*a: the clock is put forward over "
+      .. "2025%-03%-30 02:00:00", output)
+    assert.matches("its directory was in use: a", output)
+    assert.matches("\n  b  +3  1:00:00", output)
+  end)
+
+  local refused = {
+    { "an assumption of nothing", "nothing is assumed of 'secs'; did you mean "
+      .. "'seconds'", "--assume", "a.secs=1" },
+    { "an assumption without a job", "there is no such job; did you mean 'a'",
+      "--assume", "aa.seconds=1" },
+    { "an assumption that is none", "KEY.seconds=, KEY.fails=", "--assume",
+      "5" },
+    { "a failure that is none", "a run's number", "--assume", "a.fails=often" },
+    { "a length that is none", "seconds, or an interval", "--assume",
+      "a.seconds=-1" },
+    { "no days", "1 to 3660 days", "--days", "0" },
+    { "a queue without places", "NAME=N", "--queue", "default" },
+    { "a queue of none", "1 to 1000 places", "--queue", "default=0" },
+    { "a hole without a length", "START/DURATION", "--down", "2025-03-10" },
+    { "a day that is none", "wants a CIM datetime", "--from", "2025-02-29" },
+    { "an hour that is none", "wants a CIM datetime", "--from",
+      "2025-02-28T24:00" },
+    { "a zone that is none", "zone", "--zone", "Europe/Berlinn", "--from",
+      "2025-02-28" },
+    { "a rate of nothing", "megabytes a second", "--rate", "0" },
+    { "a history that is not there", "No such file", "--history",
+      "/nonexistent/history" },
+  }
+  for _, case in ipairs(refused) do
+    it("refuses " .. case[1], function()
+      local code, _, output = command(policy [[
+        a = { RunStartInterval = daily, JobRunTimes = 0, run = print } ]],
+        table.unpack(case, 3))
+      assert.equal(2, code)
+      assert.is_truthy(output:find(case[2], 1, true), output)
+    end)
+  end
+
+  it("refuses a history that is none, with its line", function()
+    local history = support.write(directory .. "/history", '{"a":1}\nhello\n')
+    local code, _, output = command(policy "a = { run = print }", "--history",
+      history)
+    assert.equal(2, code)
+    assert.matches("line 2: no JSON object", output)
+  end)
+
+  it("passes on what the engine refuses, with the job", function()
+    local code, _, output = command(policy [[
+      a = { RunDay = 31, RunMonth = "April", run = print } ]])
+    assert.equal(2, code)
+    assert.matches("p%.lua: jobs%.a: RunDay 31 with RunMonth April never comes",
+      output)
+  end)
+end)
+
+describe("an engine that simulates", function()
+  local function body() end
+
+  it("wants a virtual clock and no store", function()
+    assert.has_error(function() cairn.open { simulate = body } end,
+      "cairn.open: simulate needs clock = 'virtual', and no store")
+    assert.has_error(function()
+      cairn.open { simulate = body, clock = "virtual", store = "x.db" }
+    end, "cairn.open: simulate needs clock = 'virtual', and no store")
+    local engine, message = core.open { store = ":memory:",
+      is_simulated = true }
+    assert.is_nil(engine)
+    assert.matches("is_simulated needs is_virtual_clock", message)
+    engine, message = core.open { store = "/nonexistent/x.db",
+      is_simulated = true, is_virtual = true }
+    assert.is_nil(engine)
+    assert.matches("is for \":memory:\"", message)
+  end)
+
+  -- A job that holds its directory is ended in every way; the other one gets it.
+  local ways = {
+    well = function() end,
+    fails = function() end,
+    killed = function(job) job:KillJob(false) end,
+    terminated = function(job) job:RequestStateChange "Terminate" end,
+    suspended = function(job, engine, second)
+      job:RequestStateChange "Suspend"
+      for _ = 1, 50 do engine:step() end
+      assert.equal("Suspended", job.JobState)
+      engine:advance(100)
+      for _ = 1, 50 do engine:step() end
+      -- its place in the queue is free, its directory is not
+      assert.equal("queued", second.phase)
+      assert.is_true(job:resume())
+    end,
+  }
+  for _, name in ipairs { "well", "fails", "killed", "terminated",
+    "suspended" } do
+    local way = ways[name]
+    it("gives the directory on after a run that is " .. name, function()
+      local engine <close> = support.engine(cairn, { simulate = function(job)
+        job:sleep(10)
+        if name == "fails" then error "no" end
+      end })
+      local function submit(id)
+        return assert(engine:submit { Name = "job" .. id, prune = {
+          directory = "/nonexistent/out", keep = { last = 1 } } })
+      end
+      local first, second = submit(1), submit(2)
+      for _ = 1, 50 do engine:step() end
+      assert.equal("Running", first.JobState)
+      assert.equal("New", second.JobState)
+      assert.equal("queued", second.phase)
+      assert.matches("/nonexistent/out", second.JobStatus)
+      way(first, engine, second)
+      second:wait(100)
+      assert.equal(name == "fails" and "Exception" or "Completed",
+        second.JobState)
+      assert.equal(({ well = "Completed", fails = "Exception",
+        killed = "Killed", terminated = "Terminated",
+        suspended = "Completed" })[name], first.JobState)
+    end)
+  end
+end)
+
+describe("cairn.keep", function()
+  it("refuses what are no points or no rules", function()
+    assert.has_error(function() cairn.keep("x", {}) end,
+      "cairn.keep: a list of points expected, got string")
+    assert.has_error(function() cairn.keep({ 1 }, {}) end,
+      "cairn.keep: point 1: a table expected, got number")
+    local list, message, code = cairn.keep({ { time = "yesterday" } },
+      { last = 1 })
+    assert.is_nil(list)
+    assert.matches("^keep: point 1: time:", message)
+    assert.equal("invalid_argument", code)
+    list, message = cairn.keep({ { time = "20250101000000.000000+000" } },
+      { lasting = 1 })
+    assert.is_nil(list)
+    assert.matches("last", message)
+    list, message = cairn.keep({ {} }, { last = 1 })
+    assert.is_nil(list)
+    assert.matches("point 1 must be an object with \"time\"", message)
+    assert.same({}, cairn.keep({}, { last = 1 }))
+  end)
+end)
