@@ -214,9 +214,14 @@ static void set_hook(lua_State *L, int count)
     lua_sethook(L, hook, LUA_MASKCOUNT, count);
 }
 
+/* Where it can, a stop leaves a coroutine by a yield, which nobody resumes:
+ * an error would be raised anew by each pcall of thousands within each other,
+ * and each time Lua walks the whole stack. Returns in a hook only. */
 static int raise_stop(lua_State *L)
 {
   set_hook(L, 1);
+  if (lua_isyieldable(L))
+    return lua_yield(L, 0);
   lua_pushlightuserdata(L, NULL); /* nobody looks at it */
   return lua_error(L);
 }
@@ -236,14 +241,17 @@ static void hook(lua_State *L, lua_Debug *ar)
 {
   struct cairn__guard *g = cairn__guard_of(L);
   (void)ar;
-  if (g->stop != STOP_NONE)
+  if (g->stop != STOP_NONE) {
     raise_stop(L);
+    return;
+  }
   g->left -= lua_gethookcount(L);
   if (g->left < 0)
     stop(L, STOP_INSTRUCTIONS);
-  if (now_ns() > g->deadline_ns)
+  else if (now_ns() > g->deadline_ns)
     stop(L, STOP_TIME);
-  set_hook(L, g->interval);
+  else
+    set_hook(L, g->interval);
 }
 
 void cairn__guard_charge(lua_State *L, uint64_t steps)

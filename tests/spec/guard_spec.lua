@@ -341,6 +341,25 @@ local attempts = {
   { "pcall of pcall", [[
     local function f() while true do pcall(pcall, pcall, f) end end f()]],
     { B, F, M } },
+  { "pcall within pcall in a coroutine, by the thousand", [[
+    local function f(n)
+      if n == 0 then while true do end end
+      pcall(f, n - 1)
+    end
+    coroutine.wrap(f)(20000)]], B },
+  { "pcall within pcall in a coroutine until no memory is left", [[
+    local function f() pcall(f) while true do end end
+    coroutine.wrap(f)()]], { B, M } },
+  { "pcall within pcall in coroutines within callbacks", [[
+    local function f(n)
+      if n == 0 then while true do end end
+      pcall(string.gsub, "x", "x", function()
+        pcall(coroutine.wrap(f), n - 1)
+        while true do end
+      end)
+      while true do end
+    end
+    coroutine.wrap(f)(30)]], { B, F } },
   { "xpcall whose handler loops", [[
     while true do xpcall(function() while true do end end,
       function() while true do end end) end]], B },
@@ -697,6 +716,8 @@ local attempts = {
 }
 
 local function is_among(code, codes)
+  -- a sanitizer is slow enough for the clock to come before the memory's end
+  if patience > 1 and code == B then return true end
   if type(codes) == "string" then return code == codes end
   for _, one in ipairs(codes) do
     if one == code then return true end
@@ -936,7 +957,7 @@ describe("an isolated state", function()
     "return { table.unpack({}, math.maxinteger - 1, math.maxinteger) }",
     "return { pcall(table.unpack, {}, 1, 1e8) }",
     "return { pcall(table.unpack, {}, math.mininteger, math.maxinteger) }",
-    "return { pcall(table.sort, { 3, 'x' }) }",
+    "return (pcall(table.sort, { 3, 'x' }))",
     "return { pcall(table.sort, { 1, 2 }, 3) }",
     "local t = { 3, 1, 2 } table.sort(t, function(a, b) return a > b end) "
       .. "return t",
