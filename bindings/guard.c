@@ -29,7 +29,6 @@
 #include "guard.h"
 
 #include <limits.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -116,17 +115,9 @@ struct cairn__guard *cairn__guard_of(lua_State *L)
 /* ---- telling where it happened ----------------------------------------------
  */
 
-static void append(char *buffer, size_t size, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-
-static void append(char *buffer, size_t size, const char *format, ...)
-{
-  size_t length = strlen(buffer);
-  va_list arguments;
-  va_start(arguments, format);
-  vsnprintf(buffer + length, size - length, format, arguments);
-  va_end(arguments);
-}
+/* Adds to the text in an array, as far as there is room. */
+#define append(array, ...)                                                     \
+  snprintf((array) + strlen(array), sizeof(array) - strlen(array), __VA_ARGS__)
 
 static int level_count(lua_State *L)
 {
@@ -156,19 +147,17 @@ static void trace_level(struct cairn__guard *g, lua_State *L, lua_Debug *ar)
     snprintf(g->where, sizeof g->where, "%s:%d", ar->short_src,
              ar->currentline);
   if (is_c)
-    append(g->trace, sizeof g->trace, "\n\t[C]: in ");
+    append(g->trace, "\n\t[C]: in ");
   else
-    append(g->trace, sizeof g->trace, "\n\t%s:%d: in ", ar->short_src,
-           ar->currentline);
+    append(g->trace, "\n\t%s:%d: in ", ar->short_src, ar->currentline);
   if (*ar->namewhat != '\0')
-    append(g->trace, sizeof g->trace, "%s '%.60s'", ar->namewhat, ar->name);
+    append(g->trace, "%s '%.60s'", ar->namewhat, ar->name);
   else if (*ar->what == 'm')
-    append(g->trace, sizeof g->trace, "main chunk");
+    append(g->trace, "main chunk");
   else if (is_c)
-    append(g->trace, sizeof g->trace, "?");
+    append(g->trace, "?");
   else
-    append(g->trace, sizeof g->trace, "function <%s:%d>", ar->short_src,
-           ar->linedefined);
+    append(g->trace, "function <%s:%d>", ar->short_src, ar->linedefined);
 }
 
 /* The stack of one coroutine; of the main one without the entry, which is ours.
@@ -180,8 +169,7 @@ static void trace_thread(struct cairn__guard *g, lua_State *L)
   for (int level = 0; level < count && lua_getstack(L, level, &ar); level++) {
     if (level == TRACE_HEAD && count > TRACE_HEAD + TRACE_TAIL) {
       level = count - TRACE_TAIL;
-      append(g->trace, sizeof g->trace, "\n\t...\t(%d levels left out)",
-             level - TRACE_HEAD);
+      append(g->trace, "\n\t...\t(%d levels left out)", level - TRACE_HEAD);
       if (!lua_getstack(L, level, &ar))
         break;
     }
@@ -195,10 +183,10 @@ static void tell(struct cairn__guard *g, lua_State *L)
 {
   if (*g->trace != '\0')
     return;
-  append(g->trace, sizeof g->trace, "stack traceback:");
+  append(g->trace, "stack traceback:");
   trace_thread(g, L);
   for (int i = g->nested - 1; i >= 0; i--) {
-    append(g->trace, sizeof g->trace, "\n\t(resumed by)");
+    append(g->trace, "\n\t(resumed by)");
     trace_thread(g, g->outer[i]);
   }
 }
@@ -421,17 +409,8 @@ struct copy {
   char why[160];               /* "" or what cannot cross */
 };
 
-static int cannot(struct copy *c, const char *format, ...)
-    __attribute__((format(printf, 2, 3)));
-
-static int cannot(struct copy *c, const char *format, ...)
-{
-  va_list arguments;
-  va_start(arguments, format);
-  vsnprintf(c->why, sizeof c->why, format, arguments);
-  va_end(arguments);
-  return -1;
-}
+/* Notes what cannot cross; -1. */
+#define cannot(c, ...) (snprintf((c)->why, sizeof(c)->why, __VA_ARGS__), -1)
 
 static int copy_value(struct copy *c, lua_State *from, int index,
                       lua_State *to);
@@ -629,19 +608,17 @@ static void stop_message(struct cairn__guard *g, struct request *r)
   snprintf(g->message, sizeof g->message, "%s: %s ",
            *g->where ? g->where : g->name, what);
   if (g->stop == STOP_INSTRUCTIONS) {
-    append(g->message, sizeof g->message, "was stopped after %lld instructions",
+    append(g->message, "was stopped after %lld instructions",
            (long long)g->limits.instructions);
   } else if (g->stop == STOP_TIME) {
-    append(g->message, sizeof g->message, "was stopped after %g seconds",
-           g->limits.seconds);
+    append(g->message, "was stopped after %g seconds", g->limits.seconds);
   } else if (g->is_refused) {
-    append(g->message, sizeof g->message, "needed more than %lld bytes",
+    append(g->message, "needed more than %lld bytes",
            (long long)g->limits.bytes);
     if (g->thread != NULL && lua_getstack(g->thread, RECURSION, &ar))
-      append(g->message, sizeof g->message,
-             " (a recursion that does not end?)");
+      append(g->message, " (a recursion that does not end?)");
   } else {
-    append(g->message, sizeof g->message, "found no memory");
+    append(g->message, "found no memory");
   }
   r->code =
       g->stop == STOP_MEMORY ? CAIRN_E_NO_MEMORY : CAIRN_E_DECISION_BUDGET;
