@@ -725,8 +725,6 @@ local attempts = {
 }
 
 local function is_among(code, codes)
-  -- a sanitizer is slow enough for the clock to come before the memory's end
-  if patience > 1 and code == B then return true end
   if type(codes) == "string" then return code == codes end
   for _, one in ipairs(codes) do
     if one == code then return true end
@@ -739,7 +737,9 @@ describe("a decision that tries", function()
   for _, attempt in ipairs(attempts) do
     local name, body, codes = attempt[1], attempt[2], attempt[3]
     it(name .. " is ended", function()
-      local d <close> = select_of(body, { limits = { seconds = 0.4 } })
+      -- on a busy machine the clock is not to come before another limit
+      local d <close> = select_of(body,
+        { limits = { seconds = is_among(B, codes) and 0.4 or 30 } })
       for _ = 1, 2 do
         local start = os.clock()
         local ok, message, code, traceback = d:call(nil, "select")
