@@ -505,17 +505,22 @@ static int entry_error(lua_State *L, struct request *r, int code)
 /* Copies the host's values from r->first to r->last onto the stack. */
 static int copy_in(lua_State *L, struct request *r)
 {
-  struct copy c = {.g = cairn__guard_of(L)};
+  struct cairn__guard *g = cairn__guard_of(L);
+  struct copy c = {.g = g};
   int count = r->last - r->first + 1;
   luaL_checkstack(L, count, "too many arguments");
   for (int i = r->first; i <= r->last; i++) {
     c.depth = 0;
     if (copy_value(&c, r->host, i, L) != 0) {
       lua_settop(r->host, r->last);
+      char what[40] = "the settings";
+      if (r->name != NULL)
+        snprintf(what, sizeof what, "%.16s: argument %d", r->name,
+                 i - r->first + 1);
       lua_pushfstring(L,
-                      "argument %d: %s cannot be given to a decision; only "
-                      "nil, booleans, numbers, strings and plain tables can",
-                      i - r->first + 1, c.why);
+                      "%s: %s: %s cannot be given to a decision; only nil, "
+                      "booleans, numbers, strings and plain tables can",
+                      g->name, what, c.why);
       return entry_error(L, r, CAIRN_E_WRONG_TYPE);
     }
   }
@@ -869,6 +874,23 @@ static struct decisions *check_decisions(lua_State *L)
   return d;
 }
 
+/* Text of a script's that goes on to logs, stores and JSON: makes UTF-8 of it,
+ * on lines. A NUL follows it. */
+static void clean(char *text, size_t length)
+{
+  for (size_t i = 0; i < length;) {
+    unsigned char c = (unsigned char)text[i];
+    size_t n = c == '\n' || c == '\t' ? 1
+               : c < ' ' || c == 127
+                   ? 0
+                   : cairn__utf8_length((unsigned char *)text + i);
+    if (n == 0)
+      text[i++] = '?';
+    else
+      i += n;
+  }
+}
+
 /* Moves the result to the host, when the entry went well; returns the number of
  * results of the method. */
 static int answer(lua_State *L, struct cairn__guard *g, struct request *r,
@@ -901,12 +923,16 @@ static int answer(lua_State *L, struct cairn__guard *g, struct request *r,
     lua_pushnil(L);
     lua_pushnil(L);
   } else {
+    clean(g->message, strlen(g->message));
+    clean(g->trace, strlen(g->trace));
     lua_pushstring(L, g->message);
     lua_pushstring(L, cairn__lua_code(r->code));
     lua_pushstring(L, g->trace);
   }
   if (g->printed == 0)
     return 4;
+  g->print[g->printed] = '\0';
+  clean(g->print, g->printed);
   lua_pushlstring(L, g->print, g->printed);
   return 5;
 }

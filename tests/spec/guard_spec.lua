@@ -64,6 +64,28 @@ describe("decisions", function()
     assert.matches("p%.lua: the policy has no retain for this job", message)
   end)
 
+  it("may be asked for by the jobs that there are", function()
+    local d <close> = assert(load_text([[
+      local function f() return 1 end
+      return { jobs = { a = { base = f }, b = { base = f } } }]],
+      { jobs = { b = {} } }))
+    assert.same({ { key = "b", name = "base" } }, d:names())
+    assert.is_false(d:has("a", "base"))
+    assert.is_true(d:has("b", "base"))
+  end)
+
+  it("say what they say in UTF-8, whatever was raised or printed", function()
+    local log = {}
+    local d <close> = select_of([[
+      print "a\0\255b\rc"
+      error("\228\1" .. ("ä"):rep(2000), 0)]],
+      { log = function(line) log[#log + 1] = line end })
+    local _, message, _, traceback = d:call(nil, "select")
+    assert.matches("^%?%?ää", message)
+    assert.truthy(utf8.len(message) and utf8.len(traceback))
+    assert.same({ "p.lua: a??b?c" }, log)
+  end)
+
   it("know the names of decisions, and say the nearest", function()
     local d <close> = select_of "return 1"
     assert.error_matches(function() d:has(nil, "selct") end,
@@ -214,7 +236,7 @@ describe("loading decisions", function()
       { set = { f = print } })
     assert.is_nil(d)
     assert.equal("wrong_type", code)
-    assert.matches("argument 1: a function cannot be given", message)
+    assert.matches("^p%.lua: the settings: a function cannot be given", message)
   end)
 end)
 
@@ -266,7 +288,7 @@ describe("data", function()
       local ok, message, code = d:call(nil, "retain", 1, case[1])
       assert.is_false(ok)
       assert.equal("wrong_type", code)
-      assert.matches("argument 2: ", message)
+      assert.matches("^p%.lua: retain: argument 2: ", message)
       assert.matches(case[2], message, 1, true)
       assert.truthy(top)
       assert.same({ true, 2 }, { d:call(nil, "retain", 2) })
