@@ -469,6 +469,20 @@ local attempts = {
       error "y"
     end
     while true do coroutine.wrap(pcall)(f, 20000) end]], B },
+  { "the thread in which errors are told", [[
+    if thread then coroutine.close(thread) end
+    error(setmetatable({}, { __tostring = function()
+      thread = coroutine.running()
+      return "told"
+    end }))]], F },
+  { "its own coroutine, closed while its error is told", [[
+    local me = coroutine.running()
+    error(setmetatable({}, { __tostring = function()
+      coroutine.close(me)
+      coroutine.wrap(function() while true do end end)()
+    end }))]], B },
+  { "a stack of arguments", [[
+    local function f(...) return f(1, ...) end f()]], { B, M } },
   { "a yield from the main coroutine", "coroutine.yield()", F },
   { "a yield within pcall", "pcall(coroutine.yield) while true do end", B },
   { "resuming itself", [[
