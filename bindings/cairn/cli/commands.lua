@@ -246,8 +246,7 @@ are not called.]],
     },
     examples = {
       "cairn simulate nightly.lua",
-      "cairn simulate /etc/cairn/policies --days 60 --from 2025-03-01 "
-        .. "--zone Europe/Berlin",
+      "cairn simulate /etc/cairn/policies --days 60 --from 2025-03-01",
       "cairn simulate nightly.lua --assume web.seconds=2h --assume "
         .. "web.fails=every:5",
     },
