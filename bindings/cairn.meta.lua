@@ -44,15 +44,15 @@ function cairn.collection(collection) end
 ---@return string? # code, when refused: see cairn.errors
 function cairn.collection_from(collection, file) end
 
----What a policy file returns. Raises an error object that names the place. Decision functions (base, select, on_failure, retain, throttle, notify) are not built yet and refused.
----@param policy table `jobs`: a table of what engine:submit takes, by key
+---What a policy file returns. Raises an error object that names the place. The functions work when the file is loaded (cairn.policy_load, `cairn run`, `cairn serve`): they run in an isolated state, see docs/policies.md.
+---@param policy table `jobs`: a table of what engine:submit takes, by key; `name` (that of the file when left out); `handlers`: a table of what `notify` of cairn.open takes, for its jobs; the functions `base`, `select`, `on_failure`, `retain`, `throttle`, `notify`, which a job may have as its own; `tests`: a table of functions by name
 ---@return cairn.policy # a checked copy with absolute paths
 function cairn.policy(policy) end
 
 ---Loads a policy file. Codes: `script_syntax`, `script_error`, `unknown_key`, `wrong_type`, ..., the message with file and line.
 ---@param path string the file
 ---@param settings? table<string, string> what `local set = ...` gets in the file, besides `set.file`
----@return cairn.policy? # the policy: `jobs`, `name`, `file`
+---@return cairn.policy? # the policy: `jobs`, `name`, `file`, `version` (XXH3 of the text)
 ---@return string? # message, when refused
 ---@return string? # code, when refused: see cairn.errors
 function cairn.policy_load(path, settings) end

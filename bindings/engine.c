@@ -234,6 +234,7 @@ static void push_event(lua_State *L, const struct cairn_event *event)
   }
   if (event->type == CAIRN_EVENT_RUN_ENDED) {
     set_state(L, "JobState", event->new_state);
+    set_integer(L, "new_state", event->new_state);
     set_integer(L, "ErrorCode", event->code);
     set_integer(L, "attempt", event->count);
     lua_pushboolean(L, event->status == 1);

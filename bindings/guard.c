@@ -701,9 +701,9 @@ static void take_functions(lua_State *L, struct request *r, int source,
       continue;
     }
     if (type != LUA_TFUNCTION) {
-      lua_pushfstring(L, "%s: %s%s%s must be a function, got a %s",
+      lua_pushfstring(L, "%s: %s%s%s%s must be a function, got a %s",
                       cairn__guard_of(L)->name, key ? "job " : "",
-                      key ? lua_tostring(L, key) : "", *name,
+                      key ? lua_tostring(L, key) : "", key ? ": " : "", *name,
                       lua_typename(L, type));
       entry_error(L, r, CAIRN_E_WRONG_TYPE);
     }
@@ -717,6 +717,44 @@ static void take_functions(lua_State *L, struct request *r, int source,
     }
     lua_rawseti(L, list, (lua_Integer)lua_rawlen(L, list) + 1);
   }
+}
+
+/* Where the table of functions has the policy's tests, and the policy. */
+enum { AT_TESTS = 1, AT_POLICY };
+
+/* Appends { name = "test", key = } to the list at 3 for each test of the policy
+ * at 2, and keeps them in the functions at 4. */
+static void take_tests(lua_State *L, struct request *r)
+{
+  lua_settop(L, 4);
+  lua_pushvalue(L, 2);
+  lua_rawseti(L, 4, AT_POLICY);
+  lua_pushliteral(L, "tests");
+  if (lua_rawget(L, 2) != LUA_TTABLE)
+    return;
+  lua_newtable(L); /* 6 */
+  for (lua_pushnil(L); lua_next(L, 5); lua_settop(L, 7)) {
+    cairn__guard_charge(L, 20);
+    if (lua_type(L, 7) != LUA_TSTRING || lua_type(L, 8) != LUA_TFUNCTION) {
+      lua_pushfstring(L,
+                      "%s: tests must be a table of functions by name, got a "
+                      "%s by a %s",
+                      cairn__guard_of(L)->name, luaL_typename(L, 8),
+                      luaL_typename(L, 7));
+      entry_error(L, r, CAIRN_E_WRONG_TYPE);
+    }
+    lua_createtable(L, 0, 2);
+    lua_pushliteral(L, "test");
+    lua_setfield(L, -2, "name");
+    lua_pushvalue(L, 7);
+    lua_setfield(L, -2, "key");
+    lua_rawseti(L, 3, (lua_Integer)lua_rawlen(L, 3) + 1);
+    lua_pushvalue(L, 7);
+    lua_pushvalue(L, 8);
+    lua_rawset(L, 6);
+  }
+  lua_pushvalue(L, 6);
+  lua_rawseti(L, 4, AT_TESTS);
 }
 
 /* Entry: runs the text and keeps its functions; returns the list of them. */
@@ -761,6 +799,7 @@ static int load_entry(lua_State *L)
       lua_rawset(L, 4);
     }
   }
+  take_tests(L, r);
   lua_pushvalue(L, 4);
   lua_rawsetp(L, LUA_REGISTRYINDEX, &functions_key);
   r->code = CAIRN_OK;
@@ -813,12 +852,33 @@ static int build(struct cairn__guard *g, struct request *r)
 /* ---- calling
  * -------------------------------------------------------------------- */
 
+/* Calls the test of this name with the policy, as the file returned it. */
+static int call_test(lua_State *L, struct request *r)
+{
+  int type = lua_rawgeti(L, 2, AT_TESTS);
+  if (type == LUA_TTABLE) {
+    lua_pushlstring(L, r->key, r->key_length);
+    type = lua_rawget(L, 3);
+  }
+  if (type != LUA_TFUNCTION) {
+    lua_pushfstring(L, "%s: the policy has no such test",
+                    cairn__guard_of(L)->name);
+    return entry_error(L, r, CAIRN_E_NOT_FOUND);
+  }
+  lua_rawgeti(L, 2, AT_POLICY);
+  lua_call(L, 1, 0);
+  lua_pushnil(L);
+  return 1;
+}
+
 /* Entry: calls the function, the job's own before the policy's. */
 static int call_entry(lua_State *L)
 {
   struct request *r = lua_touserdata(L, 1);
   int type = LUA_TNIL;
   lua_rawgetp(L, LUA_REGISTRYINDEX, &functions_key);
+  if (strcmp(r->name, "test") == 0)
+    return call_test(L, r);
   if (r->key != NULL) {
     lua_pushlstring(L, r->key, r->key_length);
     if (lua_rawget(L, 2) == LUA_TTABLE) {
@@ -952,7 +1012,7 @@ static int decisions_call(lua_State *L)
     r.key = lua_tolstring(L, 2, &r.key_length);
   }
   r.name = luaL_checkstring(L, 3);
-  if (!is_name(r.name))
+  if (!is_name(r.name) && (r.key == NULL || strcmp(r.name, "test") != 0))
     return luaL_argerror(L, 3, "the name of a decision expected");
   r.first = 4;
   r.last = lua_gettop(L);
@@ -1009,7 +1069,9 @@ static int new_decisions(lua_State *L)
   if (g == NULL) {
     struct cairn_error err = {0};
     cairn__fail_memory(&err);
-    return cairn__lua_fail(L, &err);
+    cairn__lua_fail(L, &err);
+    lua_pushliteral(L, ""); /* the traceback */
+    return 4;
   }
   d->guard = g;
   g->limits = limits;

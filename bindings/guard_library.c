@@ -275,7 +275,7 @@ static const luaL_Reg module[] = {{"policy", plain_table},
 static lua_State *check_coroutine(lua_State *L)
 {
   lua_State *co = lua_tothread(L, 1);
-  luaL_argexpected(L, co != NULL, 1, "coroutine");
+  luaL_argexpected(L, co != NULL, 1, "thread");
   return co;
 }
 
@@ -430,6 +430,12 @@ static const luaL_Reg coroutines[] = {{"create", coroutine_create},
                                       {"yield", coroutine_yield},
                                       {NULL, NULL}};
 
+static int open_coroutines(lua_State *L)
+{
+  luaL_newlib(L, coroutines);
+  return 1;
+}
+
 /* ---- string
  * ------------------------------------------------------------------- */
 
@@ -579,8 +585,9 @@ static int table_concat(lua_State *L)
       luaL_addlstring(&b, between, gap);
     lua_geti(L, 1, i);
     if (!lua_isstring(L, -1))
-      return luaL_error(L, "invalid value (at index %I) in table for 'concat'",
-                        (LUAI_UACINT)i);
+      return luaL_error(L,
+                        "invalid value (%s) at index %I in table for 'concat'",
+                        luaL_typename(L, -1), (LUAI_UACINT)i);
     lua_tolstring(L, -1, &length);
     cairn__guard_charge(L, 2 + (length + gap) / BYTES);
     if ((room += length + gap) > 65536) {
@@ -763,7 +770,6 @@ void cairn__guard_open_library(lua_State *L)
   meter(L, heavy_math, metered);
   luaL_requiref(L, LUA_UTF8LIBNAME, luaopen_utf8, 1);
   meter(L, heavy_utf8, metered);
-  luaL_newlib(L, coroutines);
-  lua_setglobal(L, LUA_COLIBNAME);
-  lua_pop(L, 3);
+  luaL_requiref(L, LUA_COLIBNAME, open_coroutines, 1);
+  lua_pop(L, 4);
 }

@@ -133,6 +133,9 @@ static int is_in_class(int c, int class)
   case 'x':
     is_in = isxdigit(c);
     break;
+  case 'z': /* deprecated, and still there */
+    is_in = c == 0;
+    break;
   default:
     return class == c;
   }

@@ -81,16 +81,22 @@ they are relative to the working directory.]],
           .. "file; a collection comes out unchanged." },
       { name = "cairn.policy",
         params = { { "policy", "table", "`jobs`: a table of what "
-          .. "engine:submit takes, by key" } },
+          .. "engine:submit takes, by key; `name` (that of the file when left "
+          .. "out); `handlers`: a table of what `notify` of cairn.open takes, "
+          .. "for its jobs; the functions `base`, `select`, `on_failure`, "
+          .. "`retain`, `throttle`, `notify`, which a job may have as its own; "
+          .. "`tests`: a table of functions by name" } },
         returns = { { "cairn.policy", "a checked copy with absolute paths" } },
         text = "What a policy file returns. Raises an error object that names "
-          .. "the place. Decision functions (base, select, on_failure, "
-          .. "retain, throttle, notify) are not built yet and refused." },
+          .. "the place. The functions work when the file is loaded "
+          .. "(cairn.policy_load, `cairn run`, `cairn serve`): they run in an "
+          .. "isolated state, see docs/policies.md." },
       { name = "cairn.policy_load",
         params = { { "path", "string", "the file" },
           { "settings", "table<string, string>?", "what `local set = ...` "
             .. "gets in the file, besides `set.file`" } },
-        returns = { { "cairn.policy?", "the policy: `jobs`, `name`, `file`" },
+        returns = { { "cairn.policy?", "the policy: `jobs`, `name`, `file`, "
+          .. "`version` (XXH3 of the text)" },
           failure, code },
         text = "Loads a policy file. Codes: `script_syntax`, `script_error`, "
           .. "`unknown_key`, `wrong_type`, ..., the message with file and "
@@ -587,7 +593,7 @@ A session has its globals for itself, with those of the program behind them:
 `cairn`, `engine`, `print` (to this session, at most 64 KiB at a time), `help`,
 and `_` and `it`, the first value of the last chunk that had one. What `load`,
 `loadfile` and `dofile` run in it has the same globals. Values are shown up to
-200 entries, 4 levels deep, for at most 2 seconds.]],
+200 entries, 4 levels deep; over the socket for at most 2 seconds.]],
     entries = {
       { name = "help", params = { { "name", "any?", "a name with or without "
         .. "its prefix (`\"submit\"`, `\"job:wait\"`, `\"JobState\"`), or the "

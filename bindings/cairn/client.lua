@@ -111,7 +111,11 @@ local function take(c, line)
   end
   local id = math.tointeger(t.id)
   local waiting = c.waiting[id]
-  if type(t.error) == "table" and not waiting then
+  if type(t.output) == "string" then
+    -- also of what a chunk has left running
+    local fn = waiting and waiting.output or c.output
+    if fn then fn(t.output) end
+  elseif type(t.error) == "table" and not waiting then
     -- of the connection: a line it could not read, no room
     c.last_error = error_of(t.error)
   elseif not id then
@@ -119,8 +123,6 @@ local function take(c, line)
       .. "answer and no event", c.path))
   elseif not waiting then
     return -- an answer that nobody waits for any more
-  elseif type(t.output) == "string" then
-    if waiting.output then waiting.output(t.output) end
   elseif type(t.error) == "table" then
     settle(c, id, nil, error_of(t.error))
   elseif t.incomplete == true then
@@ -256,6 +258,10 @@ function Client:on_event(fn)
     self.handlers = left
   end
 end
+
+-- on_output(fn): called with what is printed when no eval waits for it: by
+-- jobs and tasks that outlive their chunk.
+function Client:on_output(fn) self.output = fn end
 
 -- on_close(fn): called once with the error when the server goes away.
 function Client:on_close(fn) self.on_end = fn end

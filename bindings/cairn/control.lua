@@ -260,7 +260,7 @@ function Client:printed(text)
 end
 
 -- Runs a chunk; done(outcome) when its end may be told.
-function Client:evaluate(source, done)
+function Client:evaluate(source, done, options)
   local session = self:session()
   self.waiting = self.waiting + 1
   self.is_evaluating = true
@@ -292,14 +292,14 @@ function Client:evaluate(source, done)
     self:record("eval: " .. shown(source, 200), nil, { call = "eval" })
   end
   local ok, message = xpcall(session.eval, failure.traceback, session, source,
-    finished)
+    finished, options)
   if not ok then
     self.server.log("error", "eval: " .. message)
     finished { error = message }
   end
 end
 
-function Client:eval_request(id, source)
+function Client:eval_request(id, source, is_json)
   if type(source) ~= "string" then
     return self:error(id, { code = "wrong_type", message = "eval: Lua source, "
       .. "a string, expected, got " .. type(source) })
@@ -340,13 +340,13 @@ function Client:eval_request(id, source)
         .. "have %d bytes, a line at most %d"):format(#line, LINE_MAX) })
     end
     self:write(line)
-  end)
+  end, { json = is_json == true })
 end
 
 -- ---- a JSON line ---------------------------------------------------------------------
 
 local request_fields = { id = "any", call = "any", arguments = "any",
-  eval = "any", complete = "any", interrupt = "any" }
+  eval = "any", json = "boolean", complete = "any", interrupt = "any" }
 
 function Client:json(line)
   local t, message = core.json_decode(line)
@@ -380,7 +380,7 @@ function Client:json(line)
     return self:error(key, { code = "not_supported",
       message = "this service evaluates nothing" })
   elseif t.eval ~= nil then
-    return self:eval_request(key, t.eval)
+    return self:eval_request(key, t.eval, t.json)
   elseif t.interrupt ~= nil then
     local wanted = core.json_encode(t.interrupt)
     if self.is_evaluating and self.eval_id == wanted then

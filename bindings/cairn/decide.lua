@@ -28,13 +28,19 @@ M.names = { "base", "select", "on_failure", "retain", "throttle", "notify" }
 
 -- ---- what the functions get ----------------------------------------------------------
 
+local clocks = setmetatable({}, { __mode = "v" }) -- zone -> the last one
+
 -- Broken-down time as os.date("*t") has it, in a zone (nil: the host's), with
--- Unix seconds.
+-- whole Unix seconds. Not to be changed: the same second is the same table.
 function M.clock(unix, zone)
-  local us = unix * 1e6 // 1 | 0
-  local t = os.date("!*t", (us + core.zone_offset(us, zone or "")) // 1000000)
+  local second = unix // 1 | 0
+  local last = clocks[zone or ""]
+  if last and last.unix == second then return last end
+  local offset = core.zone_offset(second * 1000000, zone or "") // 1000000
+  local t = os.date("!*t", second + offset)
   t.isdst = nil
-  t.unix = unix
+  t.unix = second
+  clocks[zone or ""] = t
   return t
 end
 
@@ -72,6 +78,10 @@ local function shown_log(S, decider, name, message)
     decider.version, name, decider.key, message))
 end
 
+function M.with_trace(message, trace)
+  return trace and trace ~= "" and message .. "\n" .. trace or message
+end
+
 -- What became of a decision: for the log of the run, and for replays.
 local function record(S, decider, name, arguments, answer, message)
   local list = S.decisions
@@ -95,7 +105,7 @@ local function ask(engine, S, decider, serial, name, check, ...)
   local message
   if not ok then
     message = answer
-    shown_log(S, decider, name, trace and #trace > 0 and trace or message)
+    shown_log(S, decider, name, M.with_trace(message, trace))
     answer = nil
   elseif answer ~= nil then
     message = check(answer)
@@ -330,10 +340,15 @@ function M.recover(engine, S, ev)
   return recovery.read(answer)
 end
 
+-- Whether there is such a function for the job's run.
+function M.decides(S, serial, name)
+  local decider = S.deciding[serial] or S.deciders[serial]
+  return decider ~= nil and decider.object:has(decider.key, name)
+end
+
 -- The name of the handler that is to be told, or nil: the job's Notify.
 function M.notify(engine, S, ev, notice)
   local decider = S.deciding[ev.serial] or S.deciders[ev.serial]
-  if not decider then return nil end
   local view = M.job(engine, ev.job, decider)
   view.JobState, view.ErrorCode = notice.JobState, notice.ErrorCode
   view.ErrorSummaryDescription = notice.ErrorSummaryDescription

@@ -78,8 +78,17 @@ function M.load(options)
     limits.seconds, limits.bytes)
   if printed then report(self, printed) end
   if not state then return nil, list, code, traceback end
-  self.state, self.list, self.top, self.jobs = state, list, {}, {}
+  self.state, self.top, self.jobs = state, {}, {}
+  self.list, self.test_names = {}, {}
   for _, entry in ipairs(list) do
+    if entry.name == "test" then
+      table.insert(self.test_names, entry.key)
+    else
+      table.insert(self.list, entry)
+    end
+  end
+  table.sort(self.test_names)
+  for _, entry in ipairs(self.list) do
     if entry.key == nil then
       self.top[entry.name] = true
     elseif options.jobs == nil or options.jobs[entry.key] ~= nil then
@@ -87,7 +96,7 @@ function M.load(options)
       self.jobs[entry.key][entry.name] = true
     end
   end
-  table.sort(list, function(a, b)
+  table.sort(self.list, function(a, b)
     if a.key ~= b.key then return (a.key or "") < (b.key or "") end
     return a.name < b.name
   end)
@@ -107,6 +116,19 @@ function Decisions:call(key, name, ...)
   if printed then report(self, printed) end
   if ok then return true, result end
   return false, result, code, traceback
+end
+
+-- The names of the policy's tests, sorted.
+function Decisions:tests()
+  return table.move(self.test_names, 1, #self.test_names, 1, {})
+end
+
+-- test(name) -> true | false, message, code, traceback: calls the test with the
+-- policy, as the file returned it in this state.
+function Decisions:test(name)
+  local ok, message, code, traceback = self:call(name, "test")
+  if ok then return true end
+  return false, message, code, traceback
 end
 
 -- names() -> list of { name =, key = }, the policy's own without a key first

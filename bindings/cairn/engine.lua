@@ -697,7 +697,7 @@ function M.open(options)
     error("cairn.open: history_limit: 1 to 100000000 expected", 2)
   end
   ok, err = pcall(function()
-    M.notify.check(options.notify or {})
+    M.notify.check(options.notify or {}, "cairn.open: notify")
     M.recovery.check(options.recovery or {})
   end)
   if not ok then error(tostring(err), 2) end
@@ -740,6 +740,7 @@ function M.open(options)
   S.deciders = {}    -- serial -> what decides about its next runs
   S.deciding = {}    -- serial -> what decides about the run that is on
   S.decisions = {}   -- the last ones, oldest first
+  S.handlers_of = {} -- serial -> the handlers of its policy
   S.told = {}        -- serial -> { run =, state = } that Notify was told
   S.unnotified = {}  -- serial -> why its last notice was not delivered
   S.committers = {}  -- { turn =, wake = }: who waits for a commit
@@ -1169,6 +1170,7 @@ local function prepared(S, spec, what)
     failure.raise("wrong_type", "%s: wait must be true or false", what)
   end
   copy.wait = nil
+  copy.handlers = nil -- handled by set_body, from the specification itself
   local decider = copy.decisions
   if decider ~= nil then
     if type(decider) ~= "table" or copy.policy == nil then
@@ -1186,7 +1188,8 @@ function M.policy_code(policy, key)
 end
 
 -- The body of a job that was made just now, or given another specification.
-local function set_body(engine, S, serial, copy, body, decider)
+local function set_body(engine, S, serial, copy, body, decider, spec)
+  S.handlers_of[serial] = spec.handlers
   if decider or S.deciders[serial] then
     M.decide.set(engine, S, serial, decider, copy.decisions)
   end
@@ -1235,7 +1238,7 @@ function methods.submit(engine, spec)
     local made, why, id = core.submit(engine, copy)
     if not made then return nil, located(spec, why), id end
     local _, serial = core.job_engine(made)
-    set_body(engine, S, serial, copy, body, decider)
+    set_body(engine, S, serial, copy, body, decider, spec)
     if S.poll then S.poll:ref() end
     return made
   end))
@@ -1273,7 +1276,7 @@ function methods.submit_all(engine, specs)
     if not made then return nil, located_among(specs, why), id end
     for i, job in ipairs(made) do
       local _, serial = core.job_engine(job)
-      set_body(engine, S, serial, list[i], bodies[i], deciders[i])
+      set_body(engine, S, serial, list[i], bodies[i], deciders[i], specs[i])
     end
     if S.poll then S.poll:ref() end
     return made
@@ -1301,7 +1304,7 @@ function methods.update(engine, job, spec)
     local _, serial = core.job_engine(job)
     local well, why, id = core.update(engine, serial, copy)
     if not well then return nil, located(spec, why), id end
-    set_body(engine, S, serial, copy, body, decider)
+    set_body(engine, S, serial, copy, body, decider, spec)
     return true
   end))
   if not ok then return nil, message, code end

@@ -86,6 +86,12 @@ local function own_frames(stack)
   return table.concat(kept, "\n")
 end
 
+-- At most n bytes, whole characters.
+local function beginning(s, n)
+  while n > 0 and (s:byte(n + 1) or 0) & 0xc0 == 0x80 do n = n - 1 end
+  return s:sub(1, n)
+end
+
 local function error_text(raised)
   local err, stack = raised, ""
   if getmetatable(raised) == Raised then
@@ -100,7 +106,7 @@ local function error_text(raised)
     err = text.describe(err)
   end
   if #err > PRINTED_MAX then
-    err = ("%s ... (%d bytes)"):format(err:sub(1, PRINTED_MAX), #err)
+    err = ("%s ... (%d bytes)"):format(beginning(err, PRINTED_MAX), #err)
   end
   return err .. stack
 end
@@ -133,8 +139,7 @@ local function put(self, s)
   if not core.is_open(self.engine) then return end
   if not self.is_raw then
     if #s > PRINTED_MAX then
-      s = ("%s ... (%d bytes)"):format(text.cut(s:sub(1, PRINTED_MAX + 4),
-        PRINTED_MAX), #s)
+      s = ("%s ... (%d bytes)"):format(beginning(s, PRINTED_MAX), #s)
     end
     s = text.printable_lines(s)
   end
@@ -220,9 +225,10 @@ local function own_globals()
 end
 
 -- new{ engine =, name =, print = function(text), globals =, is_raw = }
--- globals: a table to use instead of a new one. is_raw: print gets what was
--- printed as it is; else it is text that a terminal can be shown. Without print
--- the chunks' print is left alone.
+-- globals: a table to use instead of a new one. is_raw: a session for the
+-- process's own user: print gets what was printed as it is, not as text that any
+-- terminal can be shown, and what is shown as JSON may be long and take long.
+-- Without print the chunks' print is left alone.
 function evaluator.new(options)
   local ok, err = pcall(failure.check_fields, options, fields,
     "evaluator.new")
@@ -268,8 +274,9 @@ end
 local function show_values(self, run, results)
   local n = results.n - 1
   run.n, run.results = n, results
-  run.deadline = E.start_timer(self.engine, self.state, SHOW_S * 1000000,
-    function()
+  -- a raw session is the process's own: whoever waits can interrupt it
+  run.deadline = not self.is_raw and E.start_timer(self.engine, self.state,
+    SHOW_S * 1000000, function()
       run.deadline = nil
       run.is_overdue = true
       run.task:kill()
@@ -303,6 +310,10 @@ local function body(self, run, chunk, ...)
   local results = table.pack(xpcall(chunk, remember, ...))
   if not results[1] then
     run.error = error_text(results[2])
+    return
+  end
+  if run.is_silent then
+    run.n, run.is_whole = 0, true
     return
   end
   if results.n > 1 then
@@ -344,7 +355,8 @@ local function deliver(self, run)
   guarded(self, run.done, outcome_of(run))
 end
 
--- call(chunk, done, options, ...): runs a compiled chunk with arguments.
+-- call(chunk, done, options, ...): runs a compiled chunk with arguments. With
+-- options.is_silent its values are not shown.
 function Session:call(chunk, done, options, ...)
   if self.is_closed or not core.is_open(self.engine) then
     return done { error = self.is_closed and "the session was closed"
@@ -353,7 +365,8 @@ function Session:call(chunk, done, options, ...)
     return done { error = "another chunk of this session is running" }
   end
   local run = { done = done, shown = {},
-    wants_json = options and options.json or nil }
+    wants_json = options and options.json or nil,
+    is_silent = options and options.is_silent }
   local task = tasks.spawn_on(self.engine, body, self, run, chunk, ...)
   run.task, self.run = task, run
   table.insert(task.waiters, function() deliver(self, run) end)

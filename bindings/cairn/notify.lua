@@ -89,18 +89,21 @@ local function record_of(engine, ev)
   end
 end
 
--- `code` and `text`: of the run that it is about; the job may have begun another.
-local function tell(engine, S, ev, state, code, text)
+-- find() -> ErrorCode and text of the run that it is about; the job may have
+-- begun another. It is called only when somebody may be told.
+local function tell(engine, S, ev, state, find)
   local job = ev.job
   local ok, name = pcall(function() return job.Notify end)
-  if not ok then return end
+  local decides = E.decide.decides(S, ev.serial, "notify")
+  if not ok or not decides and (not name or name == "") then return end
   local notice = { InstanceID = ev.InstanceID, Name = job.Name,
-    JobState = state, ErrorCode = code or 0, ErrorSummaryDescription = text,
-    run_number = ev.run_number, time = ev.time }
-  name = E.decide.notify(engine, S, ev, notice) or name
+    JobState = state, run_number = ev.run_number, time = ev.time }
+  notice.ErrorCode, notice.ErrorSummaryDescription = find()
+  if decides then name = E.decide.notify(engine, S, ev, notice) or name end
   if not name or name == "" then return end
   notice.Notify = name
-  local handler = S.notify[name]
+  local own = S.handlers_of[ev.serial] -- its policy's
+  local handler = own and own[name] or S.notify[name]
     or name:find "^mailto:." and name or "log"
   local what = header(("notify %s: %s (%s)"):format(name, notice.Name,
     notice.InstanceID))
@@ -112,10 +115,15 @@ local function tell(engine, S, ev, state, code, text)
   teller.is_notice = what
 end
 
-local function tell_run(engine, S, ev, state)
-  local record = record_of(engine, ev)
-  tell(engine, S, ev, state, ev.ErrorCode or record and record.ErrorCode,
-    record and record.ErrorDescription)
+local is_well = { [7] = true, [32768] = true }
+
+local function tell_run(engine, S, ev, state, number)
+  tell(engine, S, ev, state, function()
+    if is_well[number] then return 0 end
+    local record = record_of(engine, ev)
+    return ev.ErrorCode or record and record.ErrorCode or 0,
+      record and record.ErrorDescription
+  end)
 end
 
 -- Called for every event of a job.
@@ -124,7 +132,7 @@ function M.event(engine, S, ev)
   if ev.type == event.RUN_ENDED then
     if ev.is_retried then return end
     S.told[serial] = { run = ev.run_number, state = ev.JobState }
-    tell_run(engine, S, ev, ev.JobState)
+    tell_run(engine, S, ev, ev.JobState, ev.new_state)
   elseif ev.type == event.STATE and core.state_is_final(ev.new_state) then
     local told = S.told[serial]
     S.told[serial] = nil
@@ -137,10 +145,12 @@ function M.event(engine, S, ev)
       or ev.new_state ~= 8 and ev.new_state ~= 9) then
       return
     end
-    tell(engine, S, ev, ev.JobState, ev.job.ErrorCode,
-      ev.job.ErrorSummaryDescription)
+    tell(engine, S, ev, ev.JobState, function()
+      return ev.job.ErrorCode or 0, ev.job.ErrorSummaryDescription
+    end)
   elseif ev.type == event.REMOVED then
     S.told[serial], S.unnotified[serial] = nil, nil
+    S.handlers_of[serial] = nil
   end
 end
 
@@ -150,29 +160,29 @@ function M.decided(engine, S, ev)
   tell_run(engine, S, ev, "Exception")
 end
 
--- Checks cairn.open's option; raises.
-function M.check(handlers)
+-- Checks a table of handlers, such as cairn.open's option; raises.
+function M.check(handlers, what)
   for name, handler in pairs(handlers) do
     local kind = type(handler)
     if type(name) ~= "string" or name == "" then
-      failure.raise("wrong_type", "cairn.open: notify: names expected as keys, "
-        .. "got %s", failure.shown(tostring(name)))
+      failure.raise("wrong_type", "%s: names expected as keys, "
+        .. "got %s", what, failure.shown(tostring(name)))
     elseif kind == "table" then
       if #handler == 0 then
-        failure.raise("invalid_argument", "cairn.open: notify.%s: { program, "
-          .. "argument, ... } expected, got an empty table", name)
+        failure.raise("invalid_argument", "%s.%s: { program, "
+          .. "argument, ... } expected, got an empty table", what, name)
       end
       for i, word in ipairs(handler) do
         if type(word) ~= "string" then
-          failure.raise("wrong_type", "cairn.open: notify.%s[%d] must be a "
-            .. "string, got %s", name, i, type(word))
+          failure.raise("wrong_type", "%s.%s[%d] must be a "
+            .. "string, got %s", what, name, i, type(word))
         end
       end
     elseif kind ~= "function" and handler ~= "log"
       and not (kind == "string" and handler:find "^mailto:.") then
       failure.raise(kind == "string" and "invalid_argument" or "wrong_type",
-        "cairn.open: notify.%s: a function, { program, argument, ... }, 'log' "
-        .. "or 'mailto:ADDRESS' expected, got %s", name, kind == "string"
+        "%s.%s: a function, { program, argument, ... }, 'log' "
+        .. "or 'mailto:ADDRESS' expected, got %s", what, name, kind == "string"
         and "'" .. failure.shown(handler) .. "'" or kind)
     end
   end

@@ -110,7 +110,7 @@ local function run_tests(loaded)
     local ok, message, _, trace = loaded.decisions:test(name)
     if not ok then
       failed[#failed + 1] = ("test %s: %s"):format(failure.shown(name),
-        trace and trace ~= "" and trace or message)
+        E.decide.with_trace(message, trace))
     end
   end
   if #failed == 0 then return true end
@@ -183,7 +183,7 @@ end
 function Policies:take(file, entry)
   local loaded, message, _, trace = policy.load(file, self.settings)
   if not loaded then
-    return nil, trace and trace ~= "" and message .. "\n" .. trace or message
+    return nil, E.decide.with_trace(message, trace)
   end
   for other, row in pairs(self.entries) do
     if other ~= file and row.policy and row.policy.name == loaded.name then

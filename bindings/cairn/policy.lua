@@ -7,24 +7,29 @@ local core = require "cairn.core"
 core.trust()
 local E = require "cairn.engine"
 local collection = require "cairn.collection"
+local decision = require "cairn.decision"
 local failure = require "cairn.failure"
 local path = require "cairn.path"
+local schedule = require "cairn.schedule"
 
 local M = {}
 
 local Policy = { __name = "cairn.policy" }
 
--- Decided in an isolated state, which this version does not have.
-local decisions = { "base", "select", "on_failure", "retain", "throttle",
-  "notify" }
+-- The functions that decide (cairn/decide.lua), and the kinds of jobs that they
+-- are about: all, when there is no entry.
+local decisions = E.decide.names
+local decides_about = {
+  base = { export = true }, select = { export = true },
+  retain = { export = true, prune = true },
+  throttle = { export = true, verify = true, restore = true, stream = true,
+    import = true, merge = true },
+}
 local kinds = { "export", "verify", "restore", "stream", "import", "merge",
   "prune", "run" }
 
--- Known, so that they are refused by what they are, but not listed as valid.
-local unbuilt = {}
-for _, name in ipairs(decisions) do unbuilt[name] = true end
-
-local policy_fields = { jobs = "table!", tests = "table", name = "string" }
+local policy_fields = { jobs = "table!", tests = "table", name = "string",
+  handlers = "table" }
 for _, name in ipairs(decisions) do policy_fields[name] = "function" end
 
 local lua_types = { string = "string", boolean = "boolean", datetime = "any",
@@ -48,9 +53,7 @@ for _, name in ipairs { "Name", "Caption", "Description", "ElementName",
   job_fields[name] = "string"
 end
 job_fields.RecoveryAction = "any"
-for _, name in ipairs(decisions) do
-  if name ~= "notify" then job_fields[name] = "function" end
-end
+for _, name in ipairs(decisions) do job_fields[name] = "function" end
 
 local kind_fields = {
   export = { collection = "table!", directory = "string!", base = "string",
@@ -71,18 +74,48 @@ local kind_fields = {
   prune = { directory = "string!", collection = "any", keep = "table!" },
 }
 
-local function refuse_decisions(t, what)
+-- What a job has of a calendar is looked at here, where the file is known: one
+-- that never comes is refused.
+local function check_calendar(spec, what)
+  local calendar, found = {}, false
+  for name in pairs(schedule.fields) do
+    calendar[name] = spec[name]
+    found = found or name:find "^Run" and spec[name] ~= nil
+  end
+  if not found then return end
+  local interval = calendar.RunStartInterval
+  if type(interval) == "number"
+    or type(interval) == "string" and #interval ~= 25 then
+    local t, message, code = core.interval(interval)
+    if not t then
+      failure.raise(code, "%s: RunStartInterval: %s", what, message)
+    end
+    calendar.RunStartInterval = tostring(t)
+  end
+  local times, message, code = core.schedule(calendar)
+  if not times then failure.raise(code, "%s: %s", what, message) end
+end
+
+-- The functions of a job are not part of it: its policy's isolated state has
+-- them. `decisions` stays, for whoever submits the job without having loaded
+-- the file, to be refused.
+local function check_decisions(spec, out, kind, policy, what)
   for _, name in ipairs(decisions) do
-    if type(t[name]) == "function" then
-      failure.raise("not_supported", "%s: %s: decision functions are not "
-        .. "built yet in this version; leave it out", what, name)
+    local kinds_of = decides_about[name]
+    local fits = not kinds_of or kinds_of[kind]
+    if spec[name] and not fits then
+      failure.raise("invalid_argument", "%s: %s says nothing about a job of "
+        .. "the kind %s; leave it out", what, name, kind)
+    end
+    out[name] = nil
+    if fits and (spec[name] or policy[name]) then
+      out.decisions = "not loaded"
     end
   end
 end
 
-local function check_job(key, spec, base, what)
-  failure.check_fields(spec, job_fields, what, unbuilt)
-  refuse_decisions(spec, what)
+local function check_job(key, spec, base, what, policy)
+  failure.check_fields(spec, job_fields, what)
   local found
   for _, kind in ipairs(kinds) do
     if spec[kind] ~= nil then
@@ -100,11 +133,19 @@ local function check_job(key, spec, base, what)
   local out = {}
   for name, value in pairs(spec) do out[name] = value end
   out.Name = out.Name or key
+  check_decisions(spec, out, found, policy, what)
+  check_calendar(spec, what)
   if kind_fields[found] then
     local inner = what .. "." .. found
-    failure.check_fields(spec[found], kind_fields[found], inner)
     local t = {}
-    for name, value in pairs(spec[found]) do t[name] = value end
+    if type(spec[found]) == "table" then
+      for name, value in pairs(spec[found]) do t[name] = value end
+      if found == "prune" and (spec.retain or policy.retain) then
+        t.keep = t.keep or { last = E.decide.KEEP_ALL }
+      end
+    end
+    failure.check_fields(type(spec[found]) == "table" and t or spec[found],
+      kind_fields[found], inner)
     t.directory = path.absolute(t.directory, base)
     for _, name in ipairs { "to", "output", "input" } do
       t[name] = path.absolute(t[name], base)
@@ -124,9 +165,10 @@ end
 -- A new, checked policy; raises.
 local function check(t, base, what)
   if getmetatable(t) == Policy then return t end
-  failure.check_fields(t, policy_fields, what, unbuilt)
-  refuse_decisions(t, what)
-  local out, keys = { jobs = {}, tests = t.tests, name = t.name }, {}
+  failure.check_fields(t, policy_fields, what)
+  E.notify.check(t.handlers or {}, what .. ": handlers")
+  local out, keys = { jobs = {}, tests = t.tests, name = t.name,
+    handlers = t.handlers }, {}
   for key in pairs(t.jobs) do
     if type(key) ~= "string" or key == "" then
       failure.raise("wrong_type", "%s: jobs: names expected as keys, got %s "
@@ -137,7 +179,7 @@ local function check(t, base, what)
   table.sort(keys)
   for _, key in ipairs(keys) do
     out.jobs[key] = check_job(key, t.jobs[key], base,
-      ("%s: jobs.%s"):format(what, failure.shown(key)))
+      ("%s: jobs.%s"):format(what, failure.shown(key)), t)
   end
   return setmetatable(out, Policy)
 end
@@ -175,6 +217,22 @@ local function with_line(message, name, text)
     end
   end
   return found and prefix .. found .. tail or message
+end
+
+-- The isolated state of a policy that has functions or tests, false when it has
+-- none | nil, message, code, traceback.
+local function decisions_of(policy, text, name, set)
+  local has_any = policy.tests ~= nil
+  for _, spec in pairs(policy.jobs) do
+    has_any = has_any or spec.decisions ~= nil
+    policy.prunes = policy.prunes or spec.prune ~= nil
+  end
+  if not has_any then return false end
+  local object, message, code, trace = decision.load { text = text,
+    name = "@" .. name, set = set }
+  if not object then return nil, message, code, trace end
+  policy.decisions = object
+  return object
 end
 
 -- policy_load(path[, settings]) -> policy | nil, message, code[, traceback]
@@ -224,7 +282,15 @@ function M.load(name, settings)
   end
   result.name = result.name or name:match("([^/]*)$"):gsub("%.lua$", "")
   result.file = set.file
+  result.version = core.fingerprint(text)
+  local decides, message_of, id, trace = decisions_of(result, text, name, set)
+  if decides == nil then return nil, message_of, id, trace end
   for key, spec in pairs(result.jobs) do
+    spec.handlers = result.handlers
+    if spec.decisions then
+      spec.decisions = { object = decides, key = key, policy = result.name,
+        version = result.version, prunes = result.prunes }
+    end
     spec.policy = result.name
     spec.policy_key = key
     spec.policy_file = set.file

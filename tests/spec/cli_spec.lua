@@ -72,7 +72,6 @@ describe("a command line", function()
     { "--set without =", "wants K=V", "run", "p.lua", "--set", "x" },
     { "a store without a name", "not an empty one", "run", "p.lua",
       "--store", "" },
-    { "--socket", "not built yet (see README)", "console", "--socket", "s" },
   }
   for _, case in ipairs(refused) do
     it("refuses " .. case[1], function()

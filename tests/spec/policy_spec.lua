@@ -46,6 +46,26 @@ describe("a policy file", function()
     assert.equal("Completed", job:wait())
   end)
 
+  it("has handlers for its notices", function()
+    local policy = assert(load_text([[
+      local cairn = require "cairn"
+      return cairn.policy { jobs = {
+          a = { Notify = "ops", run = function() end },
+          b = { Notify = "file", run = function() end } },
+        handlers = { ops = function(notice) _G.notice_told = notice.Name end,
+          file = { "/bin/sh", "-c", "cat >'" .. (...).to .. "'" } } }]],
+      { to = directory .. "/told" }))
+    local engine <close> = support.engine(cairn, { notify = {
+      ops = function() error "the policy's own comes first" end } })
+    for _, key in ipairs { "a", "b" } do
+      assert(engine:submit(policy.jobs[key])):wait()
+    end
+    engine:run()
+    assert.equal("a", _G.notice_told)
+    _G.notice_told = nil
+    assert.matches('"Name":"b"', support.read(directory .. "/told"))
+  end)
+
   it("gets its settings and its own name", function()
     local policy = assert(load_text([[
       local set = ...
@@ -113,12 +133,15 @@ describe("a policy file", function()
     ["a prune without a rule"] = {
       policy_of "jobs = { a = { prune = { directory = 'd' } } }",
       "invalid_argument", "keep is missing", 2 },
-    ["a decision function"] = {
-      policy_of "jobs = {}, throttle = function() end",
-      "not_supported", "throttle: decision functions are not built yet", 2 },
+    ["a handler that is none"] = {
+      policy_of "jobs = {}, handlers = { ops = 3 }", "wrong_type",
+      "handlers%.ops: a function, { program, argument, ... }", 2 },
+    ["a decision that says nothing about the kind"] = {
+      policy_of "jobs = { a = { verify = { directory = 'd' }, base = print } }",
+      "invalid_argument", "jobs%.a: base says nothing about .* verify", 2 },
     ["a decision function of a job"] = {
       policy_of "jobs = { a = { run = print, select = print } }",
-      "not_supported", "jobs%.a: select: decision functions", 2 },
+      "invalid_argument", "jobs%.a: select says nothing about .* run", 2 },
     ["a collection with a mistake"] = {
       policy_of("jobs = { a = { export = { directory = 'd', collection = {\n"
         .. "CollectionId = '" .. GUID .. "', machnes = {} } } } }"),

@@ -364,7 +364,7 @@ describe("cairn preview", function()
     local code, output = preview [[ a = { RunMonth = "April", RunDay = 31,
       run = function() end } ]]
     assert.equal(2, code)
-    assert.matches("p%.lua: jobs%.a: RunDay 31 with RunMonth April never comes",
+    assert.matches("p%.lua:%d+: cairn%.policy: jobs%.a: RunDay 31 with RunMonth April never comes",
       output)
     code, output = preview("a = { RunDay = 1, run = function() end }",
       "--from", "tomorrow")

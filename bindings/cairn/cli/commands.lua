@@ -11,10 +11,6 @@
 
 local commands = {}
 
-local function not_built(what)
-  return what .. " is not built yet (see README)"
-end
-
 local json = { name = "json", help =
   "print the result as JSON on standard output, one object a line" }
 local numbers = { name = "numbers", help =
@@ -576,15 +572,26 @@ exit code is 1.]],
   },
   {
     name = "console",
-    summary = "a Lua prompt on a private engine, or a Lua script",
+    summary = "a Lua prompt on the service or a private engine, or a script",
     description = [[
-Opens a private engine in memory and evaluates Lua with the globals `cairn`
-and `engine`: the lines typed at a prompt, the chunks given with -e, or FILE
-with its arguments in `...` and `arg`. An expression's values are printed
-(not in FILE). Every chunk is a Cairn task, so that job:wait(), job:sleep()
-and the like can be called anywhere.
+Evaluates Lua with the globals `cairn` and `engine`: the lines typed at a prompt,
+the chunks given with -e, or FILE with its arguments in `...` and `arg`. An
+expression's values are printed (not in FILE). Every chunk is a Cairn task, so
+that job:wait(), job:sleep() and the like can be called anywhere.
 
-At the prompt Ctrl-C interrupts what is running and Ctrl-D ends the session.]],
+The engine is that of the service at --socket. Without it, a prompt attaches to
+the default socket (CAIRN_SOCKET, or as root /run/cairn/cairn.sock, otherwise
+$XDG_RUNTIME_DIR/cairn/cairn.sock) if one answers; -e and FILE, and a prompt that
+finds no service, have a private engine in memory. In the service each console
+has globals of its own, `_` and `it` are the last value, and what a chunk prints
+comes here; -e and FILE are read here and run there.
+
+At the prompt help() lists what there is and help "name" describes it, Tab
+completes from live objects, Ctrl-R searches the history
+($XDG_STATE_HOME/cairn/history; a line that begins with a space is not kept),
+Alt-Enter begins another line of the same chunk, Ctrl-C ends the chunk that runs,
+but not the engine, and Ctrl-D leaves. What happens to jobs is told above the line
+that is typed.]],
     arguments = {
       { name = "FILE", key = "file", optional = true,
         help = "a Lua script; - is standard input" },
@@ -595,21 +602,24 @@ At the prompt Ctrl-C interrupts what is running and Ctrl-D ends the session.]],
     options = {
       { name = "eval", short = "e", value = "LUA", is_repeated = true,
         is_any = true, help = "evaluate this chunk; may be given again" },
+      { name = "socket", value = "S",
+        help = "attach to the service at this control socket" },
       { name = "private",
-        help = "a private engine in memory (what this version always opens)" },
-      { name = "socket", value = "S", is_hidden = true,
-        check = function() return not_built("--socket") end },
+        help = "a private engine in memory, also where a service answers" },
+      { name = "no-events", help = "tell nothing above the prompt" },
       { name = "json", help = "print values as JSON, one a line" },
     },
     exits = {
       { 0, "all well" },
-      { 1, "a chunk or the script raised an error" },
+      { 1, "a chunk or the script raised an error, or was interrupted" },
       { 2, "wrong use, a syntax error, no such file" },
-      { 3, "the environment: no permission" },
+      { 3, "the environment: no service at --socket, no permission; the service "
+        .. "went away" },
     },
     examples = {
       "cairn console",
       "cairn console -e 'cairn.version'",
+      "cairn console --socket /run/cairn/cairn.sock -e 'engine:jobs()'",
       "cairn console audit.lua /srv/backup",
     },
   },

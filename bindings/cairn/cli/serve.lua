@@ -12,6 +12,7 @@ local control = require "cairn.control"
 local evaluator = require "cairn.evaluator"
 local guard = require "cairn.cli.guard"
 local client = require "cairn.client"
+local policies = require "cairn.policies"
 local say = require "cairn.cli.say"
 local signals = require "cairn.cli.signals"
 local text = require "cairn.cli.text"
@@ -22,6 +23,7 @@ local Service = {}
 Service.__index = Service
 
 local STOP_S, LOOK_MS, STATUS_MS = 20, 20, 5000
+local SETTLE_MS, POLL_MS = 300, 60000
 
 -- ---- places --------------------------------------------------------------------------
 
@@ -218,17 +220,43 @@ end
 
 -- ---- policies ------------------------------------------------------------------------
 
--- What loading has done is logged by cairn.policies itself.
-function Service:load()
-  return self.policies and self.policies:load()
+-- What loading has done is logged by cairn.policies itself. With all = true
+-- every file is loaded again, else those that have changed.
+function Service:load(all)
+  if not self.policies then return nil end
+  local ok, report = xpcall(self.policies.load, debug.traceback, self.policies,
+    all)
+  if ok then return report end
+  self:log("error", "loading the policies: " .. tostring(report))
 end
 
 function Service:reload()
   self:tell(("RELOADING=1\nMONOTONIC_USEC=%d"):format(core.monotonic()))
-  local ok, report = xpcall(self.load, debug.traceback, self)
+  local report = self:load(true)
   self:tell "READY=1"
-  if ok then return report end
-  self:log("error", "loading the policies: " .. tostring(report))
+  return report
+end
+
+-- Files that were changed are loaded when nothing has changed for a moment:
+-- editors write in steps. A watch that the system does not offer (a network's
+-- file system) or that was lost is made up for by looking now and then.
+function Service:watch_policies(directory)
+  local uv = self.uv
+  local settling = self:timer(POLL_MS, function() self:load() end)
+  self.policy_watch = settling
+  local watch = assert(uv.new_fs_event())
+  self.handles[#self.handles + 1] = watch
+  uv.unref(watch)
+  local function changed()
+    if self.is_stopping then return end
+    -- the same timer: after this it is slow again
+    uv.timer_start(settling, SETTLE_MS, POLL_MS, function() self:load() end)
+  end
+  local ok, message = uv.fs_event_start(watch, directory, {}, changed)
+  if not ok then
+    self:log("warning", ("%s is not watched, only looked at every %d s: %s")
+      :format(directory, POLL_MS // 1000, message))
+  end
 end
 
 local function list_of(rows)
@@ -252,9 +280,8 @@ function Service:hooks()
       return done(nil, "the policies could not be loaded; see the service's "
         .. "log", "internal")
     end
-    local loaded = report.loaded
-    done(raw(('{"loaded":%d,"failed":%s}'):format(type(loaded) == "table"
-      and #loaded or loaded or 0, list_of(report.failed or {}))))
+    done(raw(('{"loaded":%d,"failed":%s}'):format(#report.loaded,
+      list_of(report.failed))))
   end
   function hooks.policies(done)
     if not self.policies then return refused(done) end
@@ -293,7 +320,7 @@ function Service:stop(why)
   self:tell "STOPPING=1\nSTATUS=stopping"
   self:log("info", ("%s: stopping%s"):format(why, self.is_stored
     and "; runs are suspended and go on at the next start" or ""))
-  if self.policies then self.policies:close() end
+  if self.policy_watch then self.uv.timer_stop(self.policy_watch) end
   local mode = self.is_stored and "suspend" or "terminate"
   core.begin_close(engine, mode)
   for task in pairs(S.background) do
@@ -327,6 +354,8 @@ function Service:finish()
     self.handles = {}
   end)
   if self.is_hurried and self.is_stored then return 1 end
+  -- what runs may have asked its policy until now
+  if self.policies then self.policies:close() end
   local ok, message = engine:close { mode = self.is_stored and "suspend"
     or self.is_hurried and "kill" or "terminate", timeout = 1 }
   if not ok then
@@ -397,13 +426,8 @@ function Service:open(cairn, options)
   self:watch_jobs()
   self:meet_manager()
   if directory then
-    self.policies, message, code = require "cairn.policies".open(engine,
-      directory, { log = log })
-    if not self.policies then
-      self.control:close()
-      engine:close { mode = "suspend", timeout = 1 }
-      say.fail_with(cairn, message, code)
-    end
+    self.policies = policies.open(engine, directory, { log = log })
+    self:watch_policies(directory)
   end
   self:log("info", ("cairn %s, process %d: store %s, socket %s, %s"):format(
     cairn.version, uv.os_getpid(), store, socket, directory

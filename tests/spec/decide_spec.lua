@@ -1,0 +1,274 @@
+-- What the functions of a policy decide, in runs of real exports.
+
+local cairn = require "cairn"
+local support = _G.support
+
+local GUID = "11111111-2222-3333-4444-555555555555"
+local SIZE = 4 * 1024 * 1024
+
+describe("a policy decides", function()
+  local directory, remove
+  before_each(function()
+    directory, remove = support.directory()
+    for _, id in ipairs { "vda", "swap" } do
+      support.write(directory .. "/" .. id .. ".raw", (id .. "."):rep(SIZE
+        // (#id + 1) + 1):sub(1, SIZE))
+    end
+  end)
+  after_each(function() remove() end)
+
+  local farm = ([[
+    local set = ...
+    local cairn = require "cairn"
+    local farm = cairn.collection { CollectionId = "%s",
+      machines = { { VirtualMachineId = "A1%s", ElementName = "web",
+        disks = { { id = "vda", path = "vda.raw", format = "raw" },
+          { id = "swap", path = "swap.raw", format = "raw" } } } } }
+    ]]):format(GUID, GUID:sub(3))
+
+  local function load_text(text)
+    local policy, message, _, trace = cairn.policy_load(support.write(directory
+      .. "/site.lua", farm .. text))
+    return assert(policy, tostring(message) .. "\n" .. tostring(trace))
+  end
+
+  local function done(engine, policy, key)
+    local job = assert(engine:submit(policy.jobs[key]))
+    assert.equal("done", (job:wait() and job.phase))
+    return job
+  end
+
+  local function qcow2_info(path)
+    local code, _, out = support.run { "qemu-img", "info", "--output=json",
+      path }
+    assert.equal(0, code, out)
+    return cairn.json_decode(out)
+  end
+
+  it("the base of an export, with the job and its history", function()
+    local policy = load_text [[
+      return cairn.policy { jobs = { nightly = { JobRunTimes = 3,
+          RunStartInterval = "1h",
+          export = { collection = farm, directory = "out", base = "none" } } },
+        base = function(job, history)
+          assert(job.key == "nightly" and job.CollectionId and job.directory)
+          assert(job.base == "none" and job.now.hour < 24 and job.now.wday)
+          if #history == 1 then
+            assert(history[1].JobState == "Completed")
+            return history[1].ReferencePointGroupId
+          end
+          return #history > 1 and "none" or nil
+        end }]]
+    local engine <close>, log = support.engine(cairn)
+    local job = done(engine, policy, "nightly")
+    assert.same({}, log)
+    assert.equal("Completed", job.JobState)
+    local points = assert(cairn.points(directory .. "/out"))
+    assert.equal(3, #points)
+    assert.is_nil(points[1].BaseReferencePointGroupId)
+    assert.equal(points[1].ReferencePointGroupId,
+      points[2].BaseReferencePointGroupId)
+    assert.is_nil(points[3].BaseReferencePointGroupId)
+    local found = 0
+    for _, record in ipairs(engine:decisions()) do
+      assert.equal(policy.version, record.version)
+      assert.equal("base", record.name)
+      found = found + 1
+    end
+    assert.equal(3, found)
+  end)
+
+  it("which disks are exported", function()
+    local policy = load_text [[
+      return cairn.policy { jobs = { nightly = {
+          export = { collection = farm, directory = "out" } } },
+        select = function(job, disk)
+          assert(disk.format == "raw" and disk.machine == "web")
+          return disk.id ~= "swap"
+        end }]]
+    local engine <close>, log = support.engine(cairn)
+    local job = done(engine, policy, "nightly")
+    assert.same({}, log)
+    assert.equal("Completed", job.JobState)
+    assert.equal(1, #job.ExportedDisks)
+    assert.matches("vda", job.ExportedDisks[1])
+    local point = cairn.points(directory .. "/out")[1].ReferencePointGroupId
+    assert.equal("qcow2", qcow2_info(("%s/out/%s/%s.qcow2"):format(directory,
+      point, job.ExportedDisks[1])).format)
+  end)
+
+  it("nothing when a function fails, or says what cannot be", function()
+    for text, message in pairs {
+      ["base = function() error 'no idea' end"] = "base failed %(.*no idea",
+      ["base = function() return 7 end"] = "base failed %(it returned 7",
+      ["base = function() return 'abcdef' end"] = "abcdef",
+      ["select = function() return 'yes' end"] = "select failed",
+      ["select = function() return false end"] = "every disk",
+    } do
+      local policy = load_text("return cairn.policy { jobs = { nightly = { "
+        .. "export = { collection = farm, directory = 'out' } } }, " .. text
+        .. " }")
+      local engine <close> = support.engine(cairn)
+      local job = done(engine, policy, "nightly")
+      if message == "abcdef" then -- an id that may be: the run says what of it
+        assert.equal("Exception", job.JobState)
+        assert.matches(message, job.ErrorSummaryDescription)
+      else
+        assert.equal("Completed With Warnings", job.JobState)
+        assert.equal(2, #job.ExportedDisks)
+        local _, errors = job:GetErrorEx()
+        assert.matches(message, errors[1].Message)
+      end
+    end
+  end)
+
+  it("what becomes of a failure, before RecoveryAction does", function()
+    local policy = load_text [[
+      local tries = 0
+      return cairn.policy { jobs = { nightly = { RecoveryAction = "Do Not Continue",
+          JobRunTimes = 2, RunStartInterval = "1h",
+          on_failure = function(job, err, attempt)
+            assert(err.code and err.ErrorCode > 0 and err.message)
+            if job.run_number == 1 and attempt < 3 then
+              return { action = "Re-run Job", delay = 600 }
+            elseif job.run_number == 1 then
+              return "Continue With Next Job"
+            end
+          end,
+          export = { collection = farm, directory = "missing/out" } } } }]]
+    local engine <close>, log = support.engine(cairn)
+    local started = {}
+    engine:on("JobState", function(event)
+      if event.JobState == "Starting" then
+        started[#started + 1] = event.time / 1e6
+      end
+    end)
+    local job = done(engine, policy, "nightly")
+    assert.same({}, log)
+    assert.equal("Exception", job.JobState)
+    assert.equal(2, job.run_number)
+    assert.equal(4, #started) -- three of the first run, one of the second
+    assert.is_true(math.abs(started[2] - started[1] - 600) < 1)
+    assert.is_true(math.abs(started[3] - started[2] - 600) < 1)
+  end)
+
+  it("that a failed run is left to RecoveryAction", function()
+    local policy = load_text [[
+      return cairn.policy { jobs = { nightly = { RecoveryAction = "Re-run Job",
+          export = { collection = farm, directory = "missing/out" } } },
+        on_failure = function() return nil end }]]
+    local engine <close> = support.engine(cairn)
+    local job = done(engine, policy, "nightly")
+    assert.equal("Exception", job.JobState)
+    assert.equal(3, job.attempts)
+  end)
+
+  it("which handler is told", function()
+    local policy = load_text [[
+      return cairn.policy { jobs = { a = { Notify = "ops",
+          export = { collection = farm, directory = "out" } },
+          b = { export = { collection = farm, directory = "missing/out" } } },
+        notify = function(job)
+          if job.JobState == "Exception" then return "pager" end
+        end }]]
+    local told = {}
+    local engine <close> = support.engine(cairn, { notify = {
+      ops = function(notice) told[#told + 1] = "ops " .. notice.JobState end,
+      pager = function(notice) told[#told + 1] = "pager " .. notice.JobState end,
+    } })
+    done(engine, policy, "a")
+    done(engine, policy, "b")
+    engine:run()
+    assert.same({ "ops Completed", "pager Exception" }, told)
+  end)
+
+  it("which points stay after an export", function()
+    local policy = load_text [[
+      return cairn.policy { jobs = { nightly = { JobRunTimes = 4,
+          RunStartInterval = "1h",
+          export = { collection = farm, directory = "out", base = "latest" } } },
+        retain = function(points)
+          local keep = {}
+          for i = math.max(1, #points - 1), #points do
+            assert(points[i].time.year > 2000 and points[i].sequence)
+            keep[points[i].ReferencePointGroupId] = true
+          end
+          return keep
+        end }]]
+    local engine <close>, log = support.engine(cairn)
+    done(engine, policy, "nightly")
+    engine:run()
+    assert.same({}, log)
+    local points = assert(cairn.points(directory .. "/out"))
+    assert.equal(2, #points)
+    assert.equal(3, points[1].sequence)
+    local code, _, out = support.run { support.build .. "/bin/cairn", "verify",
+      directory .. "/out" }
+    assert.equal(0, code, out)
+  end)
+
+  it("what a prune job keeps, and all when retain fails", function()
+    local text = [[
+      return cairn.policy { jobs = {
+          nightly = { JobRunTimes = 3, RunStartInterval = "1h",
+            export = { collection = farm, directory = "out" } },
+          tidy = { prune = { directory = "out", collection = farm } } },
+        retain = function(points) %s end }]]
+    local policy = load_text(text:format "return undefined.x")
+    local engine <close>, log = support.engine(cairn)
+    done(engine, policy, "nightly")
+    assert.equal(3, #cairn.points(directory .. "/out"))
+    local job = done(engine, policy, "tidy")
+    assert.equal("Completed With Warnings", job.JobState)
+    assert.matches("undefined", log[1])
+    assert.equal(3, #cairn.points(directory .. "/out"))
+    policy = load_text(text:format
+      "return { points[2].ReferencePointGroupId }")
+    assert.equal("Completed", done(engine, policy, "tidy").JobState)
+    local points = cairn.points(directory .. "/out")
+    assert.same({ 2, 3 }, { points[1].sequence, points[2].sequence })
+  end)
+
+  it("how fast an export may read", function()
+    local policy = load_text [[
+      return cairn.policy { jobs = { nightly = {
+          export = { collection = farm, directory = "out" } } },
+        throttle = function(job, now)
+          assert(now.hour and now.unix > 0)
+          return 4 * 1024 * 1024
+        end }]]
+    local engine <close> = assert(cairn.open {})
+    local began = os.time()
+    local job = done(engine, policy, "nightly")
+    assert.equal("Completed", job.JobState)
+    assert.is_true(os.time() - began >= 1) -- 8 MiB at 4 MiB/s
+    assert.is_true(job:number "ElapsedTime" > 900000)
+  end)
+
+  it("about the runs of the engine that has the policy, and no other", function()
+    local policy = load_text [[
+      return cairn.policy { jobs = { nightly = {
+          export = { collection = farm, directory = "out" } } },
+        base = function() return "none" end }]]
+    local store = directory .. "/cairn.db"
+    local spec = policy.jobs.nightly
+    spec.RunStartInterval = "1h"
+    spec.JobRunTimes = 1
+    do
+      local engine <close> = support.engine(cairn, { store = store })
+      spec.held = nil
+      assert(engine:submit(spec))
+      engine:close { mode = "kill" }
+    end
+    local engine <close> = support.engine(cairn, { store = store,
+      start = os.time() + 7200 })
+    local job = engine:jobs { policy = "site" }[1]
+    if job.JobState ~= "Killed" then
+      engine:step(0.1)
+      assert.equal("held", job.phase)
+      assert.matches("policy site: nightly", (engine:why(job.InstanceID)))
+      assert(engine:update(job, spec))
+      assert.equal("Completed", job:wait())
+    end
+  end)
+end)
