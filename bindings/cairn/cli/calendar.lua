@@ -54,18 +54,15 @@ local function marks_of(view, date)
   return shown, is_moved
 end
 
-local function add_month(view, lines, year, month)
-  local title = ("%s %d"):format(months[month], year)
-  lines[#lines + 1] = title
-  local cells, widest = {}, 0
+local function add_month(view, width, lines, year, month)
+  lines[#lines + 1] = ("%s %d"):format(months[month], year)
+  local cells = {}
   for _ = 2, weekday(year, month, 1) do cells[#cells + 1] = "" end
   for day = 1, days_in(year, month) do
     local marks, is_moved = marks_of(view, ("%04d%02d%02d"):format(year, month,
       day))
     cells[#cells + 1] = ("%2d%s%s"):format(day, is_moved and "!" or " ", marks)
-    widest = math.max(widest, #cells[#cells])
   end
-  local width = math.max(widest, 3) + 1
   local head = {}
   for i, name in ipairs { "Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun" } do
     head[i] = text.fit(name, width)
@@ -87,8 +84,14 @@ end
 function calendar.render(view)
   local lines = {}
   local year, month = view.year, view.month
+  local width = 4 -- of a day, in all months alike
+  for _, job in ipairs(view.jobs) do
+    for date in pairs(job.days) do
+      width = math.max(width, 4 + #marks_of(view, date))
+    end
+  end
   for _ = 1, view.count do
-    add_month(view, lines, year, month)
+    add_month(view, width, lines, year, month)
     month = month + 1
     if month > 12 then year, month = year + 1, 1 end
   end

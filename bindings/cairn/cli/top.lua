@@ -272,9 +272,10 @@ function top.render(view, width, height, style)
   end
   if view.problem then head[#head + 1] = text.printable(view.problem) end
   if view.keys then
-    foot[1] = ("q quit  %s scroll  s sort: %s  p pause%s"):format(
-      style.unicode and "↑↓" or "arrows", view.sort or "state",
-      view.is_paused and " (paused)" or "")
+    foot[1] = ("%sq quit  s sort: %s  p %s  %s scroll"):format(
+      view.is_paused and "PAUSED  " or "", view.sort or "state",
+      view.is_paused and "go on" or "pause", style.unicode and "↑↓"
+      or "arrows")
   end
   local room = height and height - #head - #foot - 1 or #rows
   if height and room < 1 then -- what is most wanted
@@ -316,8 +317,8 @@ function top.render(view, width, height, style)
   local left = #rows - offset - #seen
   if foot[1] then
     if left > 0 or offset > 0 then
-      foot[1] = ("%s  %d-%d of %d"):format(foot[1], offset + 1,
-        offset + #seen, #rows)
+      foot[1] = ("%d-%d of %d  %s"):format(math.min(offset + 1, #rows),
+        offset + #seen, #rows, foot[1])
     end
     if height then
       for _ = #lines + 2, height do lines[#lines + 1] = "" end
