@@ -246,17 +246,13 @@ local function kept(engine, S, decider, serial, spec, zone)
   return ids, #points
 end
 
--- The specification of this run, or nil: the job's own. is_export and is_prune
--- are told by what it has.
-local function decided(engine, S, decider, ev)
-  local job, serial = ev.job, ev.serial
-  local spec = assert(core.spec(engine, serial))
-  local view = M.job(engine, job, decider, spec)
+-- Changes a specification (its kind is told by what it has) as the functions
+-- say; whether anything is changed. serial nil: nothing has warnings.
+local function amend(engine, S, decider, serial, spec, view, history, zone)
   local changed = false
   if type(spec.collection) == "table" and spec.input == nil
     and spec.action == nil then
-    local base = ask(engine, S, decider, serial, "base", is_base, view,
-      history_of(engine, ev.InstanceID))
+    local base = ask(engine, S, decider, serial, "base", is_base, view, history)
     if base and base ~= spec.base then
       spec.base, changed = base, true
     end
@@ -264,20 +260,52 @@ local function decided(engine, S, decider, ev)
       local machines, left_out = selected(engine, S, decider, serial, view,
         spec.collection.machines or {})
       if not machines then
-        warn(engine, serial, ("policy %s: select leaves out every disk; as "
-          .. "without it"):format(decider.policy))
+        local why = ("policy %s: select leaves out every disk; as without it")
+          :format(decider.policy)
+        if not (serial and warn(engine, serial, why)) then E.log(S, why) end
       elseif left_out > 0 then
         spec.collection.machines, changed = machines, true
       end
     end
   elseif spec.keep and decider.object:has(decider.key, "retain") then
-    local ids, why = kept(engine, S, decider, serial, spec, job.zone)
+    local ids, why = kept(engine, S, decider, serial, spec, zone)
     if not ids then -- then nobody has decided that anything may go
       shown_log(S, decider, "retain", why)
     end
     spec.keep, changed = ids and { ids = ids } or { last = M.KEEP_ALL }, true
   end
-  return changed and spec or nil
+  return changed
+end
+
+-- The specification of this run, or nil: the job's own.
+local function decided(engine, S, decider, ev)
+  local spec = assert(core.spec(engine, ev.serial))
+  return amend(engine, S, decider, ev.serial, spec,
+    M.job(engine, ev.job, decider, spec), history_of(engine, ev.InstanceID),
+    ev.job.zone) and spec or nil
+end
+
+-- What a job that is only planned would be given: a specification as submit
+-- takes it, which is changed. There is no history of it.
+function M.plan(engine, S, spec, decider)
+  for _, kind in ipairs { "export", "prune" } do
+    local inner = spec[kind]
+    if inner then
+      local copy = {}
+      for key, value in pairs(inner) do copy[key] = value end
+      if kind == "export" and type(copy.collection) == "table" then
+        local farm = {}
+        for key, value in pairs(copy.collection) do farm[key] = value end
+        copy.collection = farm
+      end
+      spec[kind] = copy
+      amend(engine, S, decider, nil, copy, M.job(engine, {
+        Name = spec.Name, policy = spec.policy, queue = spec.queue,
+        Priority = spec.Priority, run_number = 1, attempts = 1,
+        JobState = "New", phase = "waiting", zone = spec.zone }, decider, copy),
+        {}, spec.zone)
+    end
+  end
 end
 
 local function throttle(engine, S, serial, run)

@@ -1357,8 +1357,10 @@ function methods.plan(engine, spec)
     error("engine:plan: a table expected, got " .. type(spec), 2)
   end
   return caught(pcall(function()
-    local plan, message, code = core.plan(engine, (prepared(S, spec,
-      failure.origin[spec] or "engine:plan")))
+    local copy, _, decider = prepared(S, spec, failure.origin[spec]
+      or "engine:plan")
+    if decider then M.decide.plan(engine, S, copy, decider) end
+    local plan, message, code = core.plan(engine, copy)
     if not plan then return nil, located(spec, message), code end
     return plan
   end))

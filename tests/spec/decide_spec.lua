@@ -245,6 +245,32 @@ describe("a policy decides", function()
     assert.is_true(job:number "ElapsedTime" > 900000)
   end)
 
+  it("what is planned as what is run", function()
+    local policy = load_text [[
+      return cairn.policy { jobs = { nightly = {
+            export = { collection = farm, directory = "out", base = "none" } },
+          tidy = { prune = { directory = "out", collection = farm } } },
+        base = function(job) return job.CollectionId and "latest" end,
+        select = function(_, disk) return disk.id ~= "swap" end,
+        retain = function(points)
+          return { points[#points].ReferencePointGroupId }
+        end }]]
+    local engine <close>, log = support.engine(cairn)
+    done(engine, policy, "nightly")
+    done(engine, policy, "nightly")
+    local plan = assert(engine:plan(policy.jobs.nightly))
+    assert.equal("latest", plan.base)
+    local disks = plan.machines[1].disks
+    assert.equal(1, #disks)
+    assert.equal("vda", disks[1].id)
+    assert.equal(0, disks[1].changed_bytes)
+    plan = assert(engine:plan(policy.jobs.tidy))
+    assert.equal(1, #plan.kept)
+    assert.same({}, log)
+    assert.is_nil(policy.jobs.nightly.export.collection.machines[1].disks[3])
+    assert.equal(2, #policy.jobs.nightly.export.collection.machines[1].disks)
+  end)
+
   it("about the runs of the engine that has the policy, and no other", function()
     local policy = load_text [[
       return cairn.policy { jobs = { nightly = {
