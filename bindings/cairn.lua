@@ -9,6 +9,7 @@ local collection = require "cairn.collection"
 local decide = require "cairn.decide"
 local engine = require "cairn.engine"
 local luv = require "cairn.luv"
+local metrics = require "cairn.metrics"
 local notify = require "cairn.notify"
 local policy = require "cairn.policy"
 local private = require "cairn.private"
@@ -17,7 +18,7 @@ local schedule = require "cairn.schedule"
 local task = require "cairn.task"
 
 assert(engine.notify == notify and engine.recovery == recovery
-  and engine.decide == decide)
+  and engine.decide == decide and engine.metrics == metrics)
 
 local cairn = {
   version = core.version,

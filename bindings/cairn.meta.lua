@@ -362,6 +362,18 @@ function engine:now() end
 ---@return string? # code, when refused: see cairn.errors
 function engine:history(id) end
 
+---What the engine does, for a monitoring system: jobs by state and phase, queues, runs by result, times skipped, bytes exported, the store; for each job the last success and failure and when it is due. What is counted is counted since the engine was opened. At most 1000 jobs, those of policies first, have series of their own; jobs of one Name, policy and policy_key share one.
+---@param format? string `"openmetrics"` (the default) or `"prometheus"`, the older text format
+---@return string
+function engine:metrics(format) end
+
+---Writes them in the older format to a file that is always whole, for node_exporter's textfile collector (a name that ends in .prom).
+---@param path string the file
+---@return boolean? # true
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function engine:write_metrics(path) end
+
 ---@return table[] # Name, QueueStatus (`"Active"`, `"Busy"`: no place is free, `"Degraded"`: the store fails, `"Stopped"`: the engine is closing), concurrency, DefaultJobPriority, MaxJobsOnQueue, MaxTimeOnQueue, ageing (seconds), running, queued, unfinished
 function engine:queues() end
 

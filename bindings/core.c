@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #define XXH_INLINE_ALL
+#include <uuid/uuid.h>
 #include <xxhash.h>
 
 #include "error.h"
@@ -382,6 +383,96 @@ static int core_read_script(lua_State *L)
   return 1;
 }
 
+/* file_size(path) -> bytes | nil: without a descriptor, whose closing would
+ * drop the locks that this process has on the file */
+static int core_file_size(lua_State *L)
+{
+  struct stat st;
+  if (stat(luaL_checkstring(L, 1), &st) != 0)
+    return 0;
+  lua_pushinteger(L, st.st_size);
+  return 1;
+}
+
+static int write_all(int fd, const char *text, size_t length)
+{
+  while (length > 0) {
+    ssize_t n = write(fd, text, length);
+    if (n < 0 && errno == EINTR)
+      continue;
+    if (n < 0)
+      return -1;
+    text += n;
+    length -= (size_t)n;
+  }
+  return fsync(fd);
+}
+
+/* The new file beside `path`, whole, in its place; the directory, open, may be
+ * synced after. 0, or -1 with errno. */
+static int replace(int directory, const char *temporary, const char *name,
+                   const char *text, size_t length)
+{
+  int fd = openat(directory, temporary,
+                  O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0644);
+  int result, saved;
+  if (fd < 0)
+    return -1;
+  result = write_all(fd, text, length);
+  saved = errno;
+  if (close(fd) != 0 && result == 0) {
+    result = -1;
+    saved = errno;
+  }
+  if (result == 0 && renameat(directory, temporary, directory, name) == 0)
+    return fsync(directory);
+  if (result == 0)
+    saved = errno;
+  unlinkat(directory, temporary, 0);
+  errno = saved;
+  return -1;
+}
+
+/* replace_file(path, text) -> true | nil, message, code: whoever opens the file
+ * sees the old text or the new one, also after a crash */
+static int core_replace_file(lua_State *L)
+{
+  size_t length, path_length;
+  const char *path = luaL_checklstring(L, 1, &path_length);
+  const char *text = luaL_checklstring(L, 2, &length);
+  const char *slash = strrchr(path, '/');
+  const char *name = slash ? slash + 1 : path;
+  struct cairn_error err = {0};
+  uuid_t id;
+  char suffix[37], shown[512];
+  int directory, result = -1;
+  if (strlen(path) != path_length || name[0] == '\0') {
+    cairn__fail(&err, CAIRN_E_BAD_PATH, "%s is not the name of a file",
+                cairn__printable(path, shown, sizeof shown));
+    return cairn__lua_fail(L, &err);
+  }
+  lua_settop(L, 2);
+  if (slash)
+    lua_pushlstring(L, path, slash == path ? 1 : (size_t)(slash - path));
+  else
+    lua_pushliteral(L, ".");
+  uuid_generate(id);
+  uuid_unparse_lower(id, suffix);
+  const char *temporary = lua_pushfstring(L, ".%s.%s", name, suffix);
+  directory = open(lua_tostring(L, 3), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (directory >= 0)
+    result = replace(directory, temporary, name, text, length);
+  if (result != 0)
+    cairn__fail_errno(&err, errno, NULL, -1, "cannot write %s",
+                      cairn__printable(path, shown, sizeof shown));
+  if (directory >= 0)
+    close(directory);
+  if (result != 0)
+    return cairn__lua_fail(L, &err);
+  lua_pushboolean(L, 1);
+  return 1;
+}
+
 /* points(directory) -> array | nil, message, code */
 static int core_points(lua_State *L)
 {
@@ -499,6 +590,8 @@ static const luaL_Reg functions[] = {
     {"monotonic", core_monotonic},
     {"errno_code", core_errno_code},
     {"read_script", core_read_script},
+    {"file_size", core_file_size},
+    {"replace_file", core_replace_file},
     {"points", core_points},
     {"keep", core_keep},
     {"point_data", core_point_data},

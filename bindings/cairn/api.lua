@@ -471,6 +471,22 @@ reading and then calls `step`. Without any of these nothing moves.]],
           .. "datetimes. "
           .. "The latest history_limit of cairn.open (10000) are kept, with "
           .. "a store in it." },
+      { name = "engine:metrics",
+        params = { { "format", "string?", "`\"openmetrics\"` (the default) or "
+          .. "`\"prometheus\"`, the older text format" } },
+        returns = { { "string", "" } },
+        text = "What the engine does, for a monitoring system: jobs by state and "
+          .. "phase, queues, runs by result, times skipped, bytes exported, the "
+          .. "store; for each job the last success and failure and when it is "
+          .. "due. What is counted is counted since the engine was opened. At "
+          .. "most 1000 jobs, those of policies first, have series of their own; "
+          .. "jobs of one Name, policy and policy_key share one." },
+      { name = "engine:write_metrics",
+        params = { { "path", "string", "the file" } },
+        returns = { { "boolean?", "true" }, failure, code },
+        text = "Writes them in the older format to a file that is always whole, "
+          .. "for node_exporter's textfile collector (a name that ends in "
+          .. ".prom)." },
       { name = "engine:queues", params = {},
         returns = { { "table[]", "Name, QueueStatus (`\"Active\"`, `\"Busy\"`: "
           .. "no place is free, `\"Degraded\"`: the store fails, "

@@ -45,6 +45,7 @@ M.end_task = nil   -- (engine, S, task, mode): terminates or kills it
 M.close_task = nil -- (engine, S, task, row, message): ends it, tells nobody
 M.fail_task = nil  -- (engine, S, task, serial, err): steering it failed
 M.notify = nil     -- cairn/notify.lua
+M.metrics = nil    -- cairn/metrics.lua
 M.recovery = nil   -- cairn/recovery.lua
 M.decide = nil     -- cairn/decide.lua
 M.report_again = nil -- (engine, S): what the engine had no memory for
@@ -238,6 +239,7 @@ local function dispatch(engine, S, ev)
     S.bodies[serial], S.endings[serial] = nil, nil
   end
   if serial then
+    M.metrics.count(engine, S, ev)
     M.notify.event(engine, S, ev)
     M.decide.event(engine, S, ev)
   end
@@ -767,6 +769,7 @@ function M.open(options)
       end
     end
   end
+  M.metrics.open(engine, S)
   -- jobs of the store are as if they had been submitted now
   local job, serial = core.job_next(engine, 0)
   while job do

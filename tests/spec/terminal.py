@@ -9,6 +9,7 @@ STEPS is a JSON array; each step is an object with one of
   {"signal": NAME}           send a signal to the command
   {"read": N}                wait for N more bytes of output
   {"stopped": true}          wait until the command is stopped (Ctrl-Z)
+  {"run": [PROGRAM, ...]}    run another program to its end
 Every wait ends after 20 seconds. Prints a JSON object: output, status (exit
 code, or minus the signal), missed (the first step that was not met), mode
 (whether the terminal was left with echo and line editing on).
@@ -21,6 +22,7 @@ import re
 import select
 import signal
 import struct
+import subprocess
 import sys
 import termios
 import time
@@ -90,6 +92,10 @@ def main():
         elif "resize" in step:
             fcntl.ioctl(fd, termios.TIOCSWINSZ,
                         struct.pack("HHHH", *step["resize"], 0, 0))
+        elif "run" in step:
+            subprocess.run(step["run"], timeout=WAIT_S, check=False,
+                           stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                           stderr=subprocess.DEVNULL)
         elif "signal" in step:
             os.kill(pid, getattr(signal, "SIG" + step["signal"]))
     deadline = time.monotonic() + WAIT_S

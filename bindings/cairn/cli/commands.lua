@@ -242,10 +242,43 @@ are not called.]],
     },
     examples = {
       "cairn simulate nightly.lua",
-      "cairn simulate /etc/cairn/policies --days 60 --from 2025-03-01 "
-        .. "--zone Europe/Berlin",
+      "cairn simulate /etc/cairn/policies --days 60 --from 2025-03-01",
       "cairn simulate nightly.lua --assume web.seconds=2h --assume "
         .. "web.fails=every:5",
+    },
+  },
+  {
+    name = "calendar",
+    summary = "the coming months, with the days on which jobs are due",
+    description = [[
+Prints a grid of each month with a letter for each job that is due on a day, by
+the job's own clock, and what the letters mean. A "!" marks days on which a
+change of the clock moves a run, which is told below. The jobs are those of
+POLICY.lua, or of all *.lua of a directory, or without either those of a running
+service that have runs left.]],
+    arguments = {
+      { name = "POLICY.lua|DIR", key = "policy", optional = true,
+        help = "a Lua file that returns cairn.policy{...}, or a directory of "
+          .. "them" },
+    },
+    options = {
+      { name = "months", value = "N", check = function(value)
+          local n = math.tointeger(value)
+          if not n or n < 1 or n > 120 then return "wants 1 to 120 months" end
+        end,
+        help = "how many months, the one of --from counted (default 2)" },
+      zone, from, set, socket,
+      { name = "json", help = "print the runs instead, one JSON object a line" },
+    },
+    exits = {
+      { 0, "printed; notes are on standard error" },
+      { 1, "a result could not be written" },
+      { 2, "wrong use, a bad policy, or a schedule that never comes" },
+      { 3, "the environment: no service answers, no permission" },
+    },
+    examples = {
+      "cairn calendar nightly.lua",
+      "cairn calendar /etc/cairn/policies --months 3 --from 2025-03-01",
     },
   },
   {
@@ -572,6 +605,43 @@ exit code is 1.]],
     },
   },
   {
+    name = "top",
+    summary = "the jobs of a service as they run",
+    description = [[
+Shows the jobs of a running service, those that run first, with their progress,
+rate and time left, and asks again every second. Keys: q quits, the arrows, Page
+Up, Page Down, Home and End scroll, s changes the order (state, progress, name,
+due, queue), p pauses, the space bar asks at once. A service that goes away is
+looked for again.
+
+Where standard output is no terminal, or TERM is dumb, and with --once the jobs
+are printed once.]],
+    arguments = {},
+    options = {
+      socket,
+      { name = "once", help = "print the jobs once" },
+      { name = "interval", value = "S", check = function(value)
+          local n = tonumber(value)
+          if not n or not (n >= 0.1 and n <= 3600) then
+            return "wants 0.1 to 3600 seconds"
+          end
+        end,
+        help = "seconds between two questions (default 1)" },
+      { name = "sort", value = "ORDER",
+        choices = { "state", "progress", "name", "due", "queue" },
+        help = "begin with this order (default state)" },
+      { name = "json", help =
+        "print the jobs once, as JSON, one object a line" },
+    },
+    exits = {
+      { 0, "shown" },
+      { 1, "a result could not be written" },
+      { 2, "wrong use" },
+      { 3, "the environment: no service answers, no permission" },
+    },
+    examples = { "cairn top", "cairn top --once --sort due" },
+  },
+  {
     name = "console",
     summary = "a Lua prompt on the service or a private engine, or a script",
     description = [[
@@ -823,7 +893,7 @@ commands.top = {
 commands.exits = exit_jobs
 
 -- Commands of later versions: known by name, in no half form.
-commands.later = { "top" }
+commands.later = {}
 
 commands.by_name = {}
 commands.names = {}

@@ -10,7 +10,7 @@ local preview = {}
 local calendar = { "RunMonth", "RunDay", "RunDayOfWeek", "RunStartInterval" }
 
 -- The schedule of a job, or nothing when it has no calendar.
-local function schedule_of(cairn, path, key, spec, options)
+function preview.schedule_of(cairn, path, key, spec, options)
   local has_calendar = false
   for _, name in ipairs(calendar) do
     has_calendar = has_calendar
@@ -30,7 +30,7 @@ local function schedule_of(cairn, path, key, spec, options)
     (tostring(result.message):gsub("^cairn%.schedule: ", ""))), result.code)
 end
 
-local function note_of(run)
+function preview.note_of(run)
   if run.kind == "gap" then
     return ("the clock is put forward over %s"):format(
       table.concat(run.nominals or { run.nominal }, ", "))
@@ -42,7 +42,7 @@ end
 
 -- When to begin to look for runs of a job: none comes before its
 -- ScheduledStartTime.
-local function beginning(cairn, job, from)
+function preview.beginning(cairn, job, from)
   local value = job.ScheduledStartTime
   local ok, time = pcall(cairn.datetime, value)
   if value == nil or not ok or time.kind ~= "timestamp" then return from end
@@ -61,8 +61,8 @@ function preview.preview(cairn, _, options)
   for key in pairs(policy.jobs) do keys[#keys + 1] = key end
   table.sort(keys)
   for _, key in ipairs(keys) do
-    local schedule = schedule_of(cairn, options.policy, key, policy.jobs[key],
-      options)
+    local schedule = preview.schedule_of(cairn, options.policy, key,
+      policy.jobs[key], options)
     local name = text.printable(key)
     if not schedule then
       say.note(("%s: no calendar: it runs at its ScheduledStartTime, or at "
@@ -72,7 +72,7 @@ function preview.preview(cairn, _, options)
         say.note(("%s: %s"):format(name, schedule.warning))
       end
       local runs = schedule:next(tonumber(options.count) or 5,
-        beginning(cairn, policy.jobs[key], from))
+        preview.beginning(cairn, policy.jobs[key], from))
       if #runs == 0 then
         say.note(("%s: no run is left (UntilTime)"):format(name))
       end
@@ -82,7 +82,7 @@ function preview.preview(cairn, _, options)
           say.json(cairn, run, {})
         else
           rows[#rows + 1] = { name, moment.shown(run.local_time, run.unix_us), text.printable(schedule.zone),
-            note_of(run) }
+            preview.note_of(run) }
         end
       end
     end

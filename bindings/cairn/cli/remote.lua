@@ -93,6 +93,20 @@ local function json_of(cairn, job)
   end
   return "{" .. table.concat(parts, ",") .. "}"
 end
+remote.json_of = json_of
+
+-- All jobs of the service, as it tells them.
+function remote.list(_, uv, options)
+  local c = remote.connect(uv, options)
+  local list, after = {}, 0
+  repeat
+    local page = ask(c, "jobs", { after = after })
+    table.move(page.jobs, 1, #page.jobs, #list + 1, list)
+    after = page.next
+  until after == nil
+  c:close()
+  return list
+end
 
 -- ---- jobs ----------------------------------------------------------------------------
 
