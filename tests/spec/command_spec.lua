@@ -715,7 +715,7 @@ describe("cairn run", function()
     assert.is_nil(outcome.err:find("0x", 1, true))
   end)
 
-  it("refuses what it would ignore, and lists only what is built", function()
+  it("refuses what it would ignore, and lists what is valid", function()
     fails(2, "setting file cannot be given", cairn { "run",
       policy("file", "return { jobs = { a = { run = print } } }"), "--set",
       "file=x" })
@@ -723,7 +723,7 @@ describe("cairn run", function()
       policy("list", "return { jobs = { a = { rum = print } } }") }
     fails(2, "did you mean 'run'%? %(valid: ", outcome)
     for _, name in ipairs { "select", "on_failure" } do
-      assert.is_nil(outcome.err:find(name, 1, true), name)
+      assert.is_number(outcome.err:find(name, 1, true), name)
     end
     fails(2, "RunDay must be an integer, not a number beyond all integers",
       cairn { "run", policy("beyond",
