@@ -29,7 +29,6 @@
 #include "guard.h"
 
 #include <limits.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -116,17 +115,9 @@ struct cairn__guard *cairn__guard_of(lua_State *L)
 /* ---- telling where it happened ----------------------------------------------
  */
 
-static void append(char *buffer, size_t size, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-
-static void append(char *buffer, size_t size, const char *format, ...)
-{
-  size_t length = strlen(buffer);
-  va_list arguments;
-  va_start(arguments, format);
-  vsnprintf(buffer + length, size - length, format, arguments);
-  va_end(arguments);
-}
+/* Adds to the text in an array, as far as there is room. */
+#define append(array, ...)                                                     \
+  snprintf((array) + strlen(array), sizeof(array) - strlen(array), __VA_ARGS__)
 
 static int level_count(lua_State *L)
 {
@@ -156,19 +147,17 @@ static void trace_level(struct cairn__guard *g, lua_State *L, lua_Debug *ar)
     snprintf(g->where, sizeof g->where, "%s:%d", ar->short_src,
              ar->currentline);
   if (is_c)
-    append(g->trace, sizeof g->trace, "\n\t[C]: in ");
+    append(g->trace, "\n\t[C]: in ");
   else
-    append(g->trace, sizeof g->trace, "\n\t%s:%d: in ", ar->short_src,
-           ar->currentline);
+    append(g->trace, "\n\t%s:%d: in ", ar->short_src, ar->currentline);
   if (*ar->namewhat != '\0')
-    append(g->trace, sizeof g->trace, "%s '%.60s'", ar->namewhat, ar->name);
+    append(g->trace, "%s '%.60s'", ar->namewhat, ar->name);
   else if (*ar->what == 'm')
-    append(g->trace, sizeof g->trace, "main chunk");
+    append(g->trace, "main chunk");
   else if (is_c)
-    append(g->trace, sizeof g->trace, "?");
+    append(g->trace, "?");
   else
-    append(g->trace, sizeof g->trace, "function <%s:%d>", ar->short_src,
-           ar->linedefined);
+    append(g->trace, "function <%s:%d>", ar->short_src, ar->linedefined);
 }
 
 /* The stack of one coroutine; of the main one without the entry, which is ours.
@@ -180,8 +169,7 @@ static void trace_thread(struct cairn__guard *g, lua_State *L)
   for (int level = 0; level < count && lua_getstack(L, level, &ar); level++) {
     if (level == TRACE_HEAD && count > TRACE_HEAD + TRACE_TAIL) {
       level = count - TRACE_TAIL;
-      append(g->trace, sizeof g->trace, "\n\t...\t(%d levels left out)",
-             level - TRACE_HEAD);
+      append(g->trace, "\n\t...\t(%d levels left out)", level - TRACE_HEAD);
       if (!lua_getstack(L, level, &ar))
         break;
     }
@@ -195,10 +183,10 @@ static void tell(struct cairn__guard *g, lua_State *L)
 {
   if (*g->trace != '\0')
     return;
-  append(g->trace, sizeof g->trace, "stack traceback:");
+  append(g->trace, "stack traceback:");
   trace_thread(g, L);
   for (int i = g->nested - 1; i >= 0; i--) {
-    append(g->trace, sizeof g->trace, "\n\t(resumed by)");
+    append(g->trace, "\n\t(resumed by)");
     trace_thread(g, g->outer[i]);
   }
 }
@@ -214,9 +202,14 @@ static void set_hook(lua_State *L, int count)
     lua_sethook(L, hook, LUA_MASKCOUNT, count);
 }
 
+/* Where it can, a stop leaves a coroutine by a yield, which nobody resumes:
+ * an error would be raised anew by each pcall of thousands within each other,
+ * and each time Lua walks the whole stack. Returns in a hook only. */
 static int raise_stop(lua_State *L)
 {
   set_hook(L, 1);
+  if (lua_isyieldable(L))
+    return lua_yield(L, 0);
   lua_pushlightuserdata(L, NULL); /* nobody looks at it */
   return lua_error(L);
 }
@@ -236,14 +229,17 @@ static void hook(lua_State *L, lua_Debug *ar)
 {
   struct cairn__guard *g = cairn__guard_of(L);
   (void)ar;
-  if (g->stop != STOP_NONE)
+  if (g->stop != STOP_NONE) {
     raise_stop(L);
+    return;
+  }
   g->left -= lua_gethookcount(L);
   if (g->left < 0)
     stop(L, STOP_INSTRUCTIONS);
-  if (now_ns() > g->deadline_ns)
+  else if (now_ns() > g->deadline_ns)
     stop(L, STOP_TIME);
-  set_hook(L, g->interval);
+  else
+    set_hook(L, g->interval);
 }
 
 void cairn__guard_charge(lua_State *L, uint64_t steps)
@@ -413,17 +409,8 @@ struct copy {
   char why[160];               /* "" or what cannot cross */
 };
 
-static int cannot(struct copy *c, const char *format, ...)
-    __attribute__((format(printf, 2, 3)));
-
-static int cannot(struct copy *c, const char *format, ...)
-{
-  va_list arguments;
-  va_start(arguments, format);
-  vsnprintf(c->why, sizeof c->why, format, arguments);
-  va_end(arguments);
-  return -1;
-}
+/* Notes what cannot cross; -1. */
+#define cannot(c, ...) (snprintf((c)->why, sizeof(c)->why, __VA_ARGS__), -1)
 
 static int copy_value(struct copy *c, lua_State *from, int index,
                       lua_State *to);
@@ -518,17 +505,22 @@ static int entry_error(lua_State *L, struct request *r, int code)
 /* Copies the host's values from r->first to r->last onto the stack. */
 static int copy_in(lua_State *L, struct request *r)
 {
-  struct copy c = {.g = cairn__guard_of(L)};
+  struct cairn__guard *g = cairn__guard_of(L);
+  struct copy c = {.g = g};
   int count = r->last - r->first + 1;
   luaL_checkstack(L, count, "too many arguments");
   for (int i = r->first; i <= r->last; i++) {
     c.depth = 0;
     if (copy_value(&c, r->host, i, L) != 0) {
       lua_settop(r->host, r->last);
+      char what[40] = "the settings";
+      if (r->name != NULL)
+        snprintf(what, sizeof what, "%.16s: argument %d", r->name,
+                 i - r->first + 1);
       lua_pushfstring(L,
-                      "argument %d: %s cannot be given to a decision; only "
-                      "nil, booleans, numbers, strings and plain tables can",
-                      i - r->first + 1, c.why);
+                      "%s: %s: %s cannot be given to a decision; only nil, "
+                      "booleans, numbers, strings and plain tables can",
+                      g->name, what, c.why);
       return entry_error(L, r, CAIRN_E_WRONG_TYPE);
     }
   }
@@ -621,19 +613,17 @@ static void stop_message(struct cairn__guard *g, struct request *r)
   snprintf(g->message, sizeof g->message, "%s: %s ",
            *g->where ? g->where : g->name, what);
   if (g->stop == STOP_INSTRUCTIONS) {
-    append(g->message, sizeof g->message, "was stopped after %lld instructions",
+    append(g->message, "was stopped after %lld instructions",
            (long long)g->limits.instructions);
   } else if (g->stop == STOP_TIME) {
-    append(g->message, sizeof g->message, "was stopped after %g seconds",
-           g->limits.seconds);
+    append(g->message, "was stopped after %g seconds", g->limits.seconds);
   } else if (g->is_refused) {
-    append(g->message, sizeof g->message, "needed more than %lld bytes",
+    append(g->message, "needed more than %lld bytes",
            (long long)g->limits.bytes);
     if (g->thread != NULL && lua_getstack(g->thread, RECURSION, &ar))
-      append(g->message, sizeof g->message,
-             " (a recursion that does not end?)");
+      append(g->message, " (a recursion that does not end?)");
   } else {
-    append(g->message, sizeof g->message, "found no memory");
+    append(g->message, "found no memory");
   }
   r->code =
       g->stop == STOP_MEMORY ? CAIRN_E_NO_MEMORY : CAIRN_E_DECISION_BUDGET;
@@ -944,6 +934,23 @@ static struct decisions *check_decisions(lua_State *L)
   return d;
 }
 
+/* Text of a script's that goes on to logs, stores and JSON: makes UTF-8 of it,
+ * on lines. A NUL follows it. */
+static void clean(char *text, size_t length)
+{
+  for (size_t i = 0; i < length;) {
+    unsigned char c = (unsigned char)text[i];
+    size_t n = c == '\n' || c == '\t' ? 1
+               : c < ' ' || c == 127
+                   ? 0
+                   : cairn__utf8_length((unsigned char *)text + i);
+    if (n == 0)
+      text[i++] = '?';
+    else
+      i += n;
+  }
+}
+
 /* Moves the result to the host, when the entry went well; returns the number of
  * results of the method. */
 static int answer(lua_State *L, struct cairn__guard *g, struct request *r,
@@ -976,12 +983,16 @@ static int answer(lua_State *L, struct cairn__guard *g, struct request *r,
     lua_pushnil(L);
     lua_pushnil(L);
   } else {
+    clean(g->message, strlen(g->message));
+    clean(g->trace, strlen(g->trace));
     lua_pushstring(L, g->message);
     lua_pushstring(L, cairn__lua_code(r->code));
     lua_pushstring(L, g->trace);
   }
   if (g->printed == 0)
     return 4;
+  g->print[g->printed] = '\0';
+  clean(g->print, g->printed);
   lua_pushlstring(L, g->print, g->printed);
   return 5;
 }

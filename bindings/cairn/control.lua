@@ -107,8 +107,10 @@ function Client:sent(fn)
   local engine = self.server.engine
   local S, queue = core.state(engine), self.commits
   local turn = core.turn(engine)
-  if queue.first > queue.last and core.durable(engine) >= turn then
-    return fn(true)
+  if queue.first > queue.last then
+    if core.durable(engine) >= turn then return fn(true) end
+    local message, code = core.store_error(engine)
+    if message then return fn(nil, message, code) end
   end
   queue.last = queue.last + 1
   queue[queue.last] = fn
@@ -702,9 +704,9 @@ function Server:sweep()
       self.log("warning", ("control socket: %s has read nothing for %d s; "
         .. "closed"):format(client.who, STUCK_S))
       client:close()
-    elseif client.is_ended and not client.is_closed
+    elseif not client:is_ready() and (client.is_ended or not client.is_reading)
       and core.peer_is_gone(client.pipe:fileno()) then
-      client:close()
+      client:close() -- what is not read from does not say that it has closed
     end
   end
   for uid, time in pairs(self.refused) do

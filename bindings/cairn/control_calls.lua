@@ -330,7 +330,8 @@ add("delete", { is_change = true, fields = { job = "string!" },
 
 add("backup", { is_change = true, fields = { path = "string!" },
   detail = function(arguments)
-    return " to " .. failure.shown(arguments.path)
+    return type(arguments.path) == "string"
+      and " to " .. failure.shown(arguments.path) or ""
   end,
   run = function(server, _, arguments, done)
     local engine, path = server.engine, arguments.path

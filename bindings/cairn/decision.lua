@@ -62,7 +62,8 @@ local function report(self, printed)
   end
 end
 
--- load{ text =, name =, set =, jobs =, limits =, log = } -> decisions
+-- load{ text =, name = "@file", set = settings, jobs = the jobs by key, so that
+-- others are left out, limits =, log = function(line) } -> decisions
 --   | nil, message, code, traceback
 function M.load(options)
   failure.check_fields(options, { text = "string!", name = "string!",
@@ -78,24 +79,25 @@ function M.load(options)
     limits.seconds, limits.bytes)
   if printed then report(self, printed) end
   if not state then return nil, list, code, traceback end
-  self.state, self.top, self.jobs = state, {}, {}
-  self.list, self.test_names = {}, {}
+  self.state, self.list, self.top, self.jobs = state, {}, {}, {}
+  self.test_names = {}
   for _, entry in ipairs(list) do
     if entry.name == "test" then
       table.insert(self.test_names, entry.key)
-    else
-      table.insert(self.list, entry)
+      goto continue
     end
-  end
-  table.sort(self.test_names)
-  for _, entry in ipairs(self.list) do
     if entry.key == nil then
       self.top[entry.name] = true
     elseif options.jobs == nil or options.jobs[entry.key] ~= nil then
       self.jobs[entry.key] = self.jobs[entry.key] or {}
       self.jobs[entry.key][entry.name] = true
+    else
+      goto continue
     end
+    self.list[#self.list + 1] = entry
+    ::continue::
   end
+  table.sort(self.test_names)
   table.sort(self.list, function(a, b)
     if a.key ~= b.key then return (a.key or "") < (b.key or "") end
     return a.name < b.name

@@ -565,9 +565,9 @@ function Session:complete(line)
   if is_help then
     for _, name in ipairs(help_names()) do take(name) end
   else
-    local value, separator, beginning = resolve(self, word)
+    local value, separator, start_of_name = resolve(self, word)
     if not separator then return {} end
-    partial = beginning
+    partial = start_of_name
     if separator == "" then
       -- behind a quote, a bracket, a digit this is not a name
       if line:sub(start - 1, start - 1):find "[%w_.:\"')%]\x80-\xff]" then

@@ -114,6 +114,9 @@ function failure.check_fields(t, fields, what, unbuilt)
       failure.raise("unknown_key",
         "%s: names expected as keys, got %s (valid: %s)", what,
         failure.shown(key), table.concat(sorted_names(fields, unbuilt), ", "))
+    elseif next(fields) == nil then
+      failure.raise("unknown_key", "%s: unknown key '%s'; none is expected",
+        what, failure.shown(key))
     elseif fields[key] == nil then
       failure.raise("unknown_key", "%s: unknown key '%s'; did you mean '%s'? "
         .. "(valid: %s)", what, failure.shown(key),

@@ -180,7 +180,7 @@ try cairn help po
       local out = pipe:read "a"
       pipe:close()
       os.remove(path)
-      assert.equal("restore\n--depth\nchain content\n\npoints\n", out)
+      assert.equal("restore resume reload\n--depth\nchain content\n\npoints\n", out)
     end)
 end)
 

@@ -1369,7 +1369,7 @@ describe("on a terminal, cairn", function()
     session { "TERM=xterm", "LC_ALL=C.UTF-8" }
   end)
 
-  terminal_it("has the same console without readline", function()
+  terminal_it("has the same console on a terminal that can do nothing", function()
     session { "TERM=dumb", "LC_ALL=C.UTF-8" }
   end)
 end)

@@ -482,6 +482,7 @@ describe("the control socket", function()
         ['{"id":1,"call":"jobs","arguments":{"max":1e300}}'] = "0 to 1000",
         ['{"id":1,"call":"jobs","arguments":{"filter":{"x":1}}}'] =
           "no property 'x'",
+        ['{"id":1,"call":"queues","arguments":{"x":1}}'] = "none is expected",
         ['{"id":1,"eval":7}'] = "a string",
         ['{"id":1,"complete":[]}'] = "complete: a string",
         ['{"id":1,"call":"\255\254"}'] = "not JSON",
@@ -545,6 +546,21 @@ describe("the control socket", function()
       assert.is_nil(next(core.state(engine).background))
       assert.is_nil(connect().call("hello").error)
     end)
+  end)
+
+  it("forgets a client that vanishes while it is not read from", function()
+    assert(open())
+    local peer = connect()
+    peer.send("cairn.sleep(1000)\n" .. ("x = 1\n"):rep(60000))
+    until_true(function()
+      local client = next(server.clients)
+      return client and client.is_evaluating and not client.is_reading
+    end, "a client that is not read from")
+    peer.close()
+    until_true(function() return server.count == 0 end, "no client left")
+    until_true(function()
+      return next(core.state(engine).background) == nil
+    end, "the end of its chunk")
   end)
 
   -- ---- calls -------------------------------------------------------------------------
@@ -734,6 +750,29 @@ describe("the control socket", function()
       assert.is_false(was_durable) -- so there was something to wait for
       assert.is_true(durable >= changed)
     end)
+
+    it("what reads while the store fails, and says that no change is stored",
+      function()
+        local job = held()
+        local peer = connect()
+        assert.is_nil(peer.call("flush").error)
+        local durable, store_error = core.durable, core.store_error
+        core.durable = function() return 0 end
+        core.store_error = function() return "no space", "store_failed" end
+        local ok, err = pcall(function()
+          local t = peer.call("set", { job = job.InstanceID,
+            properties = { Priority = 9 } })
+          assert.equal("store_failed", t.error.code)
+          assert.equal(3, t.error.exit)
+          assert.truthy(t.error.message:find "not in the store yet: no space")
+          assert.equal(9, peer.call("jobs").result.jobs[1].Priority)
+          assert.equal("no space", peer.call("hello").result.store_error)
+          assert.equal("store_failed", peer.call("flush").error.code)
+        end)
+        core.durable, core.store_error = durable, store_error
+        assert(ok, err)
+        assert.is_nil(peer.call("flush").error)
+      end)
 
     it("a backup, with an absolute path", function()
       held "kept"

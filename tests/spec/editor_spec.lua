@@ -328,7 +328,7 @@ describe("the line editor", function()
     local asked, reply = {}, nil
     local answers = { ["engine:jo"] = { "engine:job", "engine:jobs" },
       ["engine:job"] = { "engine:job", "engine:jobs" }, ["u"] = { "unique" },
-      ["x = e"] = { "x = engine" }, ["n"] = {},
+      ["x = e"] = { "x = engine" }, ["x = engine n"] = {},
       ["t['"] = { "t['b\27[2J']", "t['中']" }, s = { "s" } }
     local e, t, entered = new(40, 10, { complete = function(line, answer)
       asked[#asked + 1] = line
@@ -347,12 +347,16 @@ describe("the line editor", function()
     assert.is_nil(t.screen():find "\27")
     e:feed "\21later\9"
     assert.equal("later", asked[#asked])
-    e:feed "X"
-    reply { "later_than_that" } -- it comes when more was typed
-    assert.equal("> laterX", t.screen():match "[^\n]*$")
-    e:feed "\r"
+    e:feed "X" -- waits for the answer
+    assert.equal("> later", t.screen():match "[^\n]*$")
     reply { "later_than_that" }
-    assert.equal("laterX", entered[1])
+    reply { "later_than_that_again" }
+    assert.equal("> later_than_thatX", t.screen():match "[^\n]*$")
+    e:feed "\21never\9more\r"
+    e:feed "\3" -- but not for ever
+    reply { "never_asked" }
+    e:feed "x\r"
+    assert.same({ "x" }, entered)
     e:feed "\9y\r"
     assert.equal("  y", entered[2])
     -- the word at the cursor, whatever is behind it

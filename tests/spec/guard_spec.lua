@@ -64,6 +64,28 @@ describe("decisions", function()
     assert.matches("p%.lua: the policy has no retain for this job", message)
   end)
 
+  it("may be asked for by the jobs that there are", function()
+    local d <close> = assert(load_text([[
+      local function f() return 1 end
+      return { jobs = { a = { base = f }, b = { base = f } } }]],
+      { jobs = { b = {} } }))
+    assert.same({ { key = "b", name = "base" } }, d:names())
+    assert.is_false(d:has("a", "base"))
+    assert.is_true(d:has("b", "base"))
+  end)
+
+  it("say what they say in UTF-8, whatever was raised or printed", function()
+    local log = {}
+    local d <close> = select_of([[
+      print "a\0\255b\rc"
+      error("\228\1" .. ("ä"):rep(2000), 0)]],
+      { log = function(line) log[#log + 1] = line end })
+    local _, message, _, traceback = d:call(nil, "select")
+    assert.matches("^%?%?ää", message)
+    assert.truthy(utf8.len(message) and utf8.len(traceback))
+    assert.same({ "p.lua: a??b?c" }, log)
+  end)
+
   it("know the names of decisions, and say the nearest", function()
     local d <close> = select_of "return 1"
     assert.error_matches(function() d:has(nil, "selct") end,
@@ -214,7 +236,7 @@ describe("loading decisions", function()
       { set = { f = print } })
     assert.is_nil(d)
     assert.equal("wrong_type", code)
-    assert.matches("argument 1: a function cannot be given", message)
+    assert.matches("^p%.lua: the settings: a function cannot be given", message)
   end)
 end)
 
@@ -266,7 +288,7 @@ describe("data", function()
       local ok, message, code = d:call(nil, "retain", 1, case[1])
       assert.is_false(ok)
       assert.equal("wrong_type", code)
-      assert.matches("argument 2: ", message)
+      assert.matches("^p%.lua: retain: argument 2: ", message)
       assert.matches(case[2], message, 1, true)
       assert.truthy(top)
       assert.same({ true, 2 }, { d:call(nil, "retain", 2) })
@@ -341,6 +363,19 @@ local attempts = {
   { "pcall of pcall", [[
     local function f() while true do pcall(pcall, pcall, f) end end f()]],
     { B, F, M } },
+  { "pcall within pcall in a coroutine", [[
+    local function f() pcall(f) while true do end end
+    coroutine.wrap(f)()]], { B, M } },
+  { "pcall within pcall in coroutines within callbacks", [[
+    local function f(n)
+      if n == 0 then while true do end end
+      pcall(string.gsub, "x", "x", function()
+        pcall(coroutine.wrap(f), n - 1)
+        while true do end
+      end)
+      while true do end
+    end
+    coroutine.wrap(f)(30)]], { B, F } },
   { "xpcall whose handler loops", [[
     while true do xpcall(function() while true do end end,
       function() while true do end end) end]], B },
@@ -418,7 +453,36 @@ local attempts = {
       if n > 0 then f(n - 1) end
       while true do end
     end
-    f(150)]], B },
+    pcall(f, 20000)]], B },
+  { "__close of everything on the way out of a coroutine", [[
+    local function f(n)
+      local x <close> = setmetatable({}, { __close = function()
+        while true do end end })
+      if n > 0 then f(n - 1) end
+      while true do end
+    end
+    coroutine.wrap(pcall)(f, 20000)]], B },
+  { "an error in each __close of a deep stack", [[
+    local function f(n)
+      local x <close> = setmetatable({}, { __close = function() error "x" end })
+      if n > 0 then f(n - 1) end
+      error "y"
+    end
+    while true do coroutine.wrap(pcall)(f, 20000) end]], B },
+  { "the thread in which errors are told", [[
+    if thread then coroutine.close(thread) end
+    error(setmetatable({}, { __tostring = function()
+      thread = coroutine.running()
+      return "told"
+    end }))]], F },
+  { "its own coroutine, closed while its error is told", [[
+    local me = coroutine.running()
+    error(setmetatable({}, { __tostring = function()
+      coroutine.close(me)
+      coroutine.wrap(function() while true do end end)()
+    end }))]], B },
+  { "a stack of arguments", [[
+    local function f(...) return f(1, ...) end f()]], { B, M } },
   { "a yield from the main coroutine", "coroutine.yield()", F },
   { "a yield within pcall", "pcall(coroutine.yield) while true do end", B },
   { "resuming itself", [[
@@ -709,7 +773,9 @@ describe("a decision that tries", function()
   for _, attempt in ipairs(attempts) do
     local name, body, codes = attempt[1], attempt[2], attempt[3]
     it(name .. " is ended", function()
-      local d <close> = select_of(body, { limits = { seconds = 0.4 } })
+      -- on a busy machine the clock is not to come before another limit
+      local d <close> = select_of(body,
+        { limits = { seconds = is_among(B, codes) and 0.4 or 30 } })
       for _ = 1, 2 do
         local start = os.clock()
         local ok, message, code, traceback = d:call(nil, "select")
@@ -936,7 +1002,7 @@ describe("an isolated state", function()
     "return { table.unpack({}, math.maxinteger - 1, math.maxinteger) }",
     "return { pcall(table.unpack, {}, 1, 1e8) }",
     "return { pcall(table.unpack, {}, math.mininteger, math.maxinteger) }",
-    "return { pcall(table.sort, { 3, 'x' }) }",
+    "return (pcall(table.sort, { 3, 'x' }))",
     "return { pcall(table.sort, { 1, 2 }, 3) }",
     "local t = { 3, 1, 2 } table.sort(t, function(a, b) return a > b end) "
       .. "return t",
@@ -1218,7 +1284,7 @@ describe("random programs", function()
         outcomes[code] = (outcomes[code] or 0) + 1
         assert.truthy(code == "well" or is_among(code, { B, M, F }),
           tostring(text))
-        assert.truthy(spent < 1 * patience, ("%g s\n%s"):format(spent, program))
+        assert.truthy(spent < 0.7 * patience, ("%g s\n%s"):format(spent, program))
       end
       -- a program may have replaced a library's function that retain needs not
       assert.same({ true, 1 }, { d:call(nil, "retain", 1) })

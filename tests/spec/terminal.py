@@ -81,7 +81,14 @@ def main():
                 missed = step
                 break
         elif "send" in step:
-            os.write(fd, step["send"].encode())
+            data = step["send"].encode()
+            # what is typed may be more than fits while nobody takes the output
+            while data and is_open and time.monotonic() < deadline:
+                readable, writable, _ = select.select([fd], [fd], [], WAIT_S)
+                if readable:
+                    read(deadline)
+                if writable:
+                    data = data[os.write(fd, data[:512]):]
         elif "resize" in step:
             fcntl.ioctl(fd, termios.TIOCSWINSZ,
                         struct.pack("HHHH", *step["resize"], 0, 0))

@@ -738,6 +738,7 @@ stopping, what it is doing, and keeps the watchdog.]],
         help = "how lines on standard error look: plain (the default), or json, "
           .. "one object a line with time, level, message and, where it is "
           .. "about one, job" },
+      { name = "json", help = "the same as --log json" },
     },
     exits = {
       { 0, "stopped in order" },
@@ -834,7 +835,7 @@ leaves behind is found by cairn doctor.]], nil, {
   job_command("set", "change properties of a job", [[
 Sets writable properties of a job, all or none of them. K= unsets K. A number is
 a number, an interval may be 2h or 90s, names of values are those of the class
-(RecoveryAction="Re-run Job").]], { "RunStartInterval=2h Priority=3",
+(RunDayOfWeek=-Friday).]], { "RunStartInterval=2h Priority=3",
     { name = "K=V", key = "pairs", rest = true,
       help = "a property and its new value" } }),
   job_command("answer", "answer a job's question", [[

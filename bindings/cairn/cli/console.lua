@@ -25,6 +25,8 @@ local CLOSE_S = 10
 local EVENTS_MS = 50     -- between what is shown of them
 local EVENT_LINES = 20   -- at a time; of the rest the number
 local NAMES_MAX = 1000   -- of jobs, that are remembered
+local ASKED_MAX = 32     -- names asked for at a time; else the id must do
+local COMPLETE_S = 1     -- then there is nothing to complete
 local PROMPT, MORE = "> ", ">> "
 
 -- ---- the private engine ----------------------------------------------------------
@@ -87,7 +89,7 @@ end
 
 local function attach(self, c)
   local backend = setmetatable({ client = c, names = {}, asked = {},
-    name_count = 0 }, Attached)
+    name_count = 0, asked_count = 0 }, Attached)
   self.backend = backend
   c:on_output(function(lines) self:tell(printable(lines)) end)
   c:on_close(function(err)
@@ -97,6 +99,7 @@ local function attach(self, c)
   backend.print = function(lines)
     if self.editor then return self:tell(printable(lines)) end
     io.stdout:write(printable(lines))
+    io.stdout:flush()
   end
 end
 
@@ -131,13 +134,14 @@ function Attached:complete(line, reply)
   if line:sub(1, start - 1):find "help%s*%(?%s*[\"']$" then start = 1 end
   local head, word = line:sub(1, start - 1), line:sub(start)
   if #word > 500 then return reply {} end
-  self.client:request_async({ complete = word }, function(result)
+  local id = self.client:request_async({ complete = word }, function(result)
     local list = {}
     for i, name in ipairs(type(result) == "table" and result or {}) do
       list[i] = head .. tostring(name)
     end
     reply(list)
-  end, { timeout = 5 })
+  end, { timeout = COMPLETE_S })
+  if not id then reply {} end
 end
 
 function Attached:watch(fn)
@@ -155,11 +159,13 @@ function Attached:name_of(event, reply)
   if waiting then
     waiting[#waiting + 1] = reply
     return
+  elseif self.asked_count >= ASKED_MAX then
+    return reply(nil)
   end
   waiting = { reply }
-  self.asked[id] = waiting
+  self.asked[id], self.asked_count = waiting, self.asked_count + 1
   local function told(result)
-    self.asked[id] = nil
+    self.asked[id], self.asked_count = nil, self.asked_count - 1
     local job = type(result) == "table" and result.job
     local name = type(job) == "table" and job.Name
     if self.name_count >= NAMES_MAX then self.names, self.name_count = {}, 0 end
@@ -263,6 +269,7 @@ function Console:await(start)
     outcome = o
     uv.stop()
   end)
+  if self.editor and self.editor:has_interrupt() then self:interrupt "sigint" end
   while not outcome do
     uv.run()
     if outcome then
@@ -459,7 +466,7 @@ function Console:edit(terminal)
       io.stdout:write(editor.PASTE_OFF)
       io.stdout:flush()
       tty:set_mode(0)
-      uv.kill(0, "sigtstp") -- here it stops, and goes on
+      uv.kill(uv.os_getpid(), "sigstop") -- here it stops, and goes on
       tty:set_mode(1)
       io.stdout:write(editor.PASTE_ON)
     end,

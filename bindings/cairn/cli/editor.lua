@@ -425,20 +425,22 @@ local function tab(self)
   end
   local start = line_start(self)
   typed = self.line:sub(start, self.at - 1)
-  local change, at = self.change, self.at
+  local change = self.change
+  -- What is typed meanwhile waits: the answer may come from far away.
+  self.is_asking = true
   self.complete(typed, function(list)
-    -- typed on meanwhile, or another prompt
-    if not self.is_shown or self.change ~= change or self.at ~= at
-      or #list == 0 then
-      return
+    -- answered twice, given up with Ctrl-C, or another prompt
+    if not self.is_asking or self.change ~= change then return end
+    self.is_asking = false
+    local common = list[1] and common_start(list) or ""
+    if common:sub(1, #typed) == typed then
+      if #common > #typed then
+        insert(self, common:sub(#typed + 1))
+      elseif #list > 1 then
+        show_list(self, list, typed)
+      end
     end
-    local common = common_start(list)
-    if common:sub(1, #typed) ~= typed then return end
-    if #common > #typed then
-      insert(self, common:sub(#typed + 1))
-    elseif #list > 1 then
-      show_list(self, list, typed)
-    end
+    self:take()
   end)
 end
 
@@ -589,11 +591,11 @@ end
 -- Takes what keys are there as long as somebody edits; the rest waits for the
 -- next prompt.
 local function take(self)
-  while self.is_active and self.input ~= "" do
+  while self.is_active and not self.is_asking and self.input ~= "" do
     local key, size, piece = key_of(self.input)
     if not key then
       if #self.input > LINE_MAX * 2 then self.input = "" end -- a paste's start
-      return
+      break
     end
     self.input = self.input:sub(size + 1)
     if key == "paste" then
@@ -612,6 +614,15 @@ local function take(self)
   end
 end
 
+-- Whoever is called for a key may call this again.
+function Editor:take()
+  if self.is_taking then return end
+  self.is_taking = true
+  local ok, err = pcall(take, self)
+  self.is_taking = false
+  if not ok then error(err, 0) end
+end
+
 -- Bytes from the terminal.
 function Editor:feed(bytes)
   -- Ctrl-C of one who does not edit is not to wait for the next prompt.
@@ -619,14 +630,26 @@ function Editor:feed(bytes)
     local last = bytes:match ".*()\3"
     if last then
       self.input = ""
+      for _ in bytes:gmatch "\3" do self.on_interrupt() end
       bytes = bytes:sub(last + 1)
-      self.on_interrupt()
     end
   elseif bytes == "\3" and self.input:find "^\27%[200~" then
     self.input = "" -- a paste that lost its end would swallow it
   end
+  if self.is_asking and bytes:find("\3", 1, true) then
+    self.is_asking, self.input = false, ""
+    bytes = bytes:match "\3.*"
+  end
   self.input = self.input .. bytes
-  take(self)
+  self:take()
+end
+
+-- Whether Ctrl-C was typed behind the line that was entered last. What was typed
+-- before it goes, as a terminal's driver does it.
+function Editor:has_interrupt()
+  local last = self.input:match ".*()\3"
+  if last then self.input = self.input:sub(last + 1) end
+  return last ~= nil
 end
 
 -- Shows a prompt and lets a line be typed. `line`: what is there already.
@@ -635,9 +658,10 @@ function Editor:prompt(label, line)
   if line then self.line, self.at = line, #line + 1 end
   self.is_active = true
   self.write(editor.PASTE_ON)
+  self.is_asking = false
   self.change = self.change + 1
   draw(self)
-  take(self)
+  self:take()
 end
 
 -- Takes the prompt away: somebody else has the terminal.

@@ -328,6 +328,10 @@ function Service:stop(why)
   end
   local deadline = core.monotonic() + STOP_S * 1000000
   self.uv.ref(self:timer(LOOK_MS, function()
+    -- a body begins anew at the next start: what it has started goes with it
+    for _, task in pairs(self.is_stored and S.tasks or {}) do
+      if task.is_suspended then E.close_task(engine, S, task) end
+    end
     if self:is_quiet() then return self.uv.stop() end
     if core.monotonic() > deadline then
       self:log("warning", ("not all runs have stopped within %d s"):format(
@@ -435,7 +439,7 @@ function Service:open(cairn, options)
 end
 
 function serve.serve(cairn, uv, options)
-  local self = setmetatable({ uv = uv, is_json = options.log == "json",
+  local self = setmetatable({ uv = uv, is_json = options.json or options.log == "json",
     handles = {} }, Service)
   guard.report = function(message)
     self:log("error", "uncaught error in a callback: " .. message)
