@@ -399,6 +399,7 @@ local function began(sim, entry, ev)
     start_us = now_us, attempt = entry.job.attempts,
     wait_us = math.max(0, now_us - could_us) }
   entry.retry_us, entry.could_us = nil, nil
+  sim.undecided[entry] = nil
   if run.wait_us > 0 then
     local hole = sim.last_down
     if hole and could_us < hole.to_us and now_us - hole.to_us < 1000000 then
@@ -455,11 +456,19 @@ local function over(sim, entry, ev)
   end_overlaps(sim, run, ev.time)
   if sim.ended_us ~= ev.time then sim.ended_us, sim.ended = ev.time, {} end
   table.insert(sim.ended, entry)
-  if ev.is_retried then
+  if ev.is_retried then sim.undecided[entry] = run end
+end
+
+-- When what has failed is tried again: the engine knows it at once, or when a
+-- policy's function has answered, some turns later.
+local function note_retries(sim)
+  local now_us = core.now(sim.engine)
+  for entry, run in pairs(sim.undecided) do
     local retry = entry.job:number "ScheduledStartTime"
-    if math.type(retry) == "integer" and retry > ev.time then
+    if math.type(retry) == "integer" and retry > now_us then
       entry.retry_us, run.retry_us = retry, retry
     end
+    sim.undecided[entry] = nil
   end
 end
 
@@ -565,7 +574,9 @@ local function add_job(sim, policy, key, spec, is_one)
     copy.RecoveryJob = nil
     sim.note("%s: RecoveryJob is a job of another engine, left out", entry.key)
   end
-  for _, name in ipairs { "base", "select", "retain", "throttle" } do
+  -- on_failure is asked as ever; these are about disks and points of their own
+  for _, name in ipairs(kind == "export" and { "base", "select", "throttle" }
+    or kind == "prune" and { "retain" } or {}) do
     local decider = copy.decisions
     if decider and decider.object:has(decider.key, name) then
       sim.note("%s: its function %s is not asked; the run is as without it",
@@ -617,6 +628,7 @@ local function settle(sim)
         tostring(sim.engine:now()))
     end
   end
+  note_retries(sim)
 end
 
 local function advance_to(sim, us)
@@ -672,7 +684,7 @@ function M.run(policies, options)
   local sim = { options = options, entries = {}, specs = {}, by_job = {},
     runs = {}, skips = {}, prunes = {}, notes = {}, pairs = {},
     running = {}, running_count = 0, directories = {}, directory_names = {},
-    sizes = {}, peak = { count = 0, jobs = {} }, turns = 0,
+    sizes = {}, undecided = {}, peak = { count = 0, jobs = {} }, turns = 0,
     rate = options.rate or M.RATE, durations = durations_of(options.history),
     from_us = options.from_us,
     to_us = options.from_us + (days * DAY_S * 1e6) // 1 | 0 }

@@ -143,6 +143,55 @@ static void fails_jansson_cleanly_at_every_allocation(void **state)
   assert_true(has_succeeded);
 }
 
+static long live;
+
+static void *living_realloc(void *p, size_t size)
+{
+  void *q = counting_realloc(p, size);
+
+  live += q && !p;
+  return q;
+}
+
+static void living_free(void *p)
+{
+  live -= p != NULL;
+  counting_free(p);
+}
+
+/* The rules of a prune on given points, which also reads and answers JSON. */
+static void keeps_given_points_or_nothing_is_left(void **state)
+{
+  static const char given[] =
+      "{\"keep\":{\"last\":1,\"weekly\":2,\"ids\":[\"6f1d0\"]},\"points\":["
+      "{\"time\":\"20250301020000.000000+060\",\"id\":\"6F1D0C6A-5A\"},"
+      "{\"time\":\"20250302020000.000000+060\"},"
+      "{\"time\":\"20250303020000.000000+060\",\"id\":\"0000\"},"
+      "{\"time\":\"20250304020000.000000+060\"}]}";
+  struct cairn_error err;
+  int has_succeeded = 0;
+
+  for (long at = 1; !has_succeeded && at < 1000; at++) {
+    char *out = NULL;
+
+    restore_allocator(state);
+    live = 0;
+    cairn_set_allocator(living_realloc, living_free);
+    fail_at = at;
+    if (cairn_keep(given, sizeof given - 1, &out, &err) == 0) {
+      has_succeeded = 1;
+      assert_string_equal(out, "[[\"ids\"],[\"weekly\"],[],"
+                               "[\"newest\",\"last\",\"weekly\"]]");
+      cairn_free(out);
+    } else {
+      assert_int_equal(err.id, CAIRN_E_NO_MEMORY);
+      assert_null(out);
+    }
+    assert_int_equal(live, 0);
+  }
+  assert_true(has_succeeded);
+}
+
 static void keeps_monotonic_time_going_forward(void **state)
 {
   (void)state;
@@ -191,6 +240,8 @@ int main(void)
       cmocka_unit_test_teardown(uses_the_replacement_and_reports_its_failures,
                                 restore_allocator),
       cmocka_unit_test_teardown(fails_jansson_cleanly_at_every_allocation,
+                                restore_allocator),
+      cmocka_unit_test_teardown(keeps_given_points_or_nothing_is_left,
                                 restore_allocator),
       cmocka_unit_test(keeps_monotonic_time_going_forward),
       cmocka_unit_test(moves_a_virtual_clock_only_when_told),

@@ -138,6 +138,36 @@ def overlaps(runs, until):
     return {k: v / SECOND for k, v in pairs.items()}, most
 
 
+def idle_wait(case, runs, until):
+    """A run that waited although there was a place and its job was free."""
+    spans = [(instant(r["start"]), instant(r["end"]) if "end" in r else until)
+             for r in runs]
+    busy = {}
+    for run, (start, end) in zip(runs, spans):
+        key = (run["job"], run["run_number"])
+        begin, last = busy.get(key, (start, end))
+        busy[key] = (min(begin, start), max(last, end))
+    for run, (start, _) in zip(runs, spans):
+        due = instant(run["due"] if run["attempt"] == 1 else busy_retry(
+            runs, run))
+        moments = [due] + [e for _, e in spans if due < e < start]
+        for t in moments if start > due else []:
+            on = sum(a <= t < b for a, b in spans)
+            own = any(a <= t < b for (job, number), (a, b) in busy.items()
+                      if job == run["job"] and number != run["run_number"])
+            if on < case["queue"] and not own:
+                return "%s: nothing kept it from starting at %s" % (
+                    run, oracle.timestamp(t))
+    return None
+
+
+def busy_retry(runs, run):
+    """When a further attempt could begin: as the one before it was told."""
+    return next(r["retry"] for r in runs if r["job"] == run["job"] and
+                r["run_number"] == run["run_number"] and
+                r["attempt"] == run["attempt"] - 1)
+
+
 def check(case, records, totals):
     total = records[-1]
     until = instant(total["to"])
@@ -173,6 +203,9 @@ def check(case, records, totals):
         totals["skipped"] += len(settled) - len(first)
         totals["moved"] += sum(r["due_kind"] != "normal" for r in first)
     runs = [r for r in records if r["record"] == "run"]
+    idle = idle_wait(case, runs, until)
+    if idle:
+        return idle
     pairs, most = overlaps(runs, until)
     told = {tuple(sorted(r["jobs"])): r["seconds"] for r in records
             if r["record"] == "overlap"}

@@ -43,7 +43,8 @@ describe("a simulation", function()
     assert(code == 0, output)
     local out = setmetatable({}, { __index = function() return {} end })
     for line in output:gmatch "[^\n]+" do
-      local record = cairn.json_decode(line)
+      local record = line:find "^{" and cairn.json_decode(line)
+        or { record = "note", text = line } -- on standard error
       local list = rawget(out, record.record) or {}
       out[record.record] = list
       list[#list + 1] = record
@@ -182,6 +183,29 @@ describe("a simulation", function()
     assert.equal(2, of "never".runs)
     assert.equal("Exception", of "never".JobState)
     assert.equal("done", of "never".phase)
+  end)
+
+  it("asks a policy's on_failure, and says what it does not ask", function()
+    local path = support.write(directory .. "/p.lua", FARM .. [[
+      return cairn.policy { jobs = {
+        nightly = { RunStartInterval = daily, JobRunTimes = 0,
+          export = { collection = farm, directory = "out" } } },
+        on_failure = function(_, _, attempt)
+          return attempt < 3 and { action = "Re-run Job", delay = 600 }
+            or { action = "Do Not Continue" }
+        end,
+        select = function() return true end } ]])
+    local arguments = { "--assume", "nightly.fails=2", "--assume",
+      "nightly.attempts=all", "--assume", "nightly.seconds=60", "--days", "4" }
+    local out = berlin(path, table.unpack(arguments))
+    assert.same({ "280200", "290200", "290211", "290222" },
+      starts(out.run, "nightly"))
+    assert.equal("20250329021100.000000+060", out.run[2].retry)
+    assert.equal(0, out.run[3].wait_seconds)
+    assert.equal("Exception", out.job[1].JobState)
+    local _, _, output = command(path)
+    assert.matches("nightly: its function select is not asked", output)
+    assert.is_nil(output:find("retain", 1, true))
   end)
 
   it("makes up for what a host that sleeps has missed, by catch_up", function()
