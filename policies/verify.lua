@@ -1,0 +1,158 @@
+-- Verifies what was exported: a sample every day, everything once a month.
+--
+-- The sample is the newest point and `others` older ones, taken in turn, so that
+-- each point is read again within (points / others) days. The first Sunday of a
+-- month all points are read. A point is verified as a whole: every stored byte
+-- against its digest. A check that fails is a run that fails: it is told to
+-- `notify`, and the next ones go on.
+--
+-- To change: the settings below. To try it:
+--
+--   cairn preview verify.lua
+--   cairn run verify.lua --set directory=/tmp/out --job sample
+--   cairn run verify.lua --follow --store /var/lib/cairn/verify.db
+--   cp verify.lua /etc/cairn/policies/ && cairn serve
+
+local set = ...
+local cairn = require "cairn"
+
+local known = { file = true }
+
+-- What --set NAME=VALUE gives, else the default; a number is a whole one.
+local function setting(name, default, least, most)
+  local value = set[name] or default
+  known[name] = true
+  if type(default) ~= "number" then return value end
+  local number = math.tointeger(tonumber(value))
+  if not number or number < least or number > most then
+    error(("setting %s is '%s'; a whole number from %d to %d expected"):format(
+      name, value, least, most), 2)
+  end
+  return number
+end
+
+-- ---- settings -----------------------------------------------------------
+
+local directory = setting("directory", "/srv/backup/web-farm")
+local others = setting("others", 2, 0, 10000)  -- older points of a day's sample
+local sample_time = setting("sample_time", "6h") -- after midnight
+local all_time = setting("all_time", "8h")
+local zone = setting("zone", "")               -- Europe/Berlin; "": the host's
+local notify = setting("notify", "log")        -- or mailto:ops@example.org
+
+-- ---- the policy ---------------------------------------------------------
+
+for name in pairs(set) do
+  if not known[name] then
+    known.file = nil
+    local names = {}
+    for valid in pairs(known) do names[#names + 1] = valid end
+    table.sort(names)
+    error(("no setting is called '%s'; valid are %s"):format(name,
+      table.concat(names, ", ")))
+  end
+end
+
+if not directory:find "^/" then -- what a function calls is no declaration
+  directory = set.file:match "^(.*/)" .. directory
+end
+
+-- The points of a day's sample: the newest, and others in turn.
+local function sample_of(points, day)
+  local exports, chosen = {}, {}
+  for _, point in ipairs(points) do
+    if point.kind == "export" then exports[#exports + 1] = point end
+  end
+  chosen[1] = table.remove(exports)
+  for i = 0, math.min(others, #exports) - 1 do
+    chosen[#chosen + 1] = exports[(day * others + i) % #exports + 1]
+  end
+  return chosen
+end
+
+local function failed(message, code)
+  error { code = code, message = message }
+end
+
+-- The body of the sample. Every point is looked at, whatever is found in one.
+local function verify_sample(job)
+  local points, message, code = cairn.points(directory)
+  if not points then failed(message, code) end
+  local day = job:number "StartTime" // 86400000000
+  local chosen, worst = sample_of(points, day), nil
+  for i, point in ipairs(chosen) do
+    local id = point.ReferencePointGroupId
+    local ok, why, what = cairn.verify { directory = directory, point = id }
+    if not ok and what ~= "not_found" then -- a prune may have removed it
+      worst = worst or { message = ("%s: %s"):format(id, why), code = what }
+    end
+    job:progress(i * 100 / #chosen)
+  end
+  if worst then failed(worst.message, worst.code) end
+  if #chosen == 0 then job:warn(directory .. ": no point to verify yet") end
+end
+
+-- ---- tests: run whenever the file is loaded by a service ----------------
+
+local function points_of(count)
+  local points = {}
+  for i = 1, count do
+    points[i] = { kind = "export", ReferencePointGroupId = "p" .. i }
+  end
+  return points
+end
+
+local tests = {
+  ["nothing is sampled of nothing"] = function()
+    assert(#sample_of({}, 7) == 0)
+  end,
+  ["the newest is always in the sample"] = function()
+    assert(#sample_of(points_of(1), 3) == 1)
+    for day = 0, 20 do
+      local chosen = sample_of(points_of(10), day)
+      assert(chosen[1].ReferencePointGroupId == "p10")
+      assert(#chosen == 1 + math.min(others, 9))
+    end
+  end,
+  ["every point has its turn"] = function()
+    if others == 0 then return end
+    local seen, count = {}, 0
+    for day = 100, 100 + 9 // others + 1 do
+      for _, point in ipairs(sample_of(points_of(10), day)) do
+        if not seen[point] and not seen[point.ReferencePointGroupId] then
+          seen[point.ReferencePointGroupId], count = true, count + 1
+        end
+      end
+    end
+    assert(count == 10, count)
+  end,
+}
+
+local where = zone ~= "" and zone or nil
+
+return cairn.policy {
+  jobs = {
+    sample = {
+      Name = "verify a sample",
+      RunStartInterval = sample_time,
+      JobRunTimes = 0, -- without limit
+      zone = where,
+      Notify = notify,
+      run = verify_sample,
+    },
+    all = {
+      Name = "verify everything",
+      RunDay = 1, RunDayOfWeek = "Sunday", -- the first Sunday of a month
+      RunStartInterval = all_time,
+      JobRunTimes = 0,
+      zone = where,
+      Notify = notify,
+      verify = { directory = directory },
+    },
+  },
+  -- only what has gone wrong is worth a message; good runs get a line in the log
+  notify = function(job)
+    return job.JobState == "Completed" and "log" or nil
+  end,
+  tests = tests,
+}
