@@ -35,15 +35,16 @@ end
 -- ---- settings -----------------------------------------------------------
 
 local directory = setting("directory", "/srv/backup/web-farm")
-local day_time = setting("day_time", "2h")     -- of the increments, after midnight
-local month_time = setting("month_time", "22h") -- of the full
+local day_time = setting("day_time", "2h")      -- of the increments
+local month_time = setting("month_time", "22h") -- of the full, after midnight
 local zone = setting("zone", "")               -- Europe/Berlin; "": the host's
 local sons = setting("sons", 7, 0, 36500)
 local fathers = setting("fathers", 5, 0, 5200)
 local grandfathers = setting("grandfathers", 12, 0, 1200)
 
 -- ---- machines -----------------------------------------------------------
--- Paths are relative to this file. The ids are GUIDs; choose them once (uuidgen).
+-- Paths are relative to this file. The ids are GUIDs: choose them once, by
+-- uuidgen.
 
 local farm = cairn.collection {
   CollectionId = "6F1D0C6A-5A0B-4E8C-9B52-0B6E6B1F9A01",
@@ -87,7 +88,8 @@ end
 local generations = {
   { count = sons, of = day_number },
   -- 1970-01-01 was a Thursday
-  { count = fathers, of = function(time) return (day_number(time) + 3) // 7 end },
+  { count = fathers,
+    of = function(time) return (day_number(time) + 3) // 7 end },
   { count = grandfathers,
     of = function(time) return time.year * 12 + time.month end },
 }

@@ -37,10 +37,11 @@ local time = setting("time", "01:00")         -- of the night's run
 local zone = setting("zone", "")              -- Europe/Berlin; "": the host's
 local full_day = setting("full_day", "Sunday")
 local keep_days = setting("keep_days", 35, 0, 36500) -- 0: for ever
-local skip = setting("skip", "")              -- disks to leave out: swap,scratch
+local skip = setting("skip", "")              -- disks left out: swap,scratch
 
 -- ---- machines -----------------------------------------------------------
--- Paths are relative to this file. The ids are GUIDs; choose them once (uuidgen).
+-- Paths are relative to this file. The ids are GUIDs: choose them once, by
+-- uuidgen.
 
 local farm = cairn.collection {
   CollectionId = "6F1D0C6A-5A0B-4E8C-9B52-0B6E6B1F9A01",
@@ -133,8 +134,8 @@ local function base(job, history)
   return "none"
 end
 
--- The points of the last keep_days, and what they are based on. Markers are left
--- alone by a prune, and not named.
+-- The points of the last keep_days, and what they are based on. Markers are
+-- left alone by a prune, and not named.
 local function retain(points)
   if keep_days == 0 then return nil end
   local by_id, keep, newest = {}, {}, 0

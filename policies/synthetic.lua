@@ -1,11 +1,11 @@
 -- Increments for ever, and a synthetic full when their chain has become long.
 --
--- Only the first export reads everything. From then on every night is an
--- increment; when the chain of the newest point has `levels` points, it is merged
--- into a full, out of what is in the export directory: the machines are not read
--- again. The merged point keeps its id and its content, every block is checked
--- against its digest on the way, and the next increment goes on from it.
--- Points stay for keep_days, a chain as a whole.
+-- Only the first export is a full. From then on every night is an increment;
+-- when the chain of the newest point has `levels` points, it is merged into a
+-- full, out of what is in the export directory: nothing more is read from the
+-- machines. The merged point keeps its id and its content, every block is checked
+-- against its digest on the way, and the next increment goes on from it. Points
+-- stay for keep_days, a chain as a whole.
 --
 -- To change: the settings and the machines below. To try it:
 --
@@ -35,14 +35,15 @@ end
 -- ---- settings -----------------------------------------------------------
 
 local directory = setting("directory", "/srv/backup/web-farm")
-local time = setting("time", "1h")             -- of the increment, after midnight
-local merge_time = setting("merge_time", "4h") -- of the look at the chain
+local time = setting("time", "1h")             -- of the increment
+local merge_time = setting("merge_time", "4h") -- of the merge, after midnight
 local zone = setting("zone", "")               -- Europe/Berlin; "": the host's
 local levels = setting("levels", 14, 2, 31)    -- a chain of 32 ends by itself
 local keep_days = setting("keep_days", 60, 0, 36500) -- 0: for ever
 
 -- ---- machines -----------------------------------------------------------
--- Paths are relative to this file. The ids are GUIDs; choose them once (uuidgen).
+-- Paths are relative to this file. The ids are GUIDs: choose them once, by
+-- uuidgen.
 
 local farm = cairn.collection {
   CollectionId = "6F1D0C6A-5A0B-4E8C-9B52-0B6E6B1F9A01",
@@ -123,8 +124,8 @@ local function merge_chain(job)
     .. ": another had it all the time; the chain is merged tomorrow" }
 end
 
--- The points of the last keep_days, and what they are based on. Markers are left
--- alone by a prune, and not named.
+-- The points of the last keep_days, and what they are based on. Markers are
+-- left alone by a prune, and not named.
 local function retain(points)
   local by_id, newest = exports_of(points)
   if keep_days == 0 or not newest then return nil end

@@ -4,7 +4,7 @@
 -- work_begin and work_end, `night_rate` on all other hours of these days,
 -- `weekend_rate` on Saturdays, Sundays and `holidays`. The clock is asked again
 -- every few seconds, so an export that is still on in the morning slows down
--- then. A rate of 0 is no limit. The functions suit any job that copies: verify,
+-- then. A rate of 0 is no limit. The function suits any job that copies: verify,
 -- restore, merge and stream, too.
 --
 -- To change: the settings and the machines below. To try it:
@@ -45,7 +45,8 @@ local weekend_rate = setting("weekend_rate", 200, 0, 1000000)
 local holidays = setting("holidays", "")       -- 2026-12-25,2026-12-26
 
 -- ---- machines -----------------------------------------------------------
--- Paths are relative to this file. The ids are GUIDs; choose them once (uuidgen).
+-- Paths are relative to this file. The ids are GUIDs: choose them once, by
+-- uuidgen.
 
 local farm = cairn.collection {
   CollectionId = "6F1D0C6A-5A0B-4E8C-9B52-0B6E6B1F9A01",
@@ -74,7 +75,7 @@ for name in pairs(set) do
 end
 
 if work_begin >= work_end then
-  error(("setting work_begin is %d, work_end %d; work must begin before it ends")
+  error(("setting work_begin is %d, work_end %d; work begins before it ends")
     :format(work_begin, work_end))
 end
 

@@ -1,7 +1,7 @@
 -- Verifies what was exported: a sample every day, everything once a month.
 --
--- The sample is the newest point and `others` older ones, taken in turn, so that
--- each point is read again within (points / others) days. The first Sunday of a
+-- The sample is the newest point and `others` older ones, taken in turn, so
+-- that each point is read again within (points / others) days. The first Sunday of a
 -- month all points are read. A point is verified as a whole: every stored byte
 -- against its digest. A check that fails is a run that fails: it is told to
 -- `notify`, and the next ones go on.
@@ -150,7 +150,7 @@ return cairn.policy {
       verify = { directory = directory },
     },
   },
-  -- only what has gone wrong is worth a message; good runs get a line in the log
+  -- what has gone wrong is worth a message, a good run a line in the log
   notify = function(job)
     return job.JobState == "Completed" and "log" or nil
   end,
