@@ -280,6 +280,13 @@ sys.stdin.read()]], path } }, function() is_over = true end))
       "--zone", "Europe/Berlin", "--from", tostring(NEW_YEAR))
     assert.equal(0, code, out)
     assert.matches("monthly +Fri 2026%-01%-30 22:00:00 %+01:00", out)
+    code, out = command("preview", put "nightly", "-n", "1", "--set",
+      "zone=Asia/Tokyo", "--set", "time=23:30", "--from", tostring(NEW_YEAR))
+    assert.equal(0, code, out)
+    assert.matches("nightly +Thu 2026%-01%-01 23:30:00 %+09:00 +Asia/Tokyo", out)
+    code, out = command("preview", put "nightly", "--set", "tine=23:30")
+    assert.equal(2, code, out)
+    assert.matches("no setting is called 'tine'", out)
   end)
 
   it("nightly: a year of increments and weekly fulls", function()

@@ -150,7 +150,7 @@ As in a job, JobRunTimes is 1 unless the policy gives it.]],
           if not n or n < 1 or n > 1000 then return "wants 1 to 1000 runs" end
         end,
         help = "how many runs of each job (default 5)" },
-      zone, from,
+      zone, from, set,
       json,
     },
     exits = {
@@ -163,6 +163,7 @@ As in a job, JobRunTimes is 1 unless the policy gives it.]],
       "cairn preview nightly.lua",
       "cairn preview nightly.lua -n 3 --from 20250329000000.000000+060",
       "cairn preview nightly.lua --zone Europe/Berlin --json",
+      "cairn preview nightly.lua --set time=23:30",
     },
   },
   {

@@ -2,6 +2,7 @@
 
 local fields = require "cairn.schedule".fields
 local moment = require "cairn.cli.moment"
+local policies = require "cairn.cli.policies"
 local say = require "cairn.cli.say"
 local text = require "cairn.cli.text"
 
@@ -52,7 +53,8 @@ function preview.beginning(cairn, job, from)
 end
 
 function preview.preview(cairn, _, options)
-  local policy, message, code = cairn.policy_load(options.policy)
+  local policy, message, code = cairn.policy_load(options.policy,
+    policies.settings(options.set))
   if not policy then say.fail_with(cairn, message, code) end
   local from_us = moment.parse(cairn, "preview: --from", options.from,
     options.zone)
