@@ -365,6 +365,20 @@ describe("cairn serve", function()
     assert.is_true(list[1].phase ~= "done", list[1].JobState)
   end)
 
+  it("has queues and writes metrics, as it is told to", function()
+    local service = start { "--queue", "default=1", "--queue", "slow=3",
+      "--metrics", "cairn.prom" }
+    service.is_up()
+    local out = succeeds("console", "--socket", top .. "/run/s", "--json", "-e",
+      "return engine:queues()")
+    assert.matches('"Name":"slow"', out)
+    assert.matches('"concurrency":3', out)
+    assert.matches('{queue="slow"', support.read(top .. "/cairn.prom"))
+    service.kill "sigterm"
+    assert.equal(0, service.wait())
+    fails(2, "wants NAME=N", "serve", "--queue", "default=none")
+  end)
+
   it("loads policies that change, are new or wrong, and holds those that go",
     function()
       policy("web", head .. [[

@@ -42,6 +42,15 @@ local exit_jobs = {
   { 3, "the environment: no permission, no space, a lock; no job existed" },
 }
 
+local queue = { name = "queue", value = "NAME=N", is_repeated = true,
+  check = function(value)
+    local n = math.tointeger(tonumber(value:match "^[^=]+=(%d+)$"))
+    if not n or n < 1 or n > 1000 then
+      return "wants NAME=N, 1 to 1000 places, such as default=4"
+    end
+  end,
+  help = "a queue that runs N jobs at once; may be given again (default: "
+    .. "default=2)" }
 local socket = { name = "socket", value = "S", help =
   "the service's control socket (default: CAIRN_SOCKET, or as root "
   .. "/run/cairn/cairn.sock, otherwise $XDG_RUNTIME_DIR/cairn/cairn.sock)" }
@@ -112,7 +121,7 @@ terminated.]],
     options = {
       { name = "job", value = "KEY", is_repeated = true,
         help = "only this job of the policy; may be given again" },
-      set,
+      set, queue,
       json, numbers, dry_run,
       { name = "store", value = "FILE",
         help = "keep the jobs and their history in FILE, made when missing: "
@@ -217,15 +226,7 @@ are not called.]],
       { name = "history", value = "FILE",
         help = "take how long runs take from this: what cairn history --json "
           .. "prints; - is standard input" },
-      { name = "queue", value = "NAME=N", is_repeated = true,
-        check = function(value)
-          local n = math.tointeger(tonumber(value:match "^[^=]+=(%d+)$"))
-          if not n or n < 1 or n > 1000 then
-            return "wants NAME=N, 1 to 1000 places, such as default=4"
-          end
-        end,
-        help = "a queue that runs N jobs at once; may be given again (default: "
-          .. "default=2)" },
+      queue,
       { name = "down", value = "START/DURATION", is_repeated = true,
         help = "the host sleeps then, such as 2025-03-10T01:00/6h; catch_up "
           .. "says what is made up; may be given again" },
@@ -735,6 +736,10 @@ stopping, what it is doing, and keeps the watchdog.]],
         help = "members of this group may do everything" },
       { name = "read-group", value = "G",
         help = "members of this group may look at everything" },
+      queue,
+      { name = "metrics", value = "FILE",
+        help = "write metrics to FILE every 15 seconds, in one step, for "
+          .. "node_exporter's textfile collector (FILE ends in .prom there)" },
       { name = "log", value = "FORM", choices = { "plain", "json" },
         help = "how lines on standard error look: plain (the default), or json, "
           .. "one object a line with time, level, message and, where it is "

@@ -15,6 +15,17 @@ function policies.settings(list)
   return settings
 end
 
+-- --queue NAME=N...: as cairn.open takes queues | nil: none was given.
+function policies.queues(list)
+  if not list then return nil end
+  local queues = {}
+  for _, pair in ipairs(list) do
+    local name, places = pair:match "^([^=]+)=(%d+)$"
+    queues[name] = { concurrency = math.tointeger(tonumber(places)) }
+  end
+  return queues
+end
+
 -- The Lua files of a directory by name, as `cairn serve` takes them | nil: it
 -- is none.
 local function files_in(uv, path)

@@ -58,6 +58,7 @@ function run.run(cairn, uv, options)
     keys[key], keys[key .. " (once)"] = true, true
   end
   local outcomes, exit = session.run({ cairn = cairn, uv = uv,
+    queues = policies.queues(options.queue),
     follow = options.follow, store = store, keys = keys }, specs)
   for _, outcome in ipairs(outcomes) do
     if options.json then

@@ -12,6 +12,7 @@ local control = require "cairn.control"
 local evaluator = require "cairn.evaluator"
 local guard = require "cairn.cli.guard"
 local client = require "cairn.client"
+local files = require "cairn.cli.policies"
 local policies = require "cairn.policies"
 local say = require "cairn.cli.say"
 local signals = require "cairn.cli.signals"
@@ -22,7 +23,7 @@ local serve = {}
 local Service = {}
 Service.__index = Service
 
-local STOP_S, LOOK_MS, STATUS_MS = 20, 20, 5000
+local STOP_S, LOOK_MS, STATUS_MS, METRICS_MS = 20, 20, 5000, 15000
 local SETTLE_MS, POLL_MS = 300, 60000
 
 -- ---- places --------------------------------------------------------------------------
@@ -170,6 +171,24 @@ function Service:meet_manager()
   end)
 end
 
+-- ---- metrics --------------------------------------------------------------------------
+
+-- Into a file, from now on. What fails is logged when it begins to.
+function Service:write_metrics(path)
+  local failed
+  local function write()
+    local engine = self.engine
+    if not core.is_open(engine) then return end
+    local ok, message = engine:write_metrics(path)
+    if not ok and message ~= failed then
+      self:log("error", "metrics: " .. message)
+    end
+    failed = not ok and message or nil
+  end
+  write()
+  self:timer(METRICS_MS, write)
+end
+
 -- ---- what jobs do --------------------------------------------------------------------
 
 local levels = { ["Exception"] = "error", ["Killed"] = "warning",
@@ -291,10 +310,7 @@ function Service:hooks()
     done(true)
     self:stop "shutdown"
   end
-  local has_metrics, metrics = pcall(require, "cairn.metrics")
-  if has_metrics then
-    function hooks.metrics(done) done { text = metrics.text(self.engine) } end
-  end
+  function hooks.metrics(done) done { text = self.engine:metrics() } end
   return hooks
 end
 
@@ -414,6 +430,7 @@ function Service:open(cairn, options)
     end
   end
   local engine, message, code = cairn.open { store = store,
+    queues = files.queues(options.queue),
     log = function(line) self:log("warning", line) end }
   if not engine then say.fail_with(cairn, message, code) end
   self.engine, self.is_stored = engine, store ~= ":memory:"
@@ -428,6 +445,7 @@ function Service:open(cairn, options)
     say.fail_with(cairn, message, code)
   end
   self:watch_jobs()
+  if options.metrics then self:write_metrics(absolute(uv, options.metrics)) end
   self:meet_manager()
   if directory then
     self.policies = policies.open(engine, directory, { log = log })

@@ -50,13 +50,14 @@ local function view_for(uv)
   }
 end
 
--- options: cairn, uv, follow (the jobs have calendars: a signal is their end),
+-- options: cairn, uv, queues (as cairn.open takes them), follow (the jobs have calendars: a signal is their end),
 -- store (a file; what has not ended when the command does goes on with the
 -- next one).
 function session.open(options)
   local cairn, uv = options.cairn, options.uv
   local store = options.store
-  local engine, message, code = cairn.open { store = store or ":memory:" }
+  local engine, message, code = cairn.open { store = store or ":memory:",
+    queues = options.queues }
   if not engine then say.fail_with(cairn, message, code) end
   local self = setmetatable({
     cairn = cairn, uv = uv, engine = engine, is_following = options.follow,

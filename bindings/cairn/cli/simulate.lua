@@ -67,16 +67,6 @@ local function holes_of(cairn, list, zone)
   return holes
 end
 
-local function queues_of(list)
-  if not list then return nil end
-  local queues = {}
-  for _, value in ipairs(list) do
-    local name, places = value:match "^([^=]+)=(%d+)$"
-    queues[name] = { concurrency = math.tointeger(tonumber(places)) }
-  end
-  return queues
-end
-
 -- Bytes that a disk's file takes: what is a hole is not read.
 local function size_with(uv)
   return function(path)
@@ -510,7 +500,7 @@ function command.simulate(cairn, uv, options)
     days = tonumber(options.days) or 30, zone = options.zone,
     assume = assume, rate = options.rate and tonumber(options.rate) * 1e6,
     history = history_of(cairn, options.history),
-    queues = queues_of(options.queue),
+    queues = policies.queues(options.queue),
     down = holes_of(cairn, options.down, options.zone),
     size = size_with(uv), points = not options.fresh and cairn.points or nil,
   })

@@ -1,5 +1,6 @@
 -- What a job came to, and what it would do, in a few lines for people.
 
+local policies = require "cairn.cli.policies"
 local say = require "cairn.cli.say"
 local text = require "cairn.cli.text"
 
@@ -228,7 +229,8 @@ end
 -- --dry-run: checks and plans every specification; nothing is written. Prints
 -- one plan a job; the exit code, of the first that would fail.
 function summary.plan(cairn, specs, options)
-  local engine, message, code = cairn.open { store = ":memory:" }
+  local engine, message, code = cairn.open { store = ":memory:",
+    queues = policies.queues(options.queue) }
   if not engine then say.fail_with(cairn, message, code) end
   local plans = {}
   for i, spec in ipairs(specs) do
