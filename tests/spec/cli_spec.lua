@@ -173,7 +173,7 @@ try cairn re
 try cairn verify --de
 try cairn verify --depth c
 try cairn run --job x
-try cairn help po
+try cairn help poi
 ]])
       file:close()
       local pipe = assert(io.popen("bash " .. path .. " 2>&1"))

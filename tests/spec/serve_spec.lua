@@ -374,6 +374,9 @@ describe("cairn serve", function()
     assert.matches('"Name":"slow"', out)
     assert.matches('"concurrency":3', out)
     assert.matches('{queue="slow"', support.read(top .. "/cairn.prom"))
+    local metrics = succeeds "metrics"
+    assert.matches('cairn_queue_concurrency{queue="slow"} 3', metrics)
+    assert.matches("# EOF\n$", metrics)
     service.kill "sigterm"
     assert.equal(0, service.wait())
     fails(2, "wants NAME=N", "serve", "--queue", "default=none")
@@ -407,6 +410,7 @@ describe("cairn serve", function()
       until_true(function() return #jobs() == 2 end, "the other job")
       assert.equal("held", jobs("--name", "nightly")[1].phase)
       assert.equal("1 policy loaded\n", succeeds "reload")
+      assert.matches("web +%x+ +1 .*web%.lua", succeeds "policies")
       local before = #service.err
       service.kill "sighup"
       until_true(function()

@@ -850,6 +850,35 @@ Answers the question of a job in Query Pending, which cairn show prints.]],
   job_command("delete", "remove a job", [[
 Removes a job that has ended, or waits. Its history stays.]]),
   {
+    name = "policies",
+    summary = "the policies that the service has loaded",
+    description = [[
+Lists the files of the service's directory of policies: the name and version
+(XXH3 of the text) of each, how many jobs it has and when it was loaded. Where a
+file was changed and could not be loaded the version before is in force, and
+standard error says what is wrong.]],
+    arguments = {},
+    options = { socket, json },
+    exits = {
+      { 0, "every file is loaded as it is" },
+      { 1, "one or more could not be loaded, or there is no such directory" },
+      { 2, "wrong use" },
+      { 3, "no service answers at the socket, or no permission" },
+    },
+    examples = { "cairn policies", "cairn policies --json" },
+  },
+  {
+    name = "metrics",
+    summary = "the service's metrics, as OpenMetrics text",
+    description = [[
+Prints the metrics of the service as OpenMetrics text: jobs, runs, queues, the
+store. README.md lists them. With --json it is one object with the text.]],
+    arguments = {},
+    options = { socket, json },
+    exits = exit_reading,
+    examples = { "cairn metrics" },
+  },
+  {
     name = "reload",
     summary = "have the service load its policies again",
     description = [[

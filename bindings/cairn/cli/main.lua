@@ -28,7 +28,8 @@ local modules = {
   serve = "cairn.cli.serve",
 }
 for _, name in ipairs { "jobs", "show", "why", "history", "start", "suspend",
-  "resume", "terminate", "kill", "set", "answer", "delete", "reload" } do
+  "resume", "terminate", "kill", "set", "answer", "delete", "reload",
+  "policies", "metrics" } do
   modules[name] = "cairn.cli.remote"
 end
 

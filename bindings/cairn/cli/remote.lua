@@ -353,16 +353,60 @@ function remote.reload(cairn, uv, options)
   local result = once(uv, options, "reload")
   local failed = result.failed or {}
   if options.json then
-    say.json(cairn, result, { failed = true })
+    say.json(cairn, result, { failed = true, changes = true,
+      differences = true })
   else
     say.result(("%s loaded"):format(text.count(result.loaded, "policy")
       :gsub("policys", "policies")))
+    for _, change in ipairs(result.changes or {}) do
+      for _, difference in ipairs(change.differences or {}) do
+        say.result(("  %s: %s"):format(text.printable(change.name),
+          text.printable(difference)))
+      end
+    end
     for _, row in ipairs(failed) do
       say.note(("cairn: %s: %s"):format(text.printable(row.file),
         text.printable_lines(row.message)))
     end
   end
   return #failed > 0 and 1 or 0
+end
+
+function remote.policies(cairn, uv, options)
+  local list = once(uv, options, "policies")
+  local rows, has_failed = {}, false
+  for i, row in ipairs(list) do
+    has_failed = has_failed or is_value(row.error, cairn.null)
+    if options.json then
+      say.json(cairn, row, {})
+    else
+      rows[i] = { text.printable(row.name or ""), row.version or "",
+        ("%d"):format(row.jobs), is_value(row.loaded_at, cairn.null)
+          and os.date("%F %T", row.loaded_at) or "", text.printable(row.file) }
+    end
+  end
+  if not options.json and #list > 0 then
+    print_table({ { title = "NAME" }, { title = "VERSION" },
+      { title = "JOBS", right = true }, { title = "LOADED" },
+      { title = "FILE" } }, rows)
+  end
+  for _, row in ipairs(list) do
+    if is_value(row.error, cairn.null) then
+      say.note(("cairn: %s: not loaded: %s"):format(text.printable(row.file),
+        text.printable_lines(row.error)))
+    end
+  end
+  return has_failed and 1 or 0
+end
+
+function remote.metrics(cairn, uv, options)
+  local result = once(uv, options, "metrics")
+  if options.json then
+    say.json(cairn, result, {})
+  else
+    say.result((result.text:gsub("\n$", "")))
+  end
+  return 0
 end
 
 return remote

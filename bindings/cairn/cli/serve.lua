@@ -299,8 +299,8 @@ function Service:hooks()
       return done(nil, "the policies could not be loaded; see the service's "
         .. "log", "internal")
     end
-    done(raw(('{"loaded":%d,"failed":%s}'):format(#report.loaded,
-      list_of(report.failed))))
+    done(raw(('{"loaded":%d,"changes":%s,"failed":%s}'):format(
+      #report.loaded, list_of(report.loaded), list_of(report.failed))))
   end
   function hooks.policies(done)
     if not self.policies then return refused(done) end
