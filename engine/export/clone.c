@@ -670,7 +670,7 @@ static int read_free(int fd, uint64_t *bytes)
 int cairn__clones_are_short(int dirfd, const char *path, uint64_t minimum,
                             int *is_short, struct cairn_error *err)
 {
-  const struct timespec pause = {.tv_nsec = 10 * 1000 * 1000};
+  const struct timespec pause = {.tv_nsec = 10000000};
   uint64_t bytes = 0;
   int rc = read_free(dirfd, &bytes);
 

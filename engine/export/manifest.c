@@ -196,8 +196,8 @@ static unsigned digest_size_of(const char *algorithm)
 
 static int is_digest(const char *text, const char *algorithm, unsigned size)
 {
-  size_t n = strlen(algorithm);
-  if (strncmp(text, algorithm, n) != 0 || text[n] != ':')
+  size_t n = algorithm ? strlen(algorithm) : 0;
+  if (n == 0 || strncmp(text, algorithm, n) != 0 || text[n] != ':')
     return 0;
   text += n + 1;
   return strlen(text) == 2 * (size_t)size &&
