@@ -10,6 +10,7 @@
 -- To change: the settings and the machines below. To try it:
 --
 --   cairn preview monthly_gfs.lua
+--   cairn simulate monthly_gfs.lua
 --   cairn run monthly_gfs.lua --set directory=/tmp/out --dry-run
 --   cairn run monthly_gfs.lua --follow --store /var/lib/cairn/cairn.db
 --   cp monthly_gfs.lua /etc/cairn/policies/ && cairn serve

@@ -8,6 +8,7 @@
 -- To change: the settings and the machines below. To try it:
 --
 --   cairn preview nightly.lua
+--   cairn simulate nightly.lua
 --   cairn run nightly.lua --set directory=/tmp/out --dry-run
 --   cairn run nightly.lua --follow --store /var/lib/cairn/cairn.db
 --   cp nightly.lua /etc/cairn/policies/ && cairn serve

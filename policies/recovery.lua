@@ -18,6 +18,7 @@
 -- To change: the settings and the machines below. To try it:
 --
 --   cairn preview recovery.lua
+--   cairn simulate recovery.lua
 --   cairn run recovery.lua --set directory=/tmp/out --job nightly --dry-run
 --   cairn run recovery.lua --follow --store /var/lib/cairn/cairn.db
 --   cp recovery.lua /etc/cairn/policies/ && cairn serve

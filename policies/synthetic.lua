@@ -10,6 +10,7 @@
 -- To change: the settings and the machines below. To try it:
 --
 --   cairn preview synthetic.lua
+--   cairn simulate synthetic.lua
 --   cairn run synthetic.lua --set directory=/tmp/out --job nightly --dry-run
 --   cairn run synthetic.lua --follow --store /var/lib/cairn/cairn.db
 --   cp synthetic.lua /etc/cairn/policies/ && cairn serve

@@ -10,6 +10,7 @@
 -- To change: the settings and the machines below. To try it:
 --
 --   cairn preview throttle.lua
+--   cairn simulate throttle.lua
 --   cairn run throttle.lua --set directory=/tmp/out --set night_rate=1
 --   cairn run throttle.lua --follow --store /var/lib/cairn/cairn.db
 --   cp throttle.lua /etc/cairn/policies/ && cairn serve

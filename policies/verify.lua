@@ -9,6 +9,7 @@
 -- To change: the settings below. To try it:
 --
 --   cairn preview verify.lua
+--   cairn simulate verify.lua
 --   cairn run verify.lua --set directory=/tmp/out --job sample
 --   cairn run verify.lua --follow --store /var/lib/cairn/verify.db
 --   cp verify.lua /etc/cairn/policies/ && cairn serve
