@@ -9,7 +9,7 @@ local support = _G.support
 local DAY = 86400
 local SIZE = 256 * 1024
 local names = { "nightly", "monthly_gfs", "synthetic", "throttle", "recovery",
-  "verify" }
+  "notify", "verify" }
 local source = assert(uv.fs_realpath "policies")
 
 -- Months of exports are mostly fsync, which is not what this is about.
@@ -213,7 +213,7 @@ sys.stdin.read()]], path } }, function() is_over = true end))
         assert.equal(0, code, out)
       end
     end
-    assert.equal(6, #points())
+    assert.equal(7, #points())
     depths(points())
   end)
 
@@ -234,6 +234,8 @@ sys.stdin.read()]], path } }, function() is_over = true end))
       { "synthetic", "levels", "40", "a whole number from 2 to 31" },
       { "throttle", "holidays", "25.12.", "'25.12.' is no date" },
       { "throttle", "work_begin", "19", "work begins before it ends" },
+      { "notify", "pager", "page --json", "by its absolute path" },
+      { "notify", "mail", "a@b, c@d", "one address expected" },
       { "recovery", "full_after", "0", "a whole number from 1" },
       { "recovery", "time", "1h", "HH:MM expected" },
     } do
@@ -274,6 +276,7 @@ sys.stdin.read()]], path } }, function() is_over = true end))
     expect("synthetic", berlin, NEW_YEAR, { nightly = { "202601010100" },
       synthetic = { "202601010400" } })
     expect("throttle", berlin, NEW_YEAR, { nightly = { "202601012000" } })
+    expect("notify", berlin, NEW_YEAR, { nightly = { "202601010100" } })
     expect("recovery", berlin, NEW_YEAR, { nightly = { "202601010100" },
       room = { "202601010045" } })
     local code, out = command("preview", put "monthly_gfs", "-n", "2",
@@ -799,5 +802,54 @@ sys.stdin.read()]], path } }, function() is_over = true end))
     end
     -- 261 working days but two holidays
     assert.same({ 259 * 10, 259 * 14, 106 * 24 }, count)
+  end)
+
+  it("notify: runs the program of the policy, with the notice", function()
+    local pages = directory .. "/pages"
+    local pager = support.write(directory .. "/page", "#!/bin/sh\n"
+      .. "printf '%s ' \"$@\" >>" .. pages .. "; cat >>" .. pages
+      .. "; echo >>" .. pages .. "\n")
+    assert(uv.fs_chmod(pager, tonumber("700", 8)))
+    local policy = load("notify", { directory = "mnt/out", zone = "Europe/Berlin",
+      pager = pager .. " --urgent -x", mail = "ops@example.org" })
+    local engine <close>, jobs, log = start(policy, { start = NEW_YEAR })
+    run_until(engine, NEW_YEAR + 2 * DAY) -- two good nights
+    assert.is_nil(uv.fs_stat(pages))
+    assert.equal(2, #log)
+    for _, line in ipairs(log) do assert.matches("is Completed", line) end
+    local data = images .. "/data.raw"
+    assert(uv.fs_rename(data, data .. ".away"))
+    run_until(engine, NEW_YEAR + 3 * DAY)
+    assert(uv.fs_rename(data .. ".away", data))
+    local text = support.read(pages)
+    local notice = cairn.json_decode(assert(text:match "^%-%-urgent %-x ({.*})%s*$",
+      text))
+    assert.equal("web-farm nightly", notice.Name)
+    assert.equal("Exception", notice.JobState)
+    assert.equal(20, notice.ErrorCode)
+    assert.equal(3, notice.run_number)
+    assert.equal("pager", notice.Notify)
+    assert.matches("cannot open", notice.ErrorSummaryDescription)
+
+    -- one that is not there is told of, and the job goes on
+    assert(uv.fs_unlink(pager))
+    assert(uv.fs_rename(data, data .. ".away"))
+    run_until(engine, NEW_YEAR + 4 * DAY)
+    assert(uv.fs_rename(data .. ".away", data))
+    run_until(engine, NEW_YEAR + 4 * DAY + 60)
+    assert.matches("page", log[#log])
+    assert.matches("not delivered", (engine:why(jobs.nightly)))
+    run_until(engine, NEW_YEAR + 5 * DAY)
+    assert.equal(5, jobs.nightly.run_number)
+    assert.equal("waiting", jobs.nightly.phase)
+  end)
+
+  it("notify: by the command, too", function()
+    local code, out = command("run", put "notify", "--set",
+      "directory=mnt/none/out", "--set", "pager=/usr/bin/tee " .. directory
+      .. "/page.json")
+    assert.equal(1, code, out)
+    assert.equal(26, cairn.json_decode(support.read(directory .. "/page.json"))
+      .ErrorCode)
   end)
 end)
