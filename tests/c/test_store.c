@@ -1178,6 +1178,7 @@ static int await_backup(cairn_engine *e, uint64_t cookie)
   /* a wait for the descriptor may end at once, for other work */
   for (int i = 0; i < 60000; i++) {
     poll(NULL, 0, 1);
+    cairn_engine_step(e);
     while (cairn_engine_next_events(e, &event, 1) == 1) {
       if (event.type == CAIRN_EVENT_BACKUP) {
         assert_int_equal(event.cookie, cookie);
