@@ -461,20 +461,6 @@ sys.stdin.read()]], path } }, function() is_over = true end))
         assert(engine:advance(3 * DAY))
       end
     end
-    local copy = directory .. "/copy"
-    assert.equal(0, (support.run { "cp", "-a", out, copy }))
-    local code, output = command("prune", copy, "--keep",
-      "daily=7,weekly=5,monthly=12")
-    assert.equal(0, code, output)
-    do
-      local engine <close>, log = support.engine(cairn, { start = last })
-      local job = assert(engine:submit { Name = "tidy", zone = daily.zone,
-        policy = policy.name, policy_key = "tidy", decisions = daily.decisions,
-        prune = { directory = out, keep = { last = 1000000 },
-          collection = daily.export.collection } })
-      assert.equal("Completed", job:wait())
-      assert.same({}, log)
-    end
     local function ids(path)
       local list = {}
       for i, point in ipairs(points(path)) do
@@ -482,7 +468,32 @@ sys.stdin.read()]], path } }, function() is_over = true end))
       end
       return list
     end
-    assert.same(ids(copy), ids(out))
+    -- What the policy's retain leaves in a directory, and what the command does.
+    local function expect_same(path, sons, fathers, grandfathers)
+      local copy = directory .. "/copy"
+      assert.equal(0, (support.run { "cp", "-a", path, copy }))
+      local code, output = command("prune", copy, "--keep",
+        ("daily=%d,weekly=%d,monthly=%d"):format(sons, fathers, grandfathers))
+      assert.equal(0, code, output)
+      local rules = load("monthly_gfs", { directory = "mnt/out",
+        zone = "Europe/Berlin", sons = tostring(sons),
+        fathers = tostring(fathers), grandfathers = tostring(grandfathers) })
+      local engine <close>, log = support.engine(cairn, { start = last })
+      local job = assert(engine:submit { Name = "tidy", zone = daily.zone,
+        policy = rules.name, policy_key = "tidy",
+        decisions = rules.jobs.daily.decisions,
+        prune = { directory = path, keep = { last = 1000000 },
+          collection = daily.export.collection } })
+      assert.equal("Completed", job:wait())
+      assert.same({}, log)
+      assert.same(ids(copy), ids(path))
+      support.run { "rm", "-rf", copy }
+    end
+    local other = directory .. "/other"
+    assert.equal(0, (support.run { "cp", "-a", out, other }))
+    expect_same(other, 2, 40, 0)
+    support.run { "rm", "-rf", other }
+    expect_same(out, 7, 5, 12)
     assert.is_true(#ids(out) >= 18 and #ids(out) <= 24, #ids(out))
     local list = points()
     for _, i in ipairs { 1, 8, #list } do
