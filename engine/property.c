@@ -218,10 +218,22 @@ static const char *backoff_status(struct cairn_engine *e,
     cairn__utf8_clean(e->text);
     return e->text;
   }
+  if (j->is_deciding) {
+    snprintf(e->text, sizeof e->text,
+             "attempt %u failed, its policy decides what becomes of it: %s",
+             j->attempts, cairn__job_message(j));
+    cairn__utf8_clean(e->text);
+    return e->text;
+  }
   format_timer(e, j, time);
-  snprintf(e->text, sizeof e->text,
-           "attempt %u of %d failed, the next is at %s: %s", j->attempts,
-           CAIRN__ATTEMPTS, time, cairn__job_message(j));
+  if (j->details && j->details->decisions) /* it says how many there are */
+    snprintf(e->text, sizeof e->text,
+             "attempt %u failed, the next is at %s: %s", j->attempts, time,
+             cairn__job_message(j));
+  else
+    snprintf(e->text, sizeof e->text,
+             "attempt %u of %d failed, the next is at %s: %s", j->attempts,
+             CAIRN__ATTEMPTS, time, cairn__job_message(j));
   cairn__utf8_clean(e->text);
   return e->text;
 }

@@ -208,8 +208,9 @@ local function selected(engine, S, decider, serial, view, machines)
   return out, left_out
 end
 
--- The points of a directory that functions see: id, sequence, kind, time
--- (unix, and broken down), base, size. nil, message when it cannot be read.
+-- The points of a directory that retain is asked about: exports, by sequence.
+-- Markers and damaged points are not among them: no prune removes these. nil,
+-- message when it cannot be read.
 local function points_of(spec, zone)
   local all, message = core.points(spec.directory)
   if not all then return nil, message end
@@ -217,19 +218,21 @@ local function points_of(spec, zone)
     and spec.collection.CollectionId or spec.collection
   local list, known = {}, {}
   for _, point in ipairs(all) do
-    if point.ReferencePointGroupId
+    local id = point.ReferencePointGroupId
+    if id and point.kind == "export" and point.sequence and not point.error
       and (farm == nil or point.CollectionId == farm) then
       local t = point.time and core.datetime(point.time)
-      list[#list + 1] = {
-        ReferencePointGroupId = point.ReferencePointGroupId,
+      list[#list + 1] = { ReferencePointGroupId = id,
         BaseReferencePointGroupId = point.BaseReferencePointGroupId,
         CollectionId = point.CollectionId, sequence = point.sequence,
-        kind = point.kind, damage = point.damage,
-        time = t and M.clock(t.microseconds / 1e6, zone) }
-      known[point.ReferencePointGroupId] = true
+        kind = point.kind, time = t and M.clock(t.microseconds / 1e6, zone) }
+      known[id] = true
     end
   end
-  table.sort(list, function(a, b) return a.sequence < b.sequence end)
+  table.sort(list, function(a, b)
+    if a.sequence ~= b.sequence then return a.sequence < b.sequence end
+    return a.ReferencePointGroupId < b.ReferencePointGroupId
+  end)
   return list, known
 end
 
@@ -272,7 +275,10 @@ local function amend(engine, S, decider, serial, spec, view, history, zone)
     if not ids then -- then nobody has decided that anything may go
       shown_log(S, decider, "retain", why)
     end
-    spec.keep, changed = ids and { ids = ids } or { last = M.KEEP_ALL }, true
+    -- none is no array of JSON's; the newest point stays anyway
+    spec.keep = not ids and { last = M.KEEP_ALL } or ids[1] and { ids = ids }
+      or { last = 1 }
+    changed = true
   end
   return changed
 end
@@ -394,10 +400,11 @@ local function prune(engine, S, decider, job, spec)
   elseif #ids >= count then
     return
   end
+  -- asked again when it begins: there may be newer points then
   local made, message = engine:submit { Name = job.Name .. ": retain",
-    queue = job.queue, volatile = true, wait = false,
+    queue = job.queue, volatile = true, wait = false, decisions = decider,
     DeleteOnCompletion = true,
-    prune = { directory = spec.directory, keep = { ids = ids },
+    prune = { directory = spec.directory, keep = { last = M.KEEP_ALL },
       collection = spec.collection.CollectionId } }
   if not made then
     E.log(S, ("policy %s: retain: %s"):format(decider.policy, message))

@@ -229,6 +229,44 @@ describe("a policy decides", function()
     assert.same({ 2, 3 }, { points[1].sequence, points[2].sequence })
   end)
 
+  it("about exports, not about markers and what is damaged", function()
+    local policy = load_text [[
+      return cairn.policy { jobs = {
+          nightly = { JobRunTimes = 4, RunStartInterval = "1h",
+            export = { collection = farm, directory = "out" } },
+          tidy = { prune = { directory = "out" } } },
+        retain = function(points)
+          assert(#points == 2, #points .. " points")
+          for _, point in ipairs(points) do assert(point.time.hour) end
+          return { points[2].ReferencePointGroupId }
+        end }]]
+    local engine <close>, log = support.engine(cairn)
+    policy.jobs.nightly.decisions = nil
+    done(engine, policy, "nightly")
+    local points = assert(cairn.points(directory .. "/out"))
+    assert.equal(4, #points)
+    for i = 1, 2 do -- two that cannot be read
+      support.write(directory .. "/out/" .. points[i].ReferencePointGroupId
+        .. "/manifest.json", "{")
+    end
+    local collection = policy.jobs.nightly.export.collection
+    local code, marker = engine:CreateReferencePoint(collection,
+      directory .. "/out", { tracker = "full" })
+    if code == 4096 then marker:wait() end
+    local job = done(engine, policy, "tidy")
+    assert.same({}, log)
+    assert.is_true(job.JobState == "Completed"
+      or job.JobState == "Completed With Warnings")
+    local left = 0
+    for _, point in ipairs(assert(cairn.points(directory .. "/out"))) do
+      if point.kind == "export" and not point.error then
+        left = left + 1
+        assert.equal(4, point.sequence)
+      end
+    end
+    assert.equal(1, left)
+  end)
+
   it("how fast an export may read", function()
     local policy = load_text [[
       return cairn.policy { jobs = { nightly = {
