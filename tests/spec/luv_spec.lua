@@ -167,6 +167,7 @@ describe("an attached engine", function()
     local job = sleeper(engine, 1000)
     local closed
     local timer = assert(uv.new_timer())
+    uv.update_time() -- else it may be due before the engine has had a turn
     timer:start(5, 0, function()
       timer:close()
       closed = { job.JobState, engine:close() }
