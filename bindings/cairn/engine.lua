@@ -1173,11 +1173,11 @@ local function prepared(S, spec, what)
   copy.handlers = nil -- handled by set_body, from the specification itself
   local decider = copy.decisions
   if decider ~= nil then
-    if type(decider) ~= "table" or copy.policy == nil then
+    if type(decider) ~= "table" then
       failure.raise("invalid_argument", "%s: decisions come from a policy "
         .. "file", what)
     end
-    copy.decisions = M.policy_code(copy.policy, decider.key)
+    copy.decisions = M.policy_code(decider.policy, decider.key)
   end
   return copy, body, decider
 end

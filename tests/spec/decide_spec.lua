@@ -229,6 +229,57 @@ describe("a policy decides", function()
     assert.same({ 2, 3 }, { points[1].sequence, points[2].sequence })
   end)
 
+  it("which points stay, and not those that another run adds meanwhile", function()
+    local policy = load_text [[
+      local export = { collection = farm, directory = "out" }
+      return cairn.policy { jobs = { a = { export = export },
+          b = { export = export }, c = { export = export },
+          d = { export = export }, e = { export = export } },
+        retain = function(points)
+          local keep = {}
+          for i = math.max(1, #points - 1), #points do
+            keep[i] = points[i].ReferencePointGroupId
+          end
+          return keep
+        end }]]
+    local engine <close>, log = support.engine(cairn)
+    for _, key in ipairs { "a", "b", "c", "d", "e" } do
+      assert(engine:submit(policy.jobs[key]))
+    end
+    engine:run()
+    assert.same({}, log)
+    local points = cairn.points(directory .. "/out")
+    assert.same({ 2, 4, 5 }, { #points, points[1].sequence,
+      points[2].sequence })
+  end)
+
+  it("that nothing goes which retain was not heard about", function()
+    local policy = load_text [[
+      return cairn.policy { jobs = {
+        nightly = { JobRunTimes = 3, RunStartInterval = "1h",
+          export = { collection = farm, directory = "out" } },
+        none = { retain = function(points) return {} end,
+          prune = { directory = "out", keep = { last = 1 } } },
+        all = { retain = function(points)
+            local keep = {}
+            for i, point in ipairs(points) do
+              keep[i] = point.ReferencePointGroupId
+            end
+            return keep
+          end,
+          prune = { directory = "out", keep = { last = 1 } } } } }]]
+    local engine <close>, log = support.engine(cairn)
+    done(engine, policy, "nightly")
+    local first = cairn.points(directory .. "/out")[1]
+    done(engine, policy, "none")
+    assert.equal(3, #cairn.points(directory .. "/out"))
+    assert.matches("keeps no point at all", log[1])
+    support.write(first.directory .. "/manifest.json", "{ broken")
+    done(engine, policy, "all") -- is not given what cannot be read
+    assert.equal(3, #cairn.points(directory .. "/out"))
+    assert.is_nil(log[2])
+  end)
+
   it("how fast an export may read", function()
     local policy = load_text [[
       return cairn.policy { jobs = { nightly = {
