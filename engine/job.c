@@ -589,7 +589,7 @@ int cairn_job_recover(cairn_engine *e, cairn_job job, int action,
       cairn__event_push(e, CAIRN_EVENT_TASK_RECOVER, j)->status =
           CAIRN__BY_HANDLER;
       cairn__engine_settle(e);
-      return 0;
+      return 1;
     }
   }
   j->is_deciding = CAIRN__DECIDED;
@@ -600,7 +600,7 @@ int cairn_job_recover(cairn_engine *e, cairn_job job, int action,
       j->retry_us = INT64_MAX;
     cairn__job_reconsider(e, j);
     cairn__engine_settle(e);
-    return 0;
+    return 1;
   }
   j->is_backing_off = 0;
   if (j->is_on_demand && !has_calendar(j))

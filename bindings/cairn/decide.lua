@@ -430,6 +430,9 @@ local function prune(engine, S, decider, job, spec)
   end
 end
 
+-- Of the run that was on nothing is asked any more.
+function M.over(S, serial) S.deciding[serial] = nil end
+
 -- Called for every event of a job.
 function M.event(engine, S, ev)
   local serial = ev.serial
@@ -447,6 +450,8 @@ function M.event(engine, S, ev)
       and spec.action == nil then
       task.spawn_on(engine, prune, engine, S, decider, ev.job, spec)
     end
+  elseif ev.type == event.STATE and core.state_is_final(ev.new_state) then
+    M.over(S, serial) -- also when it ended between two attempts
   elseif ev.type == event.REMOVED then
     S.deciders[serial], S.deciding[serial] = nil, nil
   end
@@ -459,8 +464,10 @@ function M.set(engine, S, serial, decider, name)
   if decider then
     local ok, message, code = core.code_add(engine, name)
     if not ok then failure.raise(code, "%s", message) end
-  else
-    core.recover(engine, serial, -1, 0)
+  elseif S.unfinished[serial] then
+    local job = S.unfinished[serial]
+    recovery.settle(engine, S, { InstanceID = job.InstanceID, serial = serial,
+      job = job, run_number = job.run_number, time = core.now(engine) }, -1, 0)
   end
 end
 

@@ -182,6 +182,94 @@ describe("a policy decides", function()
     assert.same({ "ops Completed", "pager Exception" }, told)
   end)
 
+  it("what is told once of a run, when it is over", function()
+    local told = {}
+    local engine <close>, log = support.engine(cairn, { notify = {
+      ops = function(notice)
+        told[#told + 1] = notice.Name .. " " .. notice.JobState
+      end } })
+    local policy = load_text [[
+      local function again(seconds)
+        return function(job, err, attempt)
+          if attempt < 3 then
+            return { action = "Re-run Job", delay = seconds }
+          end
+        end
+      end
+      local function job(on_failure, text)
+        return { Notify = "ops", on_failure = on_failure, run = function(job)
+          if text then job:RequestStateChange(text) end
+          error "no"
+        end }
+      end
+      return cairn.policy { jobs = { at_once = job(again(0)),
+          later = job(again(600)), held = job(again(600), "Suspend"),
+          until_then = { Notify = "ops", UntilTime =
+            "00000000000100.000000:000", run = function() error "no" end,
+            on_failure = again(600) } } }]]
+    local job = done(engine, policy, "at_once")
+    assert.equal(3, job.attempts)
+    done(engine, policy, "later")
+    done(engine, policy, "until_then")
+    job = assert(engine:submit(policy.jobs.held))
+    for _ = 1, 30 do engine:step() end
+    assert.equal("held", job.phase)
+    assert.same({ "at_once Exception", "later Exception",
+      "until_then Exception" }, told)
+    job:RequestStateChange("Terminate")
+    engine:run()
+    assert.equal("held Terminated", told[4])
+    assert.is_nil(told[5])
+    assert.same({}, log)
+  end)
+
+  it("nothing about the runs after they were taken away", function()
+    local text = [[
+      return cairn.policy { jobs = { nightly = { JobRunTimes = 2,
+          RunStartInterval = "1h", Notify = "ops", export = {
+            collection = farm, directory = "missing/out" } } }, %s }]]
+    local told = {}
+    local engine <close> = support.engine(cairn, { notify = {
+      ops = function() told[#told + 1] = "ops" end,
+      pager = function() told[#told + 1] = "pager" end } })
+    local old = load_text(text:format "notify = function() return 'pager' end")
+    local new = load_text(text:format "")
+    engine:on("RunEnded", function(event)
+      if event.run_number == 1 then
+        engine:on("JobState", function(later)
+          if later.run_number == 1 and new then
+            assert(engine:update(later.job, new.jobs.nightly))
+            new = nil
+          end
+        end)
+      end
+    end)
+    done(engine, old, "nightly")
+    engine:run()
+    assert.same({ "pager", "ops" }, told)
+  end)
+
+  it("nothing, and is settled, when they go while it is asked", function()
+    local core = require "cairn.core"
+    local events = require "cairn.engine".task_events
+    local recover = events[core.event.TASK_RECOVER]
+    local told = {}
+    local engine <close> = support.engine(cairn, { notify = {
+      ops = function(notice) told[#told + 1] = notice.JobState end } })
+    local text = [[
+      return cairn.policy { jobs = { a = { Notify = "ops",
+        run = function() error "no" end } }, %s }]]
+    local job = assert(engine:submit(load_text(text:format
+      "on_failure = function() end").jobs.a))
+    events[core.event.TASK_RECOVER] = function() end -- a crash, nearly
+    for _ = 1, 30 do engine:step() end
+    events[core.event.TASK_RECOVER] = recover
+    assert.equal("backoff", job.phase)
+    assert(engine:update(job, load_text(text:format "").jobs.a))
+    engine:run()
+    assert.same({ "Exception" }, told)
+  end)
+
   it("which points stay after an export", function()
     local policy = load_text [[
       return cairn.policy { jobs = { nightly = { JobRunTimes = 4,
