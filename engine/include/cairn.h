@@ -616,8 +616,9 @@ CAIRN_API int cairn_job_decide(cairn_engine *engine, cairn_job job,
 CAIRN_API int cairn_job_throttle(cairn_engine *engine, cairn_job job,
                                  uint64_t bytes_per_second,
                                  struct cairn_error *err);
-/* The object of the job's kind as JSON, with its defaults; the caller frees
- * (cairn_free). NULL: err. */
+/* The object of the job's kind as JSON, with its defaults, while a run waits
+ * for cairn_job_decide() that run's; the caller frees (cairn_free). NULL: err.
+ */
 CAIRN_API char *cairn_job_spec(cairn_engine *engine, cairn_job job,
                                struct cairn_error *err);
 /* 0..100 (clamped; never moves back; 100 is shown only when completed). */

@@ -255,6 +255,40 @@ static struct cairn_event failed(cairn_engine *e, cairn_job *job,
   return event;
 }
 
+static void an_update_changes_no_run_that_waits(void **state)
+{
+  static const char elsewhere[] =
+      "{\"Name\":\"a\",\"decisions\":\"p\",\"export\":{\"directory\":"
+      "\"/other\",\"base\":\"none\"}}";
+  cairn_engine *e = open_engine(NULL, 1);
+  struct cairn_event event;
+  struct cairn_error err;
+  cairn_job job;
+  char *spec;
+
+  (void)state;
+  add_code(e);
+  job = add(e, "");
+  event = await(e, CAIRN_EVENT_TASK_DECIDE);
+  assert_int_equal(
+      cairn_job_update(e, job, elsewhere, sizeof elsewhere - 1, &err), 0);
+  /* it has /d, and nobody has /other */
+  spec = cairn_job_spec(e, job, &err);
+  assert_non_null(strstr(spec, "\"/d\""));
+  cairn_free(spec);
+  assert_int_equal(
+      decide(e, &event, "{\"directory\":\"/other\",\"base\":\"x\"}", &err), -1);
+  assert_int_equal(err.id, CAIRN_E_INVALID_ARGUMENT);
+  assert_int_equal(
+      decide(e, &event, "{\"directory\":\"/d\",\"base\":\"x\"}", &err), 0);
+  spec = cairn_job_spec(e, job, &err);
+  assert_non_null(strstr(spec, "\"/other\""));
+  cairn_free(spec);
+  await_state(e, job, CAIRN_COMPLETED);
+  assert_string_equal(given, "x");
+  cairn_engine_free(e);
+}
+
 static void a_failure_is_decided_about_first(void **state)
 {
   struct cairn_event event;
@@ -487,6 +521,7 @@ int main(void)
       cmocka_unit_test(without_another_it_has_its_own),
       cmocka_unit_test(what_waits_can_be_asked_anything),
       cmocka_unit_test(it_can_be_decided_about_while_it_stands_still),
+      cmocka_unit_test(an_update_changes_no_run_that_waits),
       cmocka_unit_test(a_failure_is_decided_about_first),
       cmocka_unit_test(a_failure_can_be_left_to_the_properties),
       cmocka_unit_test(a_handler_is_asked_after_the_policy),
