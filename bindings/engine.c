@@ -426,15 +426,19 @@ static int engine_spec(lua_State *L)
   return 1;
 }
 
-/* recover(engine, serial, action, delay_us) -> true | nil, message, code */
+/* recover(engine, serial, action, delay_us)
+ *   -> true, whether its run is over by this | nil, message, code */
 static int engine_recover(lua_State *L)
 {
   struct cairn_error err = {0};
-  return finish(L,
-                cairn_job_recover(check(L), (cairn_job)luaL_checkinteger(L, 2),
-                                  (int)luaL_checkinteger(L, 3),
-                                  luaL_checkinteger(L, 4), &err),
-                &err);
+  int code = cairn_job_recover(check(L), (cairn_job)luaL_checkinteger(L, 2),
+                               (int)luaL_checkinteger(L, 3),
+                               luaL_checkinteger(L, 4), &err);
+  if (code < 0)
+    return cairn__lua_fail(L, &err);
+  lua_pushboolean(L, 1);
+  lua_pushboolean(L, code == 0);
+  return 2;
 }
 
 /* policy_file(engine, serial) -> path | nil */

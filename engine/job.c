@@ -589,7 +589,7 @@ int cairn_job_recover(cairn_engine *e, cairn_job job, int action,
       cairn__event_push(e, CAIRN_EVENT_TASK_RECOVER, j)->status =
           CAIRN__BY_HANDLER;
       cairn__engine_settle(e);
-      return 0;
+      return 1;
     }
   }
   j->is_deciding = CAIRN__DECIDED;
@@ -600,7 +600,7 @@ int cairn_job_recover(cairn_engine *e, cairn_job job, int action,
       j->retry_us = INT64_MAX;
     cairn__job_reconsider(e, j);
     cairn__engine_settle(e);
-    return 0;
+    return 1;
   }
   j->is_backing_off = 0;
   if (j->is_on_demand && !has_calendar(j))
@@ -841,21 +841,22 @@ static int is_same_member(const json_t *a, const json_t *b, const char *name)
   return (!x && !y) || json_equal(x, y);
 }
 
-/* A specification for one run: of the job's kind, for the directory that the
- * job has. */
+/* A specification for one run: of its kind, for the directory that it has
+ * taken. Its job may have been given another meanwhile. */
 static int check_decision(const struct cairn__job *j, json_t *spec,
                           struct cairn_error *err)
 {
+  const json_t *own = j->work->run->spec;
+
   if (!json_is_object(spec))
     return cairn__fail(err, CAIRN_E_WRONG_TYPE, "%s must be an object",
                        j->kind->name);
   if (j->kind->check(spec, err) != 0)
     return -1;
-  if (is_same_member(spec, j->spec, "directory") &&
-      is_same_member(spec, j->spec, "to"))
+  if (is_same_member(spec, own, "directory") && is_same_member(spec, own, "to"))
     return 0;
   return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
-                     "%s: a run's directory is its job's, and no decision's",
+                     "%s: a run's directory is its own, and no decision's",
                      j->instance_id);
 }
 
@@ -925,10 +926,16 @@ char *cairn_job_spec(cairn_engine *e, cairn_job job, struct cairn_error *err)
 {
   struct cairn__job *j;
   char *text = NULL;
+  json_t *spec;
 
   cairn__error_clear(err);
   j = cairn__engine_job(e, job, err);
-  if (!j || cairn__json_give(json_incref(j->spec), &text, err) != 0)
+  if (!j)
+    return NULL;
+  /* the thread of a run that waits leaves it alone */
+  spec = j->work && cairn__run_is_undecided(j->work->run) ? j->work->run->spec
+                                                          : j->spec;
+  if (cairn__json_give(json_incref(spec), &text, err) != 0)
     return NULL;
   return text;
 }

@@ -167,16 +167,19 @@ local function ids_of(answer)
   return list
 end
 
+-- That nothing stays is no answer: it is a mistake more likely than a wish.
 local function is_set(known)
   return function(answer)
     if type(answer) ~= "table" then
       return "a set of ids expected, { [id] = true }"
     end
-    for _, id in ipairs(ids_of(answer)) do
+    local list = ids_of(answer)
+    for _, id in ipairs(list) do
       if not known[id] then
         return ("%s is no point that it was given"):format(failure.shown(id))
       end
     end
+    if not list[1] and next(known) then return "it keeps no point at all" end
   end
 end
 
@@ -275,10 +278,8 @@ local function amend(engine, S, decider, serial, spec, view, history, zone)
     if not ids then -- then nobody has decided that anything may go
       shown_log(S, decider, "retain", why)
     end
-    -- none is no array of JSON's; the newest point stays anyway
-    spec.keep = not ids and { last = M.KEEP_ALL } or ids[1] and { ids = ids }
-      or { last = 1 }
-    changed = true
+    spec.keep, changed = ids and ids[1] and { ids = ids }
+      or { last = M.KEEP_ALL }, true
   end
   return changed
 end
@@ -289,6 +290,16 @@ local function decided(engine, S, decider, ev)
   return amend(engine, S, decider, ev.serial, spec,
     M.job(engine, ev.job, decider, spec), history_of(engine, ev.InstanceID),
     ev.job.zone) and spec or nil
+end
+
+-- The specification of a run about which nothing could be decided: nil, its
+-- job's own; but what retain was to decide about stays, whatever the job keeps.
+local function undecided(engine, decider, serial)
+  if not decider.object:has(decider.key, "retain") then return nil end
+  local spec = core.spec(engine, serial)
+  if not spec or not spec.keep then return nil end
+  spec.keep = { last = M.KEEP_ALL }
+  return spec
 end
 
 -- What a job that is only planned would be given: a specification as submit
@@ -314,19 +325,18 @@ function M.plan(engine, S, spec, decider)
   end
 end
 
-local function throttle(engine, S, serial, run)
-  local decider = S.deciding[serial]
-  if not decider or not decider.object:has(decider.key, "throttle") then
+-- Asked again while decider is what decides about the run that is on.
+local function throttle(engine, S, serial, decider)
+  if S.deciding[serial] ~= decider or not S.unfinished[serial]
+    or not decider.object:has(decider.key, "throttle") then
     return
   end
-  local job = decider.job
-  if job.run_number ~= run or not S.unfinished[serial] then return end
-  local view = M.job(engine, job, decider)
+  local view = M.job(engine, decider.job, decider)
   local rate = ask(engine, S, decider, nil, "throttle", is_rate, view,
     view.now)
   if core.throttle(engine, serial, rate and rate // 1 | 0 or 0) then
     E.start_timer(engine, S, THROTTLE_S * 1000000, function()
-      throttle(engine, S, serial, run)
+      throttle(engine, S, serial, decider)
     end)
   end
 end
@@ -335,23 +345,28 @@ E.task_events[event.TASK_DECIDE] = function(engine, S, ev)
   local decider, serial = S.deciders[ev.serial], ev.serial
   local spec
   if decider then
-    S.deciding[serial] = setmetatable({ job = ev.job }, { __index = decider })
+    local deciding = setmetatable({ job = ev.job }, { __index = decider })
+    S.deciding[serial] = deciding
     local ok, err = xpcall(function()
       spec = decided(engine, S, decider, ev)
+      throttle(engine, S, serial, deciding)
     end, failure.traceback)
     if not ok then
-      spec = nil
       E.log(S, "policy " .. decider.policy .. ": " .. tostring(err))
+      spec = undecided(engine, decider, serial)
     end
-    throttle(engine, S, serial, ev.run_number)
   end
   local ok, message, code = core.decide(engine, serial, ev.run_number,
     ev.status, spec)
   if ok or code == "invalid_state" or code == "not_found" then return end
-  shown_log(S, decider, "base or select", message)
+  shown_log(S, decider, "base, select or retain", message)
   warn(engine, serial, ("policy %s: what it decided cannot be (%s); as without "
     .. "it"):format(decider.policy, message))
-  core.decide(engine, serial, ev.run_number, ev.status, nil)
+  spec = undecided(engine, decider, serial)
+  ok, message = core.decide(engine, serial, ev.run_number, ev.status, spec)
+  if not ok then -- the run waits, until a client ends it
+    shown_log(S, decider, "base, select or retain", message)
+  end
 end
 
 -- ---- after a run -------------------------------------------------------------------------------
@@ -400,16 +415,25 @@ local function prune(engine, S, decider, job, spec)
   elseif #ids >= count then
     return
   end
-  -- asked again when it begins: there may be newer points then
+  -- It is asked again when the prune has the directory: a point that another
+  -- run adds until then is none that it was given now.
+  local object = { has = function(_, key, name)
+    return name == "retain" and decider.object:has(key, name)
+  end, call = function(_, ...) return decider.object:call(...) end }
   local made, message = engine:submit { Name = job.Name .. ": retain",
-    queue = job.queue, volatile = true, wait = false, decisions = decider,
+    queue = job.queue, volatile = true, wait = false,
     DeleteOnCompletion = true,
+    decisions = { object = object, key = decider.key, policy = decider.policy,
+      version = decider.version },
     prune = { directory = spec.directory, keep = { last = M.KEEP_ALL },
       collection = spec.collection.CollectionId } }
   if not made then
     E.log(S, ("policy %s: retain: %s"):format(decider.policy, message))
   end
 end
+
+-- Of the run that was on nothing is asked any more.
+function M.over(S, serial) S.deciding[serial] = nil end
 
 -- Called for every event of a job.
 function M.event(engine, S, ev)
@@ -428,6 +452,8 @@ function M.event(engine, S, ev)
       and spec.action == nil then
       task.spawn_on(engine, prune, engine, S, decider, ev.job, spec)
     end
+  elseif ev.type == event.STATE and core.state_is_final(ev.new_state) then
+    M.over(S, serial) -- also when it ended between two attempts
   elseif ev.type == event.REMOVED then
     S.deciders[serial], S.deciding[serial] = nil, nil
   end
@@ -440,8 +466,10 @@ function M.set(engine, S, serial, decider, name)
   if decider then
     local ok, message, code = core.code_add(engine, name)
     if not ok then failure.raise(code, "%s", message) end
-  else
-    core.recover(engine, serial, -1, 0)
+  elseif S.unfinished[serial] then
+    local job = S.unfinished[serial]
+    recovery.settle(engine, S, { InstanceID = job.InstanceID, serial = serial,
+      job = job, run_number = job.run_number, time = core.now(engine) }, -1, 0)
   end
 end
 

@@ -130,8 +130,9 @@ end
 function M.event(engine, S, ev)
   local serial = ev.serial
   if ev.type == event.RUN_ENDED then
+    S.told[serial] = { run = ev.run_number, state = ev.JobState,
+      is_retried = ev.is_retried }
     if ev.is_retried then return end
-    S.told[serial] = { run = ev.run_number, state = ev.JobState }
     tell_run(engine, S, ev, ev.JobState, ev.new_state)
   elseif ev.type == event.STATE and core.state_is_final(ev.new_state) then
     local told = S.told[serial]
@@ -141,7 +142,8 @@ function M.event(engine, S, ev)
       told = record and { run = ev.run_number, state = record.JobState }
     end
     -- the end of its run, and no end of its own beside it
-    if told and told.run == ev.run_number and (told.state == ev.JobState
+    if told and not told.is_retried and told.run == ev.run_number
+      and (told.state == ev.JobState
       or ev.new_state ~= 8 and ev.new_state ~= 9) then
       return
     end

@@ -45,26 +45,31 @@ end
 -- Gives jobs what the policy has for them now, and submits those that are not
 -- there, all or none: list of jobs | nil, message, code. Nothing is waited for.
 -- old: the specifications that the jobs have, by policy_key, to be put back.
--- leaves_ended: one that has ended is not submitted anew.
-function M.renew(engine, specs, old, leaves_ended)
+-- leaves_ended: one that has ended is not submitted anew. is_freed(file): the
+-- policy that is there has another name by now.
+function M.renew(engine, specs, old, leaves_ended, is_freed)
   local other = other_file(engine, specs[1])
-  if other then
+  if other and not (is_freed and is_freed(other)) then
     return nil, ("the store has a policy %s already, from %s; give one of "
       .. "them another name (name = ..., beside jobs)"):format(
       failure.shown(specs[1].policy), other), "exists"
   end
-  local jobs, missing, places, updated = {}, {}, {}, {}
+  local jobs, missing, places, updated, strays = {}, {}, {}, {}, {}
   local function back()
     for _, spec in ipairs(updated) do
       local was = old and old[spec.policy_key]
       local job = existing(engine, spec)
       if was and job then engine:update(job, was) end
+      if job and strays[spec] and job.phase ~= "held" then
+        engine:disown(job)
+      end
     end
   end
   for i, spec in ipairs(specs) do
     spec.wait = false
     local job, ended = existing(engine, spec)
     if job then
+      strays[spec] = job.phase == "held" -- an update lets a stray go
       local ok, message, code = engine:update(job, spec)
       if not ok then
         back()
@@ -179,17 +184,25 @@ local function scan(directory)
   return files
 end
 
--- Takes one file: changes | nil, message.
+-- The other file that has a policy of this name now.
+function Policies:file_of(name, file)
+  for other, row in pairs(self.entries) do
+    if other ~= file and row.policy and row.policy.name == name then
+      return other
+    end
+  end
+end
+
+-- Takes one file: changes | nil, message, whether another one has its name.
 function Policies:take(file, entry)
   local loaded, message, _, trace = policy.load(file, self.settings)
   if not loaded then
     return nil, E.decide.with_trace(message, trace)
   end
-  for other, row in pairs(self.entries) do
-    if other ~= file and row.policy and row.policy.name == loaded.name then
-      return nil, ("the policy '%s' is in %s already; give one of them another "
-        .. "name (name = ..., beside jobs)"):format(loaded.name, other)
-    end
+  local other = self:file_of(loaded.name, file)
+  if other then
+    return nil, ("the policy '%s' is in %s already; give one of them another "
+      .. "name (name = ..., beside jobs)"):format(loaded.name, other), true
   end
   local ok
   ok, message = run_tests(loaded)
@@ -204,7 +217,10 @@ function Policies:take(file, entry)
     old[key] = spec
   end
   if specs[1] then
-    ok, message = M.renew(self.engine, specs, old, true)
+    ok, message = M.renew(self.engine, specs, old, true, function(freed)
+      local row = self.entries[freed]
+      return row and row.policy and row.policy.name ~= loaded.name
+    end)
     if not ok then return nil, message end
   end
   local was = entry.policy
@@ -247,9 +263,35 @@ function Policies:load(all)
     self.log("error", message)
     return report
   end
-  local is_there = {}
+  local is_there, gone, conflicts = {}, {}, {}
+  for _, file in ipairs(files) do is_there[file] = true end
+  for file, entry in pairs(self.entries) do
+    if not is_there[file] then
+      -- before the others are looked at: it may be one of them now
+      self.entries[file] = nil
+      if entry.policy then gone[file] = entry.policy.name end
+    end
+  end
+  local function take(file, entry, is_last)
+    local ok, change, why, conflicts_now = pcall(self.take, self, file, entry)
+    if not ok then change, why = nil, tostring(change) end
+    if change then
+      report.loaded[#report.loaded + 1] = change
+      self:tell(change)
+      return true
+    elseif conflicts_now and not is_last then
+      conflicts[#conflicts + 1] = file -- the other one may be renamed too
+      return false
+    end
+    local is_told = is_last and entry.error == why
+    entry.error = why
+    report.failed[#report.failed + 1] = { file = file, message = why }
+    if is_told then return false end
+    self.log("error", ("%s: not loaded%s: %s"):format(file, entry.policy
+      and ", version " .. entry.policy.version .. " stays" or "", why))
+    return false
+  end
   for _, file in ipairs(files) do
-    is_there[file] = true
     local entry = self.entries[file] or {}
     self.entries[file] = entry
     local text = core.read_script(file, "the policy")
@@ -258,29 +300,28 @@ function Policies:load(all)
       report.unchanged = report.unchanged + 1
     else
       entry.seen = print
-      local ok, change, why = pcall(self.take, self, file, entry)
-      if not ok then change, why = nil, tostring(change) end
-      if change then
-        report.loaded[#report.loaded + 1] = change
-        self:tell(change)
-      else
-        entry.error = why
-        report.failed[#report.failed + 1] = { file = file, message = why }
-        self.log("error", ("%s: not loaded%s: %s"):format(file, entry.policy
-          and ", version " .. entry.policy.version .. " stays" or "", why))
-      end
+      take(file, entry)
     end
   end
-  for file, entry in pairs(self.entries) do
-    if not is_there[file] then
-      self.entries[file] = nil
-      if entry.policy then
-        report.held[#report.held + 1] = entry.policy.name
-        M.hold_strays(self.engine, entry.policy.name, {}, function(job)
-          self.log("warning", ("policy %s: %s is gone: %s held"):format(
-            entry.policy.name, file, job.policy_key))
-        end)
-      end
+  local is_any
+  repeat
+    local again = conflicts
+    is_any, conflicts = false, {}
+    for _, file in ipairs(again) do
+      is_any = take(file, self.entries[file]) or is_any
+    end
+  until not is_any
+  for _, file in ipairs(conflicts) do
+    self.entries[file].seen = nil -- to be tried again, whoever changes
+    take(file, self.entries[file], true)
+  end
+  for file, name in pairs(gone) do
+    if not self:file_of(name) then
+      report.held[#report.held + 1] = name
+      M.hold_strays(self.engine, name, {}, function(job)
+        self.log("warning", ("policy %s: %s is gone: %s held"):format(name,
+          file, job.policy_key))
+      end)
     end
   end
   return report

@@ -44,6 +44,18 @@ function M.read(action, delay)
   return number, us
 end
 
+-- Carries a decision out; a run that is over by it is told about. ev: of the
+-- failure, its fields InstanceID, serial, job, run_number and time.
+function M.settle(engine, S, ev, action, delay)
+  local ok, is_over, code = core.recover(engine, ev.serial, action, delay)
+  if not ok then return nil, is_over, code end
+  if is_over then
+    E.notify.decided(engine, S, ev)
+    E.decide.over(S, ev.serial)
+  end
+  return true
+end
+
 local function decide(engine, S, ev, handler, what)
   local job = ev.job
   local action, delay = CONTINUE, 0
@@ -60,26 +72,22 @@ local function decide(engine, S, ev, handler, what)
       ev.InstanceID, tostring(err)))
     action, delay = CONTINUE, 0
   end
-  local well, message, code = core.recover(engine, ev.serial, action, delay)
+  local well, message, code = M.settle(engine, S, ev, action, delay)
   if not well then
     -- started, ended or removed by a client meanwhile
     if code ~= "invalid_state" and code ~= "not_found" then
       E.log(S, ("recovery %s: %s"):format(what, message))
     end
-    return
   end
-  if action ~= RE_RUN then E.notify.decided(engine, S, ev) end
 end
 
 -- The job's policy is asked first, and at once: it never waits.
 local function ask_policy(engine, S, ev)
   local action, delay = E.decide.recover(engine, S, ev)
-  local ok, message, code = core.recover(engine, ev.serial, action
-    or BY_PROPERTIES, delay or 0)
+  local ok, message, code = M.settle(engine, S, ev, action or BY_PROPERTIES,
+    delay or 0)
   if not ok and code ~= "invalid_state" and code ~= "not_found" then
     E.log(S, "recovery by policy: " .. message)
-  elseif ok and ev.job.phase ~= "backoff" then
-    E.notify.decided(engine, S, ev)
   end
 end
 

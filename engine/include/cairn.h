@@ -593,8 +593,9 @@ CAIRN_API int cairn_recovery_add(cairn_engine *engine, const char *name,
 #define CAIRN_RECOVER_BY_PROPERTIES (-1)
 /* What becomes of the failure, as a number of RecoveryAction: 4 the run again
  * after delay_us, 5 the RecoveryJob and else as 3, 2 the job ends, 0 and 3 it
- * goes on with its next run if it has one. CAIRN_E_INVALID_STATE when it waits
- * for no answer (any more). */
+ * goes on with its next run if it has one. 1: the run is not over by this, it
+ * is tried again or a handler is asked next; 0: it is. CAIRN_E_INVALID_STATE
+ * when it waits for no answer (any more). */
 CAIRN_API int cairn_job_recover(cairn_engine *engine, cairn_job job, int action,
                                 int64_t delay_us, struct cairn_error *err);
 /* Decisions: a job with {"decisions": NAME} in its specification waits, like a
@@ -615,8 +616,9 @@ CAIRN_API int cairn_job_decide(cairn_engine *engine, cairn_job job,
 CAIRN_API int cairn_job_throttle(cairn_engine *engine, cairn_job job,
                                  uint64_t bytes_per_second,
                                  struct cairn_error *err);
-/* The object of the job's kind as JSON, with its defaults; the caller frees
- * (cairn_free). NULL: err. */
+/* The object of the job's kind as JSON, with its defaults, while a run waits
+ * for cairn_job_decide() that run's; the caller frees (cairn_free). NULL: err.
+ */
 CAIRN_API char *cairn_job_spec(cairn_engine *engine, cairn_job job,
                                struct cairn_error *err);
 /* 0..100 (clamped; never moves back; 100 is shown only when completed). */

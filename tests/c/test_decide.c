@@ -255,6 +255,40 @@ static struct cairn_event failed(cairn_engine *e, cairn_job *job,
   return event;
 }
 
+static void an_update_changes_no_run_that_waits(void **state)
+{
+  static const char elsewhere[] =
+      "{\"Name\":\"a\",\"decisions\":\"p\",\"export\":{\"directory\":"
+      "\"/other\",\"base\":\"none\"}}";
+  cairn_engine *e = open_engine(NULL, 1);
+  struct cairn_event event;
+  struct cairn_error err;
+  cairn_job job;
+  char *spec;
+
+  (void)state;
+  add_code(e);
+  job = add(e, "");
+  event = await(e, CAIRN_EVENT_TASK_DECIDE);
+  assert_int_equal(
+      cairn_job_update(e, job, elsewhere, sizeof elsewhere - 1, &err), 0);
+  /* it has /d, and nobody has /other */
+  spec = cairn_job_spec(e, job, &err);
+  assert_non_null(strstr(spec, "\"/d\""));
+  cairn_free(spec);
+  assert_int_equal(
+      decide(e, &event, "{\"directory\":\"/other\",\"base\":\"x\"}", &err), -1);
+  assert_int_equal(err.id, CAIRN_E_INVALID_ARGUMENT);
+  assert_int_equal(
+      decide(e, &event, "{\"directory\":\"/d\",\"base\":\"x\"}", &err), 0);
+  spec = cairn_job_spec(e, job, &err);
+  assert_non_null(strstr(spec, "\"/other\""));
+  cairn_free(spec);
+  await_state(e, job, CAIRN_COMPLETED);
+  assert_string_equal(given, "x");
+  cairn_engine_free(e);
+}
+
 static void a_failure_is_decided_about_first(void **state)
 {
   struct cairn_event event;
@@ -267,7 +301,7 @@ static void a_failure_is_decided_about_first(void **state)
   failed(e, &job, ",\"RecoveryAction\":\"Do Not Continue\"");
   assert_int_equal(cairn_job_recover(e, job, 1, 0, &err), -1);
   assert_int_equal(err.id, CAIRN_E_OUT_OF_RANGE);
-  assert_int_equal(cairn_job_recover(e, job, 4, 30 * SECOND, &err), 0);
+  assert_int_equal(cairn_job_recover(e, job, 4, 30 * SECOND, &err), 1);
   assert_int_equal(cairn_job_recover(e, job, 4, 0, &err), -1);
   assert_int_equal(err.id, CAIRN_E_INVALID_STATE);
   assert_int_equal(cairn_engine_advance(e, 29 * SECOND, NULL), 0);
@@ -299,7 +333,8 @@ static void a_failure_can_be_left_to_the_properties(void **state)
 
     failed(e, &job, cases[i].more);
     assert_int_equal(
-        cairn_job_recover(e, job, CAIRN_RECOVER_BY_PROPERTIES, 0, NULL), 0);
+        cairn_job_recover(e, job, CAIRN_RECOVER_BY_PROPERTIES, 0, NULL),
+        cases[i].wait != 0);
     if (cases[i].wait) {
       assert_int_equal(state_of(e, job), CAIRN_SUSPENDED);
       assert_int_equal(cairn_engine_advance(e, cases[i].wait, NULL), 0);
@@ -323,7 +358,7 @@ static void a_handler_is_asked_after_the_policy(void **state)
          ",\"RecoveryAction\":\"Other\",\"OtherRecoveryAction\":"
          "\"h\"");
   assert_int_equal(
-      cairn_job_recover(e, job, CAIRN_RECOVER_BY_PROPERTIES, 0, NULL), 0);
+      cairn_job_recover(e, job, CAIRN_RECOVER_BY_PROPERTIES, 0, NULL), 1);
   event = await(e, CAIRN_EVENT_TASK_RECOVER);
   assert_int_equal(event.status, 1);
   /* a handler cannot pass it on */
@@ -349,7 +384,7 @@ static void a_restart_asks_again(void **state)
   add_code(e);
   event = await(e, CAIRN_EVENT_TASK_RECOVER);
   assert_int_equal(event.status, 2);
-  assert_int_equal(cairn_job_recover(e, job, 4, 0, NULL), 0);
+  assert_int_equal(cairn_job_recover(e, job, 4, 0, NULL), 1);
   event = await(e, CAIRN_EVENT_TASK_DECIDE);
   /* now the engine goes while its run waits */
   cairn_engine_free(e);
@@ -486,6 +521,7 @@ int main(void)
       cmocka_unit_test(without_another_it_has_its_own),
       cmocka_unit_test(what_waits_can_be_asked_anything),
       cmocka_unit_test(it_can_be_decided_about_while_it_stands_still),
+      cmocka_unit_test(an_update_changes_no_run_that_waits),
       cmocka_unit_test(a_failure_is_decided_about_first),
       cmocka_unit_test(a_failure_can_be_left_to_the_properties),
       cmocka_unit_test(a_handler_is_asked_after_the_policy),

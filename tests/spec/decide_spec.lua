@@ -182,6 +182,94 @@ describe("a policy decides", function()
     assert.same({ "ops Completed", "pager Exception" }, told)
   end)
 
+  it("what is told once of a run, when it is over", function()
+    local told = {}
+    local engine <close>, log = support.engine(cairn, { notify = {
+      ops = function(notice)
+        told[#told + 1] = notice.Name .. " " .. notice.JobState
+      end } })
+    local policy = load_text [[
+      local function again(seconds)
+        return function(job, err, attempt)
+          if attempt < 3 then
+            return { action = "Re-run Job", delay = seconds }
+          end
+        end
+      end
+      local function job(on_failure, text)
+        return { Notify = "ops", on_failure = on_failure, run = function(job)
+          if text then job:RequestStateChange(text) end
+          error "no"
+        end }
+      end
+      return cairn.policy { jobs = { at_once = job(again(0)),
+          later = job(again(600)), held = job(again(600), "Suspend"),
+          until_then = { Notify = "ops", UntilTime =
+            "00000000000100.000000:000", run = function() error "no" end,
+            on_failure = again(600) } } }]]
+    local job = done(engine, policy, "at_once")
+    assert.equal(3, job.attempts)
+    done(engine, policy, "later")
+    done(engine, policy, "until_then")
+    job = assert(engine:submit(policy.jobs.held))
+    for _ = 1, 30 do engine:step() end
+    assert.equal("held", job.phase)
+    assert.same({ "at_once Exception", "later Exception",
+      "until_then Exception" }, told)
+    job:RequestStateChange("Terminate")
+    engine:run()
+    assert.equal("held Terminated", told[4])
+    assert.is_nil(told[5])
+    assert.same({}, log)
+  end)
+
+  it("nothing about the runs after they were taken away", function()
+    local text = [[
+      return cairn.policy { jobs = { nightly = { JobRunTimes = 2,
+          RunStartInterval = "1h", Notify = "ops", export = {
+            collection = farm, directory = "missing/out" } } }, %s }]]
+    local told = {}
+    local engine <close> = support.engine(cairn, { notify = {
+      ops = function() told[#told + 1] = "ops" end,
+      pager = function() told[#told + 1] = "pager" end } })
+    local old = load_text(text:format "notify = function() return 'pager' end")
+    local new = load_text(text:format "")
+    engine:on("RunEnded", function(event)
+      if event.run_number == 1 then
+        engine:on("JobState", function(later)
+          if later.run_number == 1 and new then
+            assert(engine:update(later.job, new.jobs.nightly))
+            new = nil
+          end
+        end)
+      end
+    end)
+    done(engine, old, "nightly")
+    engine:run()
+    assert.same({ "pager", "ops" }, told)
+  end)
+
+  it("nothing, and is settled, when they go while it is asked", function()
+    local core = require "cairn.core"
+    local events = require "cairn.engine".task_events
+    local recover = events[core.event.TASK_RECOVER]
+    local told = {}
+    local engine <close> = support.engine(cairn, { notify = {
+      ops = function(notice) told[#told + 1] = notice.JobState end } })
+    local text = [[
+      return cairn.policy { jobs = { a = { Notify = "ops",
+        run = function() error "no" end } }, %s }]]
+    local job = assert(engine:submit(load_text(text:format
+      "on_failure = function() end").jobs.a))
+    events[core.event.TASK_RECOVER] = function() end -- a crash, nearly
+    for _ = 1, 30 do engine:step() end
+    events[core.event.TASK_RECOVER] = recover
+    assert.equal("backoff", job.phase)
+    assert(engine:update(job, load_text(text:format "").jobs.a))
+    engine:run()
+    assert.same({ "Exception" }, told)
+  end)
+
   it("which points stay after an export", function()
     local policy = load_text [[
       return cairn.policy { jobs = { nightly = { JobRunTimes = 4,
@@ -265,6 +353,57 @@ describe("a policy decides", function()
       end
     end
     assert.equal(1, left)
+  end)
+
+  it("which points stay, and not those that another run adds meanwhile", function()
+    local policy = load_text [[
+      local export = { collection = farm, directory = "out" }
+      return cairn.policy { jobs = { a = { export = export },
+          b = { export = export }, c = { export = export },
+          d = { export = export }, e = { export = export } },
+        retain = function(points)
+          local keep = {}
+          for i = math.max(1, #points - 1), #points do
+            keep[i] = points[i].ReferencePointGroupId
+          end
+          return keep
+        end }]]
+    local engine <close>, log = support.engine(cairn)
+    for _, key in ipairs { "a", "b", "c", "d", "e" } do
+      assert(engine:submit(policy.jobs[key]))
+    end
+    engine:run()
+    assert.same({}, log)
+    local points = cairn.points(directory .. "/out")
+    assert.same({ 2, 4, 5 }, { #points, points[1].sequence,
+      points[2].sequence })
+  end)
+
+  it("that nothing goes which retain was not heard about", function()
+    local policy = load_text [[
+      return cairn.policy { jobs = {
+        nightly = { JobRunTimes = 3, RunStartInterval = "1h",
+          export = { collection = farm, directory = "out" } },
+        none = { retain = function(points) return {} end,
+          prune = { directory = "out", keep = { last = 1 } } },
+        all = { retain = function(points)
+            local keep = {}
+            for i, point in ipairs(points) do
+              keep[i] = point.ReferencePointGroupId
+            end
+            return keep
+          end,
+          prune = { directory = "out", keep = { last = 1 } } } } }]]
+    local engine <close>, log = support.engine(cairn)
+    done(engine, policy, "nightly")
+    local first = cairn.points(directory .. "/out")[1]
+    done(engine, policy, "none")
+    assert.equal(3, #cairn.points(directory .. "/out"))
+    assert.matches("keeps no point at all", log[1])
+    support.write(first.directory .. "/manifest.json", "{ broken")
+    done(engine, policy, "all") -- is not given what cannot be read
+    assert.equal(3, #cairn.points(directory .. "/out"))
+    assert.is_nil(log[2])
   end)
 
   it("how fast an export may read", function()

@@ -137,6 +137,42 @@ describe("a directory of policies", function()
     assert.equal(3, #engine:jobs())
   end)
 
+  it("finds a policy in another file, and its name with another policy", function()
+    local one = "jobs = { n = { RunStartInterval = '1h', run = print } }, "
+    write("a.lua", one .. "name = 'x'")
+    write("c.lua", one .. "name = 'y'")
+    loaded:load()
+    local x, y = job_of("x", "n"), job_of("y", "n")
+    assert(os.rename(directory .. "/policies/a.lua", directory
+      .. "/policies/b.lua"))
+    local report = loaded:load()
+    assert.same({}, report.failed)
+    assert.same({}, report.held)
+    assert.equal("waiting", x.phase)
+    write("b.lua", one .. "name = 'y'") -- before c.lua is looked at
+    write("c.lua", one .. "name = 'z'")
+    assert.same({}, loaded:load().failed)
+    assert.equal("held", x.phase)
+    assert.equal("waiting", y.phase)
+    assert.equal("waiting", job_of("z", "n").phase)
+  end)
+
+  it("holds a stray again when its file is refused", function()
+    local a = "jobs = { a = { RunStartInterval = '1h', run = print }, "
+    local b = "b = { RunStartInterval = '1h', run = print }, "
+    write("a.lua", a .. b .. "}")
+    loaded:load()
+    write("a.lua", a .. "}")
+    loaded:load()
+    write("a.lua", a .. b .. "c = { queue = 'nowhere', run = print } }")
+    assert.equal(1, #loaded:load().failed)
+    assert.equal("held", job_of("a", "b").phase)
+    assert.equal("waiting", job_of("a", "a").phase)
+    write("a.lua", a .. b .. "}")
+    assert.same({}, loaded:load().failed)
+    assert.equal("waiting", job_of("a", "b").phase)
+  end)
+
   it("leaves a job that has ended", function()
     write("a.lua", "jobs = { once = { run = function() end } }")
     loaded:load()
