@@ -841,6 +841,82 @@ describe("the budget", function()
     assert.truthy(os.clock() - start < 0.5 * patience)
   end)
 
+  it("lives on where the text cannot be loaded again", function()
+    -- a state that was stopped is made anew, and a text may fail then, as one
+    -- with math.random in it does now and then
+    local d <close> = assert(load_text([[
+      if (...).is_bad then error "not this time" end
+      return { select = function() while true do end end }]],
+      { set = { is_bad = false }, limits = { instructions = 10000 } }))
+    local kept = debug.getuservalue(d.state, 3) -- the settings
+    for _, is_bad in ipairs { false, true, true, false, true } do
+      kept.is_bad = is_bad
+      local ok, message, code = d:call(nil, "select")
+      assert.is_false(ok)
+      assert.equal(is_bad and "script_error" or "decision_budget", code)
+      assert.matches(is_bad and "not this time" or "was stopped", message)
+    end
+  end)
+
+  it("counts a test's steps, and names it", function()
+    local d <close> = assert(load_text([[
+      return { jobs = { forever = { select = function() return "job" end } },
+        tests = { forever = function() while true do end end } }]],
+      { limits = { instructions = 10000 } }))
+    local ok, message, code = d:test "forever"
+    assert.is_false(ok)
+    assert.equal("decision_budget", code)
+    assert.matches("p%.lua:2: test forever was stopped", message)
+    assert.same({ true, "job" }, { d:call("forever", "select") })
+  end)
+
+  it("leaves the C stack to coroutines closed within each other", function()
+    -- each __close has all levels of C calls, and closes the next at the last
+    local d <close> = select_of([[
+      local function deep(n, f)
+        if n == 0 then return f() end
+        return (("x"):gsub("x", function() deep(n - 1, f) end))
+      end
+      local inner, last
+      for i = 1, 90 do
+        local mine = inner
+        inner = coroutine.create(function()
+          local c <close> = setmetatable({}, { __close = function()
+            if mine then
+              deep(150, function()
+                local result = { pcall(coroutine.close, mine) }
+                last = last or result -- of the innermost
+              end)
+            end
+          end })
+          coroutine.yield()
+        end)
+        coroutine.resume(inner)
+      end
+      coroutine.close(inner)
+      return last]], { limits = { seconds = 30, bytes = 64 << 20 } })
+    local ok, last = d:call(nil, "select")
+    assert.is_true(ok)
+    assert.is_false(last[1])
+    assert.matches("C stack overflow", last[2])
+    -- few levels each: as many as may be
+    assert.equal(90, value_of [[
+      local count, inner = 0, nil
+      for i = 1, 90 do
+        local mine = inner
+        inner = coroutine.create(function()
+          local c <close> = setmetatable({}, { __close = function()
+            count = count + 1
+            if mine then assert(coroutine.close(mine)) end
+          end })
+          coroutine.yield()
+        end)
+        coroutine.resume(inner)
+      end
+      coroutine.close(inner)
+      return count]])
+  end)
+
   it("names the job, the decision and the line", function()
     local d <close> = assert(load_text([[
 return { jobs = { ["night\nly"] = { base = function()
