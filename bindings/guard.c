@@ -1060,6 +1060,16 @@ static int decisions_close(lua_State *L)
   return 0;
 }
 
+/* forget(): throws the state away, with all that calls have left in variables;
+ * the next call makes it from the text. */
+static int decisions_forget(lua_State *L)
+{
+  struct cairn__guard *g = check_decisions(L)->guard;
+  if (g != NULL)
+    throw_away(g);
+  return 0;
+}
+
 /* used() -> bytes that the state has now */
 static int decisions_used(lua_State *L)
 {
@@ -1120,6 +1130,7 @@ static int new_decisions(lua_State *L)
 
 static const luaL_Reg methods[] = {{"call", decisions_call},
                                    {"close", decisions_close},
+                                   {"forget", decisions_forget},
                                    {"used", decisions_used},
                                    {NULL, NULL}};
 

@@ -870,6 +870,35 @@ describe("the budget", function()
     assert.same({ true, "job" }, { d:call("forever", "select") })
   end)
 
+  it("gives each test a state of its own, and decisions none of it", function()
+    local d <close> = assert(load_text([[
+      local asked = 0
+      return {
+        select = function() asked = asked + 1 return asked end,
+        tests = {
+          a = function(policy)
+            assert(policy.select() == 1)
+            policy.select, policy.tests.b = nil, nil
+            string.format, left = nil, true
+            asked = {}
+          end,
+          b = function(policy)
+            assert(policy.select() == 1 and not left and string.format)
+            error { "a table" }
+          end,
+        },
+      }]]))
+    assert.same({ "a", "b" }, d:tests())
+    assert.is_true(d:test "a")
+    assert.same({ false, "a table", "decision_failed" },
+      { table.unpack({ d:test "b" }, 1, 3) })
+    assert.same({ true, 1 }, { d:call(nil, "select") })
+    assert.same({ true, 2 }, { d:call(nil, "select") })
+    d:forget()
+    assert.equal(0, d:used())
+    assert.same({ true, 1 }, { d:call(nil, "select") })
+  end)
+
   it("leaves the C stack to coroutines closed within each other", function()
     -- each __close has all levels of C calls, and closes the next at the last
     local d <close> = select_of([[
