@@ -11,6 +11,21 @@ print(("# seed %d"):format(seed))
 -- What is slow under a sanitizer may take longer.
 local patience = (os.getenv "LD_PRELOAD" or "") ~= "" and 8 or 1
 
+-- The processor's time that select takes in its n-th call of a fresh state, where
+-- the call that was made took more than it may: the least of three more. On a
+-- busy machine one may be slow by chance; what is slow by itself is so always.
+local function least(spent, most, d, n)
+  for _ = 1, 3 do
+    if spent < most then break end
+    d:forget()
+    for _ = 2, n do d:call(nil, "select") end
+    local start = os.clock()
+    d:call(nil, "select")
+    spent = math.min(spent, os.clock() - start)
+  end
+  return spent
+end
+
 local function load_text(text, options)
   local all = { text = text, name = "@p.lua", log = function() end }
   for key, value in pairs(options or {}) do all[key] = value end
@@ -776,10 +791,10 @@ describe("a decision that tries", function()
       -- on a busy machine the clock is not to come before another limit
       local d <close> = select_of(body,
         { limits = { seconds = is_among(B, codes) and 0.4 or 30 } })
-      for _ = 1, 2 do
+      for n = 1, 2 do
         local start = os.clock()
         local ok, message, code, traceback = d:call(nil, "select")
-        local spent = os.clock() - start
+        local spent = least(os.clock() - start, 2 * patience, d, n)
         if spent > slowest then slowest, name_of_slowest = spent, name end
         assert.is_false(ok)
         assert.truthy(is_among(code, codes), tostring(code) .. ": " .. message)
@@ -838,7 +853,8 @@ describe("the budget", function()
     local _, message, code = d:call(nil, "select")
     assert.equal("decision_budget", code)
     assert.matches("was stopped after 0.1 seconds", message)
-    assert.truthy(os.clock() - start < 0.5 * patience)
+    assert.truthy(least(os.clock() - start, 0.5 * patience, d, 1)
+      < 0.5 * patience)
   end)
 
   it("lives on where the text cannot be loaded again", function()
@@ -1380,10 +1396,10 @@ describe("random programs", function()
         .. "end, select = function()\n" .. program .. "\nend }",
         { limits = { instructions = 200000, seconds = 0.2, bytes = 4 << 20 } })
       assert.truthy(d, tostring(message) .. "\n" .. program)
-      for _ = 1, 2 do
+      for n = 1, 2 do
         local start = os.clock()
         local ok, text, code = d:call(nil, "select")
-        local spent = os.clock() - start
+        local spent = least(os.clock() - start, 0.7 * patience, d, n)
         slowest = math.max(slowest, spent)
         code = ok and "well" or code
         outcomes[code] = (outcomes[code] or 0) + 1
