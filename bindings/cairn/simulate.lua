@@ -565,7 +565,7 @@ local function add_job(sim, policy, key, spec, is_one)
     copy.RecoveryJob = nil
     sim.note("%s: RecoveryJob is a job of another engine, left out", entry.key)
   end
-  for _, name in ipairs { "base", "select", "retain", "throttle" } do
+  for _, name in ipairs { "base", "select", "retain", "throttle", "notify" } do
     local decider = copy.decisions
     if decider and decider.object:has(decider.key, name) then
       sim.note("%s: its function %s is not asked; the run is as without it",
