@@ -51,7 +51,8 @@ enum {
   TRACE_HEAD = 12, /* levels of a long traceback that are shown */
   TRACE_TAIL = 6,
   PRINT_SIZE = 4096,
-  RECURSION = 5000 /* levels that no sensible function needs */
+  STACK_MAX = 512 << 10, /* of C, below which no coroutine begins to close */
+  RECURSION = 5000       /* levels that no sensible function needs */
 };
 
 enum stop { STOP_NONE, STOP_INSTRUCTIONS, STOP_TIME, STOP_MEMORY };
@@ -74,6 +75,7 @@ struct cairn__guard {
   int is_late;                  /* an allocation was, by the clock */
   int is_busy;                  /* a call is on */
   enum stop stop;               /* why the call must end */
+  uintptr_t stack;              /* of C, where the state was entered */
   int nested;                   /* coroutines within each other */
   lua_State *outer[NESTED_MAX]; /* those that have resumed another */
   char name[LUA_IDSIZE];        /* of the file, as messages have it */
@@ -348,7 +350,6 @@ static struct cairn__guard *descend(lua_State *L, lua_State *co)
   struct cairn__guard *g = cairn__guard_of(L);
   if (g->stop != STOP_NONE)
     raise_stop(L);
-  /* lua_resetthread counts no C levels, and would overflow the C stack */
   if (g->nested == NESTED_MAX)
     luaL_error(L, "too many coroutines within each other (%d)", NESTED_MAX);
   g->outer[g->nested++] = L;
@@ -375,9 +376,16 @@ int cairn__guard_resume(lua_State *L, lua_State *co, int arguments,
   return ascend(g, L, co, lua_resume(co, L, arguments, results));
 }
 
+/* lua_resetthread begins to count C levels anew, so that each coroutine that is
+ * closed within another would have all of them: what there is of the stack is
+ * measured instead. */
 int cairn__guard_reset(lua_State *L, lua_State *co)
 {
-  struct cairn__guard *g = descend(L, co);
+  uintptr_t here = (uintptr_t)__builtin_frame_address(0);
+  struct cairn__guard *g = cairn__guard_of(L);
+  if ((g->stack > here ? g->stack - here : here - g->stack) > STACK_MAX)
+    luaL_error(L, "C stack overflow");
+  g = descend(L, co);
   return ascend(g, L, co, lua_resetthread(co));
 }
 
@@ -606,7 +614,8 @@ static void stop_message(struct cairn__guard *g, struct request *r)
   if (r->name == NULL)
     snprintf(what, sizeof what, "the file, read for its decision functions,");
   else if (r->key != NULL)
-    snprintf(what, sizeof what, "%s of job %.60s", r->name,
+    snprintf(what, sizeof what, "%s%s %.60s", r->name,
+             strcmp(r->name, "test") == 0 ? "" : " of job",
              cairn__printable(r->key, key, sizeof key));
   else
     snprintf(what, sizeof what, "%s", r->name);
@@ -649,11 +658,13 @@ static void fill_budget(struct cairn__guard *g)
 static int enter(struct cairn__guard *g, struct request *r)
 {
   fill_budget(g);
+  g->stack = (uintptr_t)__builtin_frame_address(0);
   lua_settop(g->main, 0);
   lua_settop(g->thread, 0);
   lua_pushcfunction(g->main, enter_protected);
   lua_pushlightuserdata(g->main, r);
   int status = lua_pcall(g->main, 1, 0, 0);
+  lua_settop(r->host, r->last); /* a copy may have been left in the middle */
   g->running = NULL;
   if (status != LUA_OK && g->stop == STOP_NONE)
     g->stop = g->is_late ? STOP_TIME : STOP_MEMORY;
@@ -830,7 +841,11 @@ static int build(struct cairn__guard *g, struct request *r)
     lua_pushcfunction(g->main, set_up);
     if (lua_pcall(g->main, 0, 0, 0) == LUA_OK) {
       r->entry = load_entry;
-      return enter(g, r);
+      int rc = enter(g, r);
+      if (rc !=
+          0) /* a text may fail the next time, and has no functions then */
+        throw_away(g);
+      return rc;
     }
   }
   throw_away(g);
@@ -1045,6 +1060,16 @@ static int decisions_close(lua_State *L)
   return 0;
 }
 
+/* forget(): throws the state away, with all that calls have left in variables;
+ * the next call makes it from the text. */
+static int decisions_forget(lua_State *L)
+{
+  struct cairn__guard *g = check_decisions(L)->guard;
+  if (g != NULL)
+    throw_away(g);
+  return 0;
+}
+
 /* used() -> bytes that the state has now */
 static int decisions_used(lua_State *L)
 {
@@ -1105,6 +1130,7 @@ static int new_decisions(lua_State *L)
 
 static const luaL_Reg methods[] = {{"call", decisions_call},
                                    {"close", decisions_close},
+                                   {"forget", decisions_forget},
                                    {"used", decisions_used},
                                    {NULL, NULL}};
 

@@ -126,9 +126,12 @@ function Decisions:tests()
 end
 
 -- test(name) -> true | false, message, code, traceback: calls the test with the
--- policy, as the file returned it in this state.
+-- policy, as the file returned it in this state. What it changed is gone then,
+-- from the policy, its variables and the library: neither the next test nor a
+-- decision finds it.
 function Decisions:test(name)
   local ok, message, code, traceback = self:call(name, "test")
+  self:forget()
   if ok then return true end
   return false, message, code, traceback
 end
@@ -142,8 +145,12 @@ function Decisions:names()
   return copy
 end
 
--- Bytes that the state uses now; 0 when it has been stopped and is made again
--- with the next call.
+-- Makes the state anew with the next call, so that nothing is left of earlier
+-- ones.
+function Decisions:forget() self.state:forget() end
+
+-- Bytes that the state uses now; 0 when it has been stopped, or forgotten, and is
+-- made again with the next call.
 function Decisions:used() return self.state:used() end
 
 function Decisions:close() self.state:close() end

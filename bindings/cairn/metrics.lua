@@ -159,54 +159,56 @@ local function put(row, name, us, choose)
   if us then row[name] = row[name] and choose(row[name], us) or us end
 end
 
--- One pass through all jobs: how many are in which state and phase, and the
--- series of those that have their own.
-local function survey(engine, counts)
-  local states, rows, list = {}, {}, {}
-  local unlisted = 0
-  local function add(job)
-    local name, policy = label(job.Name), job.policy
-    policy = policy and label(policy) or ""
-    local key = job.policy_key and label(job.policy_key) or ""
-    local id = ("%d:%d:%s%s%s"):format(#name, #policy, name, policy, key)
-    local row = rows[id]
-    if not row then
-      if #list >= JOBS_MAX then
-        unlisted = unlisted + 1
-        return
-      end
-      row = { labels = { "job", name, "policy", policy, "key", key } }
-      rows[id] = row
-      list[#list + 1] = row
-    end
-    local last = counts.last[job.InstanceID] or {}
-    put(row, "success", last.success, math.max)
-    put(row, "failure", last.failure, math.max)
-    local phase = job.phase
-    if phase == "waiting" or phase == "backoff" then
-      local due = job:number "ScheduledStartTime"
-      if math.type(due) == "integer" and due > 0 and due < 253402300800000000
-      then
-        put(row, "due", due, math.min)
-      end
+-- Adds what a job has to the row of its labels; false: there are no more rows.
+local function add(rows, job, last)
+  local name, policy = label(job.Name), job.policy
+  policy = policy and label(policy) or ""
+  local key = job.policy_key and label(job.policy_key) or ""
+  local id = ("%d:%d:%s%s%s"):format(#name, #policy, name, policy, key)
+  local row = rows[id]
+  if not row then
+    if #rows >= JOBS_MAX then return false end
+    row = { labels = { "job", name, "policy", policy, "key", key }, jobs = 0 }
+    rows[id], rows[#rows + 1] = row, row
+  end
+  row.jobs = row.jobs + 1
+  put(row, "success", last.success, math.max)
+  put(row, "failure", last.failure, math.max)
+  local phase = job.phase
+  if phase == "waiting" or phase == "backoff" then
+    local due = job:number "ScheduledStartTime"
+    if math.type(due) == "integer" and due > 0 and due < 253402300800000000
+    then
+      put(row, "due", due, math.min)
     end
   end
-  local others = {}
+  return true
+end
+
+-- One pass through all jobs: how many are in which state and phase, the series
+-- of those that have their own, how many have none. All jobs of a Name are in
+-- its series: a thousand that are over must not hide the next one's success.
+local function survey(engine, counts)
+  local states, rows, others = {}, {}, {}
+  local unlisted = 0
   local job, serial = core.job_next(engine, 0)
   while job do
     local id = job.JobState .. "\0" .. job.phase
     states[id] = (states[id] or 0) + 1
-    if job.policy then
-      add(job)
-    elseif #others < JOBS_MAX then
-      others[#others + 1] = job
-    else
+    if not add(job.policy and rows or others, job,
+      counts.last[job.InstanceID] or {}) then
       unlisted = unlisted + 1
     end
     job, serial = core.job_next(engine, serial)
   end
-  for _, other in ipairs(others) do add(other) end
-  return states, list, unlisted
+  for _, row in ipairs(others) do
+    if #rows < JOBS_MAX then
+      rows[#rows + 1] = row
+    else
+      unlisted = unlisted + row.jobs
+    end
+  end
+  return states, rows, unlisted
 end
 
 local function write_jobs(engine, counts, family, sample)

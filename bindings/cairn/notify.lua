@@ -92,6 +92,7 @@ end
 -- find() -> ErrorCode and text of the run that it is about; the job may have
 -- begun another. It is called only when somebody may be told.
 local function tell(engine, S, ev, state, find)
+  if S.simulate then return end -- nothing has happened
   local job = ev.job
   local ok, name = pcall(function() return job.Notify end)
   local decides = E.decide.decides(S, ev.serial, "notify")

@@ -149,6 +149,8 @@ local function replay(engine, loaded)
       end
     end
   end
+  -- what they kept of the past is not what they would have kept
+  if tried > 0 and loaded.decisions then loaded.decisions:forget() end
   return differences, tried
 end
 

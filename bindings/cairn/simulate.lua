@@ -574,9 +574,10 @@ local function add_job(sim, policy, key, spec, is_one)
     copy.RecoveryJob = nil
     sim.note("%s: RecoveryJob is a job of another engine, left out", entry.key)
   end
-  -- on_failure is asked as ever; these are about disks and points of their own
-  for _, name in ipairs(kind == "export" and { "base", "select", "throttle" }
-    or kind == "prune" and { "retain" } or {}) do
+  -- on_failure is asked as ever; these are about disks, points and people
+  local unasked = kind == "export" and { "base", "select", "throttle", "notify" }
+    or kind == "prune" and { "retain", "notify" } or { "notify" }
+  for _, name in ipairs(unasked) do
     local decider = copy.decisions
     if decider and decider.object:has(decider.key, name) then
       sim.note("%s: its function %s is not asked; the run is as without it",

@@ -11,6 +11,21 @@ print(("# seed %d"):format(seed))
 -- What is slow under a sanitizer may take longer.
 local patience = (os.getenv "LD_PRELOAD" or "") ~= "" and 8 or 1
 
+-- The processor's time that select takes in its n-th call of a fresh state, where
+-- the call that was made took more than it may: the least of three more. On a
+-- busy machine one may be slow by chance; what is slow by itself is so always.
+local function least(spent, most, d, n)
+  for _ = 1, 3 do
+    if spent < most then break end
+    d:forget()
+    for _ = 2, n do d:call(nil, "select") end
+    local start = os.clock()
+    d:call(nil, "select")
+    spent = math.min(spent, os.clock() - start)
+  end
+  return spent
+end
+
 local function load_text(text, options)
   local all = { text = text, name = "@p.lua", log = function() end }
   for key, value in pairs(options or {}) do all[key] = value end
@@ -776,10 +791,10 @@ describe("a decision that tries", function()
       -- on a busy machine the clock is not to come before another limit
       local d <close> = select_of(body,
         { limits = { seconds = is_among(B, codes) and 0.4 or 30 } })
-      for _ = 1, 2 do
+      for n = 1, 2 do
         local start = os.clock()
         local ok, message, code, traceback = d:call(nil, "select")
-        local spent = os.clock() - start
+        local spent = least(os.clock() - start, 2 * patience, d, n)
         if spent > slowest then slowest, name_of_slowest = spent, name end
         assert.is_false(ok)
         assert.truthy(is_among(code, codes), tostring(code) .. ": " .. message)
@@ -838,7 +853,113 @@ describe("the budget", function()
     local _, message, code = d:call(nil, "select")
     assert.equal("decision_budget", code)
     assert.matches("was stopped after 0.1 seconds", message)
-    assert.truthy(os.clock() - start < 0.5 * patience)
+    assert.truthy(least(os.clock() - start, 0.5 * patience, d, 1)
+      < 0.5 * patience)
+  end)
+
+  it("lives on where the text cannot be loaded again", function()
+    -- a state that was stopped is made anew, and a text may fail then, as one
+    -- with math.random in it does now and then
+    local d <close> = assert(load_text([[
+      if (...).is_bad then error "not this time" end
+      return { select = function() while true do end end }]],
+      { set = { is_bad = false }, limits = { instructions = 10000 } }))
+    local kept = debug.getuservalue(d.state, 3) -- the settings
+    for _, is_bad in ipairs { false, true, true, false, true } do
+      kept.is_bad = is_bad
+      local ok, message, code = d:call(nil, "select")
+      assert.is_false(ok)
+      assert.equal(is_bad and "script_error" or "decision_budget", code)
+      assert.matches(is_bad and "not this time" or "was stopped", message)
+    end
+  end)
+
+  it("counts a test's steps, and names it", function()
+    local d <close> = assert(load_text([[
+      return { jobs = { forever = { select = function() return "job" end } },
+        tests = { forever = function() while true do end end } }]],
+      { limits = { instructions = 10000 } }))
+    local ok, message, code = d:test "forever"
+    assert.is_false(ok)
+    assert.equal("decision_budget", code)
+    assert.matches("p%.lua:2: test forever was stopped", message)
+    assert.same({ true, "job" }, { d:call("forever", "select") })
+  end)
+
+  it("gives each test a state of its own, and decisions none of it", function()
+    local d <close> = assert(load_text([[
+      local asked = 0
+      return {
+        select = function() asked = asked + 1 return asked end,
+        tests = {
+          a = function(policy)
+            assert(policy.select() == 1)
+            policy.select, policy.tests.b = nil, nil
+            string.format, left = nil, true
+            asked = {}
+          end,
+          b = function(policy)
+            assert(policy.select() == 1 and not left and string.format)
+            error { "a table" }
+          end,
+        },
+      }]]))
+    assert.same({ "a", "b" }, d:tests())
+    assert.is_true(d:test "a")
+    assert.same({ false, "a table", "decision_failed" },
+      { table.unpack({ d:test "b" }, 1, 3) })
+    assert.same({ true, 1 }, { d:call(nil, "select") })
+    assert.same({ true, 2 }, { d:call(nil, "select") })
+    d:forget()
+    assert.equal(0, d:used())
+    assert.same({ true, 1 }, { d:call(nil, "select") })
+  end)
+
+  it("leaves the C stack to coroutines closed within each other", function()
+    -- each __close has all levels of C calls, and closes the next at the last
+    local d <close> = select_of([[
+      local function deep(n, f)
+        if n == 0 then return f() end
+        return (("x"):gsub("x", function() deep(n - 1, f) end))
+      end
+      local inner, last
+      for i = 1, 90 do
+        local mine = inner
+        inner = coroutine.create(function()
+          local c <close> = setmetatable({}, { __close = function()
+            if mine then
+              deep(150, function()
+                local result = { pcall(coroutine.close, mine) }
+                last = last or result -- of the innermost
+              end)
+            end
+          end })
+          coroutine.yield()
+        end)
+        coroutine.resume(inner)
+      end
+      coroutine.close(inner)
+      return last]], { limits = { seconds = 30, bytes = 64 << 20 } })
+    local ok, last = d:call(nil, "select")
+    assert.is_true(ok)
+    assert.is_false(last[1])
+    assert.matches("C stack overflow", last[2])
+    -- few levels each: as many as may be
+    assert.equal(90, value_of [[
+      local count, inner = 0, nil
+      for i = 1, 90 do
+        local mine = inner
+        inner = coroutine.create(function()
+          local c <close> = setmetatable({}, { __close = function()
+            count = count + 1
+            if mine then assert(coroutine.close(mine)) end
+          end })
+          coroutine.yield()
+        end)
+        coroutine.resume(inner)
+      end
+      coroutine.close(inner)
+      return count]])
   end)
 
   it("names the job, the decision and the line", function()
@@ -1275,10 +1396,10 @@ describe("random programs", function()
         .. "end, select = function()\n" .. program .. "\nend }",
         { limits = { instructions = 200000, seconds = 0.2, bytes = 4 << 20 } })
       assert.truthy(d, tostring(message) .. "\n" .. program)
-      for _ = 1, 2 do
+      for n = 1, 2 do
         local start = os.clock()
         local ok, text, code = d:call(nil, "select")
-        local spent = os.clock() - start
+        local spent = least(os.clock() - start, 0.7 * patience, d, n)
         slowest = math.max(slowest, spent)
         code = ok and "well" or code
         outcomes[code] = (outcomes[code] or 0) + 1

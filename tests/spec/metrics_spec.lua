@@ -191,7 +191,23 @@ describe("metrics", function()
     assert.is_number(value(families, "cairn_job_last_success_timestamp_seconds",
       { job = "of a policy", policy = "p", key = "k" }))
     assert.equal(1101, value(families, "cairn_jobs", { state = "Completed" }))
-    assert.is_true(value(families, "cairn_jobs_unlisted") >= 100)
+    assert.equal(100, value(families, "cairn_jobs_unlisted"))
+  end)
+
+  it("have the latest of a name of which there are very many", function()
+    local engine <close> = assert(cairn.open { clock = "virtual",
+      start = "20250101000000.000000+000" })
+    for i = 1, 1002 do
+      assert(engine:submit { Name = "again", run = function() end,
+        TimeBeforeRemoval = "30d" })
+      while engine:step() do end
+      if i < 1002 then engine:advance "10s" end
+    end
+    local families = families_of(engine:metrics())
+    assert.equal(1735689600 + 10010, value(families,
+      "cairn_job_last_success_timestamp_seconds", { job = "again" }))
+    assert.equal(1002, value(families, "cairn_jobs", { state = "Completed" }))
+    assert.equal(0, value(families, "cairn_jobs_unlisted"))
   end)
 
   it("know of a store, and what its earlier lives did", function()

@@ -516,6 +516,27 @@ describe("a simulation", function()
   end)
 end)
 
+describe("a simulated end", function()
+  it("is told to nobody, whatever the policy's notify says", function()
+    local directory, remove = support.directory()
+    local path = support.write(directory .. "/p.lua", ([[
+      local cairn = require "cairn"
+      return cairn.policy {
+        jobs = { j = { run = function() end, RunStartInterval = "1h" } },
+        notify = function() return "told" end,
+        handlers = { told = function() io.open(%q, "w"):close() end } }]])
+      :format(directory .. "/told"))
+    local code, _, output = support.run { support.build .. "/bin/cairn",
+      "simulate", path, "--days", "1" }
+    local told = io.open(directory .. "/told")
+    if told then told:close() end
+    remove()
+    assert.equal(0, code)
+    assert.is_nil(told)
+    assert.matches("its function notify is not asked", output)
+  end)
+end)
+
 describe("an engine that simulates", function()
   local function body() end
 
