@@ -16,6 +16,7 @@ local PAGE_BYTES = 524288 -- of a list in one answer
 local PAGE_JOBS = 1000    -- jobs looked at for one answer
 local PAGE_RECORDS = 10000
 local EVENTS = 1000
+local PATTERN_MAX = 1000
 
 -- JSON that is made already.
 api.Raw = {}
@@ -78,11 +79,35 @@ local function count_of(arguments, name, default, most)
   return n
 end
 
--- A shell's pattern (* and ?) as one of Lua's.
-local function glob(pattern)
-  local lua = pattern:gsub("[%^%$%(%)%%%.%[%]%+%-]", "%%%0"):gsub("%*+", ".*")
-    :gsub("%?", utf8.charpattern)
-  return "^" .. lua .. "$"
+local ANY, ANY_CHARACTER = ("*?"):byte(1, 2)
+
+local function is_continuation(byte)
+  return byte ~= nil and byte & 0xc0 == 0x80
+end
+
+-- Whether a name is like a shell's pattern (* and ?). Not by one of Lua's
+-- patterns: whoever may only read would make the service try for years. Here
+-- only the last * is ever tried anew.
+local function is_like(name, pattern)
+  local at, from = 1, 1 -- in the name, in the pattern
+  local star, star_at   -- the last *, and where in the name its text ends
+  while at <= #name do
+    local wanted, byte = pattern:byte(from), name:byte(at)
+    if wanted == ANY then
+      star, star_at, from = from, at, from + 1
+    elseif wanted == ANY_CHARACTER and not is_continuation(byte) then
+      repeat at = at + 1 until not is_continuation(name:byte(at))
+      from = from + 1
+    elseif wanted == byte and wanted ~= ANY_CHARACTER then
+      at, from = at + 1, from + 1
+    elseif star then
+      star_at = star_at + 1
+      at, from = star_at, star + 1
+    else
+      return false
+    end
+  end
+  return pattern:find("^%**$", from) ~= nil
 end
 
 -- ---- what only reads -----------------------------------------------------------------
@@ -101,7 +126,11 @@ add("jobs", {
     max = "number", numbers = "boolean" },
   run = function(server, _, arguments, done)
     local wanted = E.filter(arguments.filter, "jobs: filter")
-    local name = arguments.name and glob(arguments.name)
+    local name = arguments.name
+    if name and #name > PATTERN_MAX then
+      failure.raise("out_of_range", "jobs: name: a pattern has at most %d bytes, "
+        .. "this has %d", PATTERN_MAX, #name)
+    end
     local serial = count_of(arguments, "after", 0, math.maxinteger)
     local max = count_of(arguments, "max", PAGE_JOBS, PAGE_JOBS)
     local list, bytes, looked, more = {}, 0, 0, nil
@@ -113,7 +142,8 @@ add("jobs", {
         break
       end
       looked, serial = looked + 1, at
-      if E.matches(job, wanted) and (not name or job.Name:find(name)) then
+      if E.matches(job, wanted) and (not name or is_like(job.Name, name))
+      then
         local text, message, code = job:json(arguments.numbers)
         if not text then return done(nil, message, code) end
         list[#list + 1] = text

@@ -600,6 +600,30 @@ describe("the control socket", function()
       assert.equal(2, t.JobState)
     end)
 
+    it("jobs like any pattern, without trying for years", function()
+      for _, name in ipairs { "nightly export of the database servers",
+        "grün 中", ("x"):rep(300), "a*b" } do
+        assert(engine:submit { Name = name, held = true, run = "nobody",
+          wait = false })
+      end
+      local peer = connect()
+      local function count(pattern)
+        return #peer.call("jobs", { name = pattern }).result.jobs
+      end
+      for pattern, wanted in pairs { ["*"] = 4, ["**"] = 4, [""] = 0,
+        ["?"] = 0, ["gr?n ?"] = 1, ["gr??n*"] = 0, ["*ü*中"] = 1,
+        ["*中?"] = 0, ["*?中"] = 1, [("?"):rep(300)] = 1, [("?"):rep(299)] = 0,
+        ["*e*e*e*s"] = 1, ["*ser?ers*"] = 1, ["a*b"] = 1, ["%a+"] = 0,
+        ["*servers?"] = 0, ["nightly*servers**"] = 1 } do
+        assert.equal(wanted, count(pattern), pattern)
+      end
+      local t0 = uv.hrtime()
+      assert.equal(0, count(("*?"):rep(8) .. "#"))
+      assert.is_true((uv.hrtime() - t0) / 1e9 < 2)
+      assert.equal("out_of_range",
+        peer.call("jobs", { name = ("*"):rep(1001) }).error.code)
+    end)
+
     it("jobs without end in pages of bounded size", function()
       local job = { Name = "n", held = true, run = "nobody", wait = false,
         Description = ("é"):rep(400) }
