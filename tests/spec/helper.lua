@@ -9,6 +9,11 @@ local uv = require "luv"
 
 local support = { build = build }
 
+-- Stopped, never closed: a handle that is still closing when the Lua state goes
+-- crashes luv.
+local watchdog = assert(uv.new_timer())
+watchdog:unref()
+
 -- A directory of its own, removed by the returned function.
 function support.directory()
   local path = assert(uv.fs_mkdtemp((os.getenv "TMPDIR" or "/tmp")
@@ -57,7 +62,19 @@ function support.run(argv, options)
       end
     end)
   end
+  -- a program that never ends fails its test, and no other
+  watchdog:start(options.timeout or 240000, 0, function()
+    pieces[#pieces + 1] = "\n(ended by the test after its time)\n"
+    if code == nil then process:kill "sigkill" end
+    for _, pipe in ipairs { out, err } do
+      if not pipe:is_closing() then
+        open = open - 1
+        pipe:close()
+      end
+    end
+  end)
   while open > 0 do uv.run "once" end
+  watchdog:stop()
   return signal == 0 and code or nil, signal, table.concat(pieces)
 end
 
