@@ -365,8 +365,8 @@ describe("the console's terminal", function()
   terminal_it("may be slow, and is shown everything", function()
     local result = play({ "?> ", "for i = 1, 400 do print(('x'):rep(1000)) end "
       .. "print 'end'\r", { pause = 1 }, "?end\r\n.*> ", "\4" })
-    local count = select(2, result.output:gsub(("x"):rep(1000), ""))
-    assert.equal(400, count)
+    local shown = select(2, result.output:gsub(("x"):rep(1000), ""))
+    assert.equal(400, shown)
   end)
 end)
 
