@@ -353,6 +353,23 @@ for _, kind in ipairs { "private", "attached" } do
   end)
 end
 
+describe("the console's terminal", function()
+  terminal_it("is a chunk's to read from, and a program's", function()
+    local result = play({ "?> ", "print 'go' return io.read()\r", "?go\r\n",
+      "typed\n", "?\"typed\"\r\n.*> ", "os.execute 'echo go; head -n 1'\r",
+      "?go\r\n", "more\n", "?more\r\nmore\r\n.*> ", "1 + 41\r", "?42\r\n.*> ",
+      "\4" })
+    assert.equal(0, result.status)
+  end)
+
+  terminal_it("may be slow, and is shown everything", function()
+    local result = play({ "?> ", "for i = 1, 400 do print(('x'):rep(1000)) end "
+      .. "print 'end'\r", { pause = 1 }, "?end\r\n.*> ", "\4" })
+    local shown = select(2, result.output:gsub(("x"):rep(1000), ""))
+    assert.equal(400, shown)
+  end)
+end)
+
 -- ---- where it attaches ------------------------------------------------------------------
 
 describe("the console and the service", function()

@@ -448,6 +448,7 @@ describe("cairn serve", function()
     assert.truthy(out:find "^ID +NAME +STATE +PHASE", out)
     assert.truthy(out:find(id.asks .. "  asks +Query Pending +running +50"), out)
     assert.truthy(out:find("hält", 1, true), out)
+    assert.is_nil(out:find("0000-00-00", 1, true))
     assert.equal(1, #jobs("--state", "query pending"))
     assert.equal(1, #jobs("--phase", "held"))
     assert.equal(2, #jobs("--name", "*s", "--policy", "web"))
@@ -504,6 +505,16 @@ describe("cairn serve", function()
     -- every id begins with nothing, so this is the ambiguous one
     fails(2, "ID is missing", "show")
     service.says(("by %%S+ %%(uid %d, process %%d+%%)"):format(uv.getuid()))
+  end)
+
+  it("shows a job that waits as what it is, without a date of zeros", function()
+    start {}.is_up()
+    succeeds("console", "--socket", top .. "/run/s", "-e",
+      "assert(engine:submit { Name = 'one', run = 'nobody', held = true, "
+      .. "wait = false })")
+    local out = succeeds("start", jobs()[1].InstanceID)
+    assert.truthy(out:find "^one %(%x+%): %l+\n$", out)
+    assert.is_nil(succeeds "jobs":find("0000-00-00", 1, true))
   end)
 
   it("refuses the beginning of several ids", function()

@@ -10,6 +10,7 @@ STEPS is a JSON array; each step is an object with one of
   {"read": N}                wait for N more bytes of output
   {"stopped": true}          wait until the command is stopped (Ctrl-Z)
   {"run": [PROGRAM, ...]}    run another program to its end
+  {"pause": SECONDS}         read nothing for so long
 Every wait ends after 20 seconds. Prints a JSON object: output, status (exit
 code, or minus the signal), missed (the first step that was not met), mode
 (whether the terminal was left with echo and line editing on).
@@ -96,6 +97,8 @@ def main():
             subprocess.run(step["run"], timeout=WAIT_S, check=False,
                            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                            stderr=subprocess.DEVNULL)
+        elif "pause" in step:
+            time.sleep(step["pause"])
         elif "signal" in step:
             os.kill(pid, getattr(signal, "SIG" + step["signal"]))
     deadline = time.monotonic() + WAIT_S

@@ -439,8 +439,8 @@ end
 -- the service has nothing to do with it, and keys are kept for the next prompt.
 function Console:edit(terminal)
   local uv = self.uv
-  local tty = assert(uv.new_tty(0, true))
-  local size = assert(uv.new_tty(1, false))
+  local tty = assert(say.tty(uv, 0, true))
+  local size = assert(say.tty(uv, 1, false))
   local entered, is_over
   self.has_colour = terminal.colour
   self.history = history.open(uv, history.path(uv))
@@ -525,7 +525,7 @@ function Console:lines(on_prompt)
   local kind = uv.guess_handle(0)
   local input
   if kind == "tty" then
-    input = uv.new_tty(0, true)
+    input = say.tty(uv, 0, true)
   elseif kind == "pipe" then
     input = uv.new_pipe(false)
     if input and not input:open(0) then

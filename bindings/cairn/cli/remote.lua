@@ -59,6 +59,13 @@ local function time(cairn, value)
     minutes // 60, minutes % 60)
 end
 
+-- Of a job that was started by hand ScheduledStartTime is all zeros.
+local function next_run(cairn, job)
+  local at = job.ScheduledStartTime
+  if job.phase == "done" or tostring(at):find "^00000000000000" then return "" end
+  return time(cairn, at)
+end
+
 local function guid(id) return (tostring(id):gsub("^Cairn:", "")) end
 
 -- The beginnings of ids that a table shows: 8 digits where they tell all apart.
@@ -140,7 +147,7 @@ function remote.jobs(cairn, uv, options)
     rows[i] = { ids[i], text.printable(job.Name), job.JobState, job.phase,
       is_value(job.PercentComplete, cairn.null)
         and tostring(job.PercentComplete) or "",
-      job.phase ~= "done" and time(cairn, job.ScheduledStartTime) or "",
+      next_run(cairn, job),
       text.printable(job.queue or ""), text.printable(job.policy or "") }
   end
   print_table({ { title = "ID" }, { title = "NAME" }, { title = "STATE" },
@@ -266,14 +273,20 @@ end
 
 -- ---- changes -------------------------------------------------------------------------
 
+-- What a person wants to know of where a job is: "New" says nothing of one that
+-- waits, "done" nothing beside how it ended.
+local function state_of(job)
+  if job.phase == "done" then return job.JobState end
+  if job.JobState == "New" then return job.phase end
+  return ("%s, %s"):format(job.JobState, job.phase)
+end
+
 local function changed(cairn, options, result, what)
   if options.json then
     say.json(cairn, result, {})
   else
     say.result(("%s (%s): %s"):format(text.printable(result.Name),
-      guid(result.InstanceID):sub(1, 8), what or result.phase == "done"
-        and result.JobState or ("%s, %s"):format(result.JobState,
-        result.phase)))
+      guid(result.InstanceID):sub(1, 8), what or state_of(result)))
   end
   return 0
 end

@@ -69,6 +69,15 @@ local function environment(name)
   return value ~= "" and value or nil
 end
 
+-- A handle of luv's on the terminal behind a descriptor, which stays as it is:
+-- in the place of what it is given luv puts a file that does not block and is
+-- closed in programs, so output would be lost and io.read() fail.
+function say.tty(uv, fd, is_input)
+  local flags = uv.constants.O_RDWR | uv.constants.O_NOCTTY
+  local own = uv.fs_open("/proc/self/fd/" .. fd, flags, 0)
+  return uv.new_tty(own or fd, is_input)
+end
+
 -- What the terminal on a descriptor can do; nil when it is none that can
 -- move its cursor.
 function say.terminal(uv, descriptor)

@@ -28,7 +28,7 @@ local function view_for(uv)
   local function write(s) io.stderr:write(s) end
   local terminal = say.terminal(uv, 2)
   if terminal then
-    local tty = uv.new_tty(2, false)
+    local tty = say.tty(uv, 2, false)
     -- The handle only tells the size. It must not keep the loop alive.
     if tty then uv.unref(tty) end
     signals.set_cursor(true)
@@ -304,7 +304,7 @@ function Session:prompt()
   io.stderr:write("> ")
   if self.input then return end
   local uv, typed = self.uv, ""
-  self.input = assert(uv.new_tty(0, true))
+  self.input = assert(say.tty(uv, 0, true))
   uv.read_start(self.input, function(err, data)
     if err or not data then return self:answered(nil) end
     typed = typed .. data

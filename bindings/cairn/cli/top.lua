@@ -448,7 +448,7 @@ function Screen:open(uv, handles)
   io.stdout:write(ENTER)
   io.stdout:flush()
   signals.set_cursor(true)
-  self.input = uv.guess_handle(0) == "tty" and uv.new_tty(0, true) or nil
+  self.input = uv.guess_handle(0) == "tty" and say.tty(uv, 0, true) or nil
   if self.input then
     self.input:set_mode(1)
     self.input:read_start(function(_, data)
@@ -549,7 +549,7 @@ function top.top(cairn, uv, options)
     c:close()
     say.fail(exit or 3, "%s", text.printable_lines(message))
   end
-  local tty = assert(uv.new_tty(1, false))
+  local tty = assert(say.tty(uv, 1, false))
   local handles = { tty }
   local screen = setmetatable({ uv = uv, tty = tty, view = view, offset = 0,
     sort = options.sort or "state", style = terminal, is_over = false },
