@@ -82,8 +82,8 @@ end
 function support.on_loop(cairn, engine, body)
   assert(cairn.attach(engine, uv))
   local ok, err, is_late
-  local watchdog = assert(uv.new_timer())
-  watchdog:start(20000, 0, function()
+  local limit = assert(uv.new_timer())
+  limit:start(20000, 0, function()
     is_late = true
     uv.stop()
   end)
@@ -94,7 +94,7 @@ function support.on_loop(cairn, engine, body)
     uv.stop()
   end)
   while ok == nil and not is_late do uv.run() end
-  watchdog:close()
+  limit:close()
   task:kill()
   engine:detach()
   uv.run "nowait"
