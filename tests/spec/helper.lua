@@ -9,11 +9,6 @@ local uv = require "luv"
 
 local support = { build = build }
 
--- Stopped, never closed: a handle that is still closing when the Lua state goes
--- crashes luv.
-local watchdog = assert(uv.new_timer())
-watchdog:unref()
-
 -- A directory of its own, removed by the returned function.
 function support.directory()
   local path = assert(uv.fs_mkdtemp((os.getenv "TMPDIR" or "/tmp")
@@ -63,6 +58,7 @@ function support.run(argv, options)
     end)
   end
   -- a program that never ends fails its test, and no other
+  local watchdog = assert(uv.new_timer())
   watchdog:start(options.timeout or 240000, 0, function()
     pieces[#pieces + 1] = "\n(ended by the test after its time)\n"
     if code == nil then process:kill "sigkill" end
@@ -74,7 +70,8 @@ function support.run(argv, options)
     end
   end)
   while open > 0 do uv.run "once" end
-  watchdog:stop()
+  watchdog:close()
+  uv.run "nowait" -- one that is still closing when Lua ends crashes luv
   return signal == 0 and code or nil, signal, table.concat(pieces)
 end
 
