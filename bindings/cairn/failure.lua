@@ -78,11 +78,9 @@ function failure.nearest(word, candidates)
   return core.nearest(failure.shown(word), candidates)
 end
 
-local function sorted_names(fields, unbuilt)
+local function sorted_names(fields)
   local names = {}
-  for name in pairs(fields) do
-    if not (unbuilt and unbuilt[name]) then names[#names + 1] = name end
-  end
+  for name in pairs(fields) do names[#names + 1] = name end
   table.sort(names)
   return names
 end
@@ -103,9 +101,8 @@ end
 
 -- fields: name = "string" | "number" | "boolean" | "table" | "function" |
 -- "list" (of anything) | "any", with a trailing "!" when it must be there.
--- `what` is where, for messages. Names in `unbuilt` are known, for a message of
--- their own, but not listed as valid. Raises.
-function failure.check_fields(t, fields, what, unbuilt)
+-- `what` is where, for messages. Raises.
+function failure.check_fields(t, fields, what)
   if type(t) ~= "table" then
     failure.raise("wrong_type", "%s: a table expected, got %s", what, type(t))
   end
@@ -113,7 +110,7 @@ function failure.check_fields(t, fields, what, unbuilt)
     if type(key) ~= "string" then
       failure.raise("unknown_key",
         "%s: names expected as keys, got %s (valid: %s)", what,
-        failure.shown(key), table.concat(sorted_names(fields, unbuilt), ", "))
+        failure.shown(key), table.concat(sorted_names(fields), ", "))
     elseif next(fields) == nil then
       failure.raise("unknown_key", "%s: unknown key '%s'; none is expected",
         what, failure.shown(key))
@@ -121,7 +118,7 @@ function failure.check_fields(t, fields, what, unbuilt)
       failure.raise("unknown_key", "%s: unknown key '%s'; did you mean '%s'? "
         .. "(valid: %s)", what, failure.shown(key),
         failure.nearest(key, sorted_names(fields)),
-        table.concat(sorted_names(fields, unbuilt), ", "))
+        table.concat(sorted_names(fields), ", "))
     end
   end
   for _, name in ipairs(sorted_names(fields)) do

@@ -155,12 +155,6 @@ describe("the help", function()
     end
   end)
 
-  it("has no command of a later version among the built ones", function()
-    for _, later in ipairs(commands.later) do
-      assert.is_nil(commands.by_name[later])
-    end
-  end)
-
   it("makes a completion script that bash accepts and that completes",
     function()
       local script = require "cairn.cli.manual".bash(commands)

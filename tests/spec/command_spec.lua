@@ -324,14 +324,6 @@ describe("cairn", function()
     fails(2, "unknown command nope", cairn { "help", "nope" })
   end)
 
-  it("has what later versions will have in no half form", function()
-    for _, later in ipairs(commands.later) do
-      fails(2, "^cairn: " .. later .. ": not built yet %(see README%)\n$",
-        cairn { later })
-      fails(2, "not built yet", cairn { later, "--help" })
-    end
-  end)
-
   it("says so when a result cannot be written", function()
     local outcome = spawn("sh", { "-c", '"$0" --help >/dev/full', command })
     assert.equal(1, outcome.code)

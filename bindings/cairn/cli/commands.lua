@@ -927,9 +927,6 @@ commands.top = {
 
 commands.exits = exit_jobs
 
--- Commands of later versions: known by name, in no half form.
-commands.later = {}
-
 commands.by_name = {}
 commands.names = {}
 for i, command in ipairs(commands.list) do

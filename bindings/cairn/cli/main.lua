@@ -41,17 +41,7 @@ local function load_module()
   return cairn
 end
 
-local function is_later(name)
-  for _, later in ipairs(commands.later) do
-    if name == later then return true end
-  end
-  return false
-end
-
 local function unknown_command(name)
-  if is_later(name) then
-    say.fail(2, "%s: not built yet (see README)", name)
-  end
   say.fail(2, "unknown command %s%s", text.printable(name),
     text.valid(name, commands.names))
 end
