@@ -116,18 +116,19 @@ static int open_directory(struct listener *l, const char *path, mode_t mode,
                        SHOWN, path);
   if (l->directory < 0 || fstat(l->directory, &st) != 0)
     return fail_at(err, "cannot open the socket's directory", path);
-  if (is_made && group != (gid_t)-1 &&
-      fchown(l->directory, (uid_t)-1, group) != 0)
-    return fail_at(err, "cannot give the group its directory", path);
-  if (is_made && fchmod(l->directory, mode) != 0)
-    return fail_at(err, "cannot set the mode of", path);
-  if (!is_made &&
-      ((st.st_uid != geteuid() && st.st_uid != 0) || (st.st_mode & 022) != 0))
+  /* one that was just made can have been exchanged in a parent that others
+   * write to */
+  if ((st.st_uid != geteuid() && st.st_uid != 0) || (st.st_mode & 022) != 0)
     return cairn__fail(err, CAIRN_E_PERMISSION_DENIED,
                        "others can write to the directory %.*s and could "
                        "exchange the socket; name one in a directory of its "
                        "own, which is made when it is missing",
                        SHOWN, path);
+  if (is_made && group != (gid_t)-1 &&
+      fchown(l->directory, (uid_t)-1, group) != 0)
+    return fail_at(err, "cannot give the group its directory", path);
+  if (is_made && fchmod(l->directory, mode) != 0)
+    return fail_at(err, "cannot set the mode of", path);
   return 0;
 }
 

@@ -185,7 +185,9 @@ function Client:call(id, request)
       failure.nearest(tostring(name), api.names),
       table.concat(api.names, ", ")) })
   elseif call.is_change and self.level ~= "admin" then
-    self:record("refused: " .. name, "warning")
+    if self.server:is_news(("%s %d"):format(name, self.peer.uid)) then
+      self:record("refused: " .. name, "warning")
+    end
     return self:error(id, { code = "permission_denied", message = ("%s: %s may "
       .. "only read; root, the service's user and members of its admin group "
       .. "may change things"):format(name, self.who) })
@@ -653,12 +655,19 @@ function Server:name_of(uid)
   return self.names[uid]
 end
 
-function Server:refuse(peer)
+-- Whether a refusal of this key is to be logged: once in a while, so that
+-- nobody who may change nothing can fill the log.
+function Server:is_news(key)
   local now = seconds()
-  if now - (self.refused[peer.uid] or -math.huge) < REFUSED_QUIET_S then
-    return
+  if now - (self.refused[key] or -math.huge) < REFUSED_QUIET_S then
+    return false
   end
-  self.refused[peer.uid] = now
+  self.refused[key] = now
+  return true
+end
+
+function Server:refuse(peer)
+  if not self:is_news(peer.uid) then return end
   self.log("warning", ("control socket: refused: uid %d, process %d"):format(
     peer.uid, peer.pid), { uid = peer.uid, pid = peer.pid })
 end
@@ -709,8 +718,8 @@ function Server:sweep()
       client:close() -- what is not read from does not say that it has closed
     end
   end
-  for uid, time in pairs(self.refused) do
-    if now - time >= REFUSED_QUIET_S then self.refused[uid] = nil end
+  for key, time in pairs(self.refused) do
+    if now - time >= REFUSED_QUIET_S then self.refused[key] = nil end
   end
 end
 

@@ -423,6 +423,11 @@ describe("the control socket", function()
       assert.equal(changes + 3, refused)
       assert.equal("held", job.phase)
       assert.truthy(logged "^refused: kill by nobody")
+      -- and again and again it is not told
+      local told = #log
+      as("65534", socat("--groups", "2"),
+        ('{"id":1,"call":"kill","arguments":{"job":"1234"}}\n'):rep(50))
+      assert.equal(told, #log)
       out = as("65534", socat("--groups", "2"), "engine:close()\n")
       assert.truthy(out:find("may only read", 1, true), out)
       assert.is_true(core.is_open(engine))
