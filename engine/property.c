@@ -611,7 +611,7 @@ static int get(struct cairn_engine *e, const struct cairn__job *j,
                struct cairn_error *err)
 {
   const struct cairn__details *d = j->details;
-  const struct cairn_error_info *info = cairn_error_info(j->error_id);
+  const struct cairn_error_info *info;
 
   if (p->is_writable) {
     get_setting(e, j, p->id, v);
@@ -667,6 +667,7 @@ static int get(struct cairn_engine *e, const struct cairn__job *j,
     give_if(j->error_id != CAIRN_OK || j->is_last_well, j->error_id, v);
     break;
   case CAIRN_PROPERTY_ErrorDescription:
+    info = cairn_error_info(j->error_id);
     give_string(v, info ? info->summary : NULL);
     break;
   case CAIRN_PROPERTY_RecoveryAction:

@@ -65,6 +65,9 @@ struct cairn__store {
   struct cairn_error failure; /* what the owner knows of `error` */
   struct cairn__job *first_touched;
   uint64_t events_removed; /* up to this sequence, as far as was asked for */
+  struct stored_event *packed; /* kept: a large block made with every turn has
+                                  the allocator tidy up with every turn */
+  size_t packed_room;
   uint64_t backup_cookie;
   int64_t opened; /* how often, this time included */
 };
@@ -372,6 +375,7 @@ static int put_events(struct cairn_engine *e, struct cairn__rows *rows)
 {
   const struct cairn__events *events = &e->events;
   size_t room = (size_t)(events->pushed - events->written), n = 0;
+  struct cairn__store *s = e->store;
   struct stored_event *packed;
   uint64_t first = 0;
   int result = 0;
@@ -380,9 +384,14 @@ static int put_events(struct cairn_engine *e, struct cairn__rows *rows)
     return 0;
   if (room > EVENTS_A_ROW)
     room = EVENTS_A_ROW;
-  packed = cairn__malloc(room * sizeof *packed);
-  if (!packed)
-    return -1;
+  if (room > s->packed_room) {
+    packed = cairn__realloc(s->packed, room * sizeof *packed);
+    if (!packed)
+      return -1;
+    s->packed = packed;
+    s->packed_room = room;
+  }
+  packed = s->packed;
   for (uint64_t i = events->written; i < events->pushed && result == 0; i++) {
     const struct cairn_event *event = cairn__event_at(e, i);
 
@@ -398,7 +407,6 @@ static int put_events(struct cairn_engine *e, struct cairn__rows *rows)
   }
   if (result == 0)
     result = put_row(rows, first, packed, n);
-  cairn__free(packed);
   return result;
 }
 
@@ -942,6 +950,7 @@ void cairn__store_close(struct cairn_engine *e)
   if (s->fd >= 0)
     close(s->fd);
   cairn__free(s->backup_to);
+  cairn__free(s->packed);
   cairn__free(s->pending.bytes);
   cairn__free(s->working.bytes);
   cairn__free(s);

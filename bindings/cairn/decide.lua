@@ -6,7 +6,8 @@
 -- and its fallback holds, which is what the job would do without the function.
 -- A run keeps the functions that it began with, whatever is loaded meanwhile.
 --
--- S.deciders[serial] = { object =, key =, policy =, version =, prunes = }.
+-- S.deciders[serial] = { object =, key =, policy =, version =, prunes =, code =
+-- the name in the store }.
 
 local core = require "cairn.core"
 core.trust()
@@ -47,12 +48,18 @@ end
 local fields = { "InstanceID", "Name", "policy", "queue", "Priority",
   "run_number", "attempts", "JobState", "phase", "ErrorCode",
   "ErrorSummaryDescription", "bytes_total", "bytes_done", "rate" }
+local read = core.job_reader(fields)
 
--- The job as its functions see it.
+-- The job as its functions see it; a plain table is one that is only planned.
 function M.job(engine, job, decider, spec)
-  local view = { key = decider.key,
-    now = M.clock(core.now(engine) / 1e6, job.zone) }
-  for _, name in ipairs(fields) do view[name] = job[name] end
+  local view
+  if core.is_job(job) then
+    view = read(job, spec and 5 or 2) -- so many fields more
+  else
+    view = {}
+    for _, name in ipairs(fields) do view[name] = job[name] end
+  end
+  view.key, view.now = decider.key, M.clock(core.now(engine) / 1e6, job.zone)
   if spec then
     view.directory, view.base = spec.directory, spec.base
     view.CollectionId = spec.CollectionId
@@ -82,15 +89,19 @@ function M.with_trace(message, trace)
   return trace and trace ~= "" and message .. "\n" .. trace or message
 end
 
--- What became of a decision: for the log of the run, and for replays.
+-- What became of a decision: for engine:decisions, and for replays.
 local function record(S, decider, name, arguments, answer, message)
-  local list = S.decisions
-  list[#list + 1] = { policy = decider.policy, key = decider.key, name = name,
-    version = decider.version, arguments = arguments, answer = answer,
-    error = message, time = os.time() }
-  if #list >= 2 * M.RECORDS then
-    S.decisions = table.move(list, #list - M.RECORDS + 1, #list, 1, {})
-  end
+  S.decided = S.decided % M.RECORDS + 1 -- where the oldest one was
+  S.decisions[S.decided] = { policy = decider.policy, key = decider.key,
+    name = name, version = decider.version, arguments = arguments,
+    answer = answer, error = message, time = os.time() }
+end
+
+-- The decisions that are kept, oldest first.
+function M.kept(S)
+  local ring, last = S.decisions, S.decided
+  local list = table.move(ring, last + 1, #ring, 1, {})
+  return table.move(ring, 1, last, #list + 1, list)
 end
 
 local function warn(engine, serial, text)
@@ -396,12 +407,11 @@ function M.decides(S, serial, name)
 end
 
 -- The name of the handler that is to be told, or nil: the job's Notify.
-function M.notify(engine, S, ev, notice)
+function M.notify(engine, S, ev, state, code, text)
   local decider = S.deciding[ev.serial] or S.deciders[ev.serial]
   local view = M.job(engine, ev.job, decider)
-  view.JobState, view.ErrorCode = notice.JobState, notice.ErrorCode
-  view.ErrorSummaryDescription = notice.ErrorSummaryDescription
-  view.run_number = notice.run_number
+  view.JobState, view.run_number = state, ev.run_number -- of the run
+  view.ErrorCode, view.ErrorSummaryDescription = code, text
   return (ask(engine, S, decider, nil, "notify", is_name, view))
 end
 

@@ -739,7 +739,8 @@ function M.open(options)
   S.recovery = options.recovery or {} -- OtherRecoveryAction -> handler
   S.deciders = {}    -- serial -> what decides about its next runs
   S.deciding = {}    -- serial -> what decides about the run that is on
-  S.decisions = {}   -- the last ones, oldest first
+  S.decisions = {}   -- the last ones, in a ring of at most decide.RECORDS
+  S.decided = 0      -- where the last one is in it
   S.handlers_of = {} -- serial -> the handlers of its policy
   S.told = {}        -- serial -> { run =, state = } that Notify was told
   S.unnotified = {}  -- serial -> why its last notice was not delivered
@@ -1071,7 +1072,7 @@ end
 -- decisions() -> the last ones of policies' functions, oldest first
 function methods.decisions(engine)
   local S = opened(engine)
-  return table.move(S.decisions, 1, #S.decisions, 1, {})
+  return M.decide.kept(S)
 end
 
 -- changes([cursor[, max]]) -> events, cursor | nil, message, code
@@ -1177,7 +1178,8 @@ local function prepared(S, spec, what)
       failure.raise("invalid_argument", "%s: decisions come from a policy "
         .. "file", what)
     end
-    copy.decisions = M.policy_code(decider.policy, decider.key)
+    decider.code = decider.code or M.policy_code(decider.policy, decider.key)
+    copy.decisions = decider.code
   end
   return copy, body, decider
 end

@@ -89,42 +89,45 @@ local function record_of(engine, ev)
   end
 end
 
--- find() -> ErrorCode and text of the run that it is about; the job may have
--- begun another. It is called only when somebody may be told.
-local function tell(engine, S, ev, state, find)
+local is_well = { Completed = true, ["Completed With Warnings"] = true }
+
+local function property(job, name) return job[name] end
+
+-- Tells that a run (or, without one, the job) has ended in a JobState. What went
+-- wrong is looked up only when somebody may be told: of the run, since its job
+-- may have begun another.
+local function tell(engine, S, ev, state, is_run)
   if S.simulate then return end -- nothing has happened
-  local job = ev.job
-  local ok, name = pcall(function() return job.Notify end)
-  local decides = E.decide.decides(S, ev.serial, "notify")
+  local job, serial = ev.job, ev.serial
+  local ok, name = pcall(property, job, "Notify")
+  local decides = E.decide.decides(S, serial, "notify")
   if not ok or not decides and (not name or name == "") then return end
-  local notice = { InstanceID = ev.InstanceID, Name = job.Name,
-    JobState = state, run_number = ev.run_number, time = ev.time }
-  notice.ErrorCode, notice.ErrorSummaryDescription = find()
-  if decides then name = E.decide.notify(engine, S, ev, notice) or name end
+  local code, text = 0, nil
+  if not is_run then
+    code, text = job.ErrorCode or 0, job.ErrorSummaryDescription
+  elseif not is_well[state] then
+    local record = record_of(engine, ev)
+    code = ev.ErrorCode or record and record.ErrorCode or 0
+    text = record and record.ErrorDescription
+  end
+  if decides then
+    name = E.decide.notify(engine, S, ev, state, code, text) or name
+  end
   if not name or name == "" then return end
-  notice.Notify = name
-  local own = S.handlers_of[ev.serial] -- its policy's
+  local notice = { InstanceID = ev.InstanceID, Name = job.Name,
+    JobState = state, run_number = ev.run_number, time = ev.time,
+    ErrorCode = code, ErrorSummaryDescription = text, Notify = name }
+  local own = S.handlers_of[serial] -- its policy's
   local handler = own and own[name] or S.notify[name]
     or name:find "^mailto:." and name or "log"
   local what = header(("notify %s: %s (%s)"):format(name, notice.Name,
     notice.InstanceID))
   local teller = task.spawn_on(engine, function()
     local well, message = deliver(engine, S, handler, notice)
-    S.unnotified[ev.serial] = not well and message or nil
+    S.unnotified[serial] = not well and message or nil
     if not well then E.log(S, ("%s: %s"):format(what, message)) end
   end)
   teller.is_notice = what
-end
-
-local is_well = { [7] = true, [32768] = true }
-
-local function tell_run(engine, S, ev, state, number)
-  tell(engine, S, ev, state, function()
-    if is_well[number] then return 0 end
-    local record = record_of(engine, ev)
-    return ev.ErrorCode or record and record.ErrorCode or 0,
-      record and record.ErrorDescription
-  end)
 end
 
 -- Called for every event of a job.
@@ -134,7 +137,7 @@ function M.event(engine, S, ev)
     S.told[serial] = { run = ev.run_number, state = ev.JobState,
       is_retried = ev.is_retried }
     if ev.is_retried then return end
-    tell_run(engine, S, ev, ev.JobState, ev.new_state)
+    tell(engine, S, ev, ev.JobState, true)
   elseif ev.type == event.STATE and core.state_is_final(ev.new_state) then
     local told = S.told[serial]
     S.told[serial] = nil
@@ -148,9 +151,7 @@ function M.event(engine, S, ev)
       or ev.new_state ~= 8 and ev.new_state ~= 9) then
       return
     end
-    tell(engine, S, ev, ev.JobState, function()
-      return ev.job.ErrorCode or 0, ev.job.ErrorSummaryDescription
-    end)
+    tell(engine, S, ev, ev.JobState, false)
   elseif ev.type == event.REMOVED then
     S.told[serial], S.unnotified[serial] = nil, nil
     S.handlers_of[serial] = nil
@@ -160,7 +161,7 @@ end
 -- A handler has decided that the run is not tried again.
 function M.decided(engine, S, ev)
   S.told[ev.serial] = { run = ev.run_number, state = "Exception" }
-  tell_run(engine, S, ev, "Exception")
+  tell(engine, S, ev, "Exception", true)
 end
 
 -- Checks a table of handlers, such as cairn.open's option; raises.
