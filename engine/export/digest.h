@@ -136,6 +136,15 @@ int cairn__map_finish(struct cairn__map_writer *w, unsigned char *root,
                       unsigned char *file_digest, uint64_t *size,
                       struct cairn_error *err);
 void cairn__map_abort(struct cairn__map_writer *w); /* NULL allowed */
+/* A writer without a file, for cairn__map_append; it is ended by
+ * cairn__map_measured or cairn__map_abort. */
+int cairn__map_measure(const struct cairn__digester *d, uint64_t virtual_size,
+                       uint64_t length, struct cairn__map_writer **out,
+                       struct cairn_error *err);
+/* *bytes: what the file would take on disk, without its holes. Frees the writer
+ * whatever happens. */
+int cairn__map_measured(struct cairn__map_writer *w, uint64_t *bytes,
+                        struct cairn_error *err);
 
 struct cairn__map;
 /* Opens and checks header and size. path: what messages call it (NULL: name).

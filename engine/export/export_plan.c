@@ -1,9 +1,9 @@
 /* export_plan.c: the dry run. Opens everything as the run would, locks
  * included, and lets go again; writes nothing.
  *
- * An increment is planned to the byte: the disk is read and compared with its
- * base, since nothing else can tell. A full is estimated from above, from what
- * the source says of its holes. */
+ * Disks are planned to the byte: they are read, and compared with their base,
+ * since nothing else can tell. For an outlook they are not read, and estimated
+ * from above, from what the sources say of their holes. */
 #include <errno.h>
 #include <limits.h>
 #include <stdio.h>
@@ -57,42 +57,9 @@ static int open_target(const struct cairn_io *io, const char *directory,
 struct disk_plan {
   uint64_t target_bytes; /* image and digest map */
   uint64_t changed_bytes, zeroed_bytes;
-  json_t *ranges; /* of an increment, or NULL */
+  json_t *ranges; /* NULL: it was not read */
   size_t ranges_left_out;
 };
-
-/* The digest map of an increment on disk: pages that have any digest; others
- * are holes. From above: a page that the base has, or that data was written to,
- * may be all zeros now. */
-static int map_bytes(const struct cairn__export *x,
-                     const struct cairn__source *s, struct cairn__map *base,
-                     uint64_t slices, uint64_t *bytes, struct cairn_error *err)
-{
-  uint64_t page_bytes = (uint64_t)CAIRN__PAGE_BLOCKS * CAIRN__BLOCK;
-  uint64_t pages = s->length / page_bytes + (s->length % page_bytes != 0);
-  uint64_t in_base = cairn__map_get_info(base)->blocks, used = slices;
-  size_t size = x->digester.size;
-  unsigned char *page = cairn__malloc(CAIRN__PAGE_BLOCKS * size);
-
-  if (!page)
-    return cairn__fail_memory(err);
-  for (uint64_t first = 0; first < in_base; first += CAIRN__PAGE_BLOCKS) {
-    uint64_t n = in_base - first;
-
-    if (n > CAIRN__PAGE_BLOCKS)
-      n = CAIRN__PAGE_BLOCKS;
-    if (cairn__map_read(base, first, n, page, err) != 0) {
-      cairn__free(page);
-      return -1;
-    }
-    used += !cairn__is_zero(page, (size_t)n * size);
-  }
-  cairn__free(page);
-  if (used > pages)
-    used = pages;
-  *bytes = 4096 + used * (CAIRN__PAGE_BLOCKS * size + 4096);
-  return 0;
-}
 
 /* An upper estimate: data, tables (one entry and one refcount for each
  * cluster) and the map's pages that are none of holes, which are whole ones. */
@@ -109,33 +76,40 @@ static uint64_t estimate_disk(const struct cairn__member_disk *d,
          pages * (CAIRN__PAGE_BLOCKS * (uint64_t)digest_size + 4096);
 }
 
-/* Reads the disk and compares. */
-static int compare_disk(struct cairn__export *x, struct cairn__member_disk *d,
-                        struct disk_plan *out, struct cairn_error *err)
+/* Reads the disk, and compares it with its base, if it has one. */
+static int read_disk(struct cairn__export *x, struct cairn__member_disk *d,
+                     struct disk_plan *out, struct cairn_error *err)
 {
   struct cairn__source *s = cairn__member_source(d);
   struct cairn__sink_plan sink;
   struct cairn__copy copy = {
       .run = x->run, .source = s, .sink = &sink.sink, .digester = &x->digester};
-  uint64_t size, map = 0;
+  uint64_t image = 0, map = 0;
+  int is_raw = !d->base.point && strcmp(x->format, "raw") == 0;
   int result = cairn__sink_plan_init(&sink, s->length, s->virtual_size, err);
 
-  if (result == 0)
+  if (result == 0 && d->base.point)
     result = cairn__point_open_map(x->io, d->base.point, d->base.image,
                                    &x->digester, &copy.base, err);
   if (result == 0)
+    result = cairn__map_measure(&x->digester, s->virtual_size, s->length,
+                                &copy.map_writer, err);
+  if (result == 0)
     result = cairn__copy_run(&copy, err);
   if (result == 0)
-    result = cairn__sink_plan_end(&sink, &size, err);
-  if (result == 0)
-    result = map_bytes(x, s, copy.base, sink.slices, &map, err);
+    result = cairn__sink_plan_end(&sink, is_raw, &image, err);
   if (result == 0) {
-    out->target_bytes = size + map;
+    result = cairn__map_measured(copy.map_writer, &map, err);
+    copy.map_writer = NULL;
+  }
+  if (result == 0) {
+    out->target_bytes = image + map;
     out->changed_bytes = sink.data_blocks * CAIRN__BLOCK;
     out->zeroed_bytes = sink.zero_blocks * CAIRN__BLOCK;
     out->ranges = json_incref(sink.ranges);
     out->ranges_left_out = sink.ranges_left_out;
   }
+  cairn__map_abort(copy.map_writer);
   cairn__map_close(copy.base);
   cairn__sink_plan_free(&sink);
   return result;
@@ -181,7 +155,7 @@ static int plan_disk(struct cairn__export *x, struct cairn__member *m,
   struct disk_plan p = {.target_bytes = estimate_disk(d, digest_size)};
   int result = 0;
 
-  if (d->base.point && !x->is_outlook && compare_disk(x, d, &p, err) != 0)
+  if (!x->is_outlook && read_disk(x, d, &p, err) != 0)
     return cairn__member_fail(m, d, err);
   *target += p.target_bytes;
   if (json_array_append_new(disks, describe_disk(d, &p)) != 0)

@@ -87,8 +87,9 @@ struct cairn__map_writer {
   const struct cairn_io *io;
   const struct cairn__digester *digester;
   struct cairn__map_info info;
-  int fd;
+  int fd; /* -1: the file is only measured */
   char *name;
+  uint64_t used;               /* bytes of the pages that are no holes */
   uint64_t next;               /* block that comes next */
   uint64_t page_index;         /* page in `page` */
   int is_page_used;            /* something was put into it */
@@ -201,7 +202,9 @@ static int flush_page(struct cairn__map_writer *w, struct cairn_error *err)
     is_hole = cairn__digest_page(
         d, w->page, count, w->page + (size_t)CAIRN__PAGE_BLOCKS * d->size);
   }
-  if (!is_hole &&
+  if (!is_hole)
+    w->used += stride;
+  if (!is_hole && w->fd >= 0 &&
       (cairn__io_write_full(w->io, w->fd, w->page, (size_t)stride,
                             (off_t)offset) != 0 ||
        w->io->write_behind(w->io, w->fd, (off_t)offset, (off_t)stride) != 0)) {
@@ -231,6 +234,42 @@ static int go_to_page(struct cairn__map_writer *w, uint64_t page,
   return 0;
 }
 
+static int writer_new(const struct cairn__digester *d, const char *name,
+                      uint64_t virtual_size, uint64_t length,
+                      struct cairn__map_writer **out, struct cairn_error *err)
+{
+  struct cairn__map_writer *w = cairn__calloc(1, sizeof *w);
+
+  *out = NULL;
+  if (w == NULL) {
+    return cairn__fail_memory(err);
+  }
+  w->digester = d;
+  w->fd = -1;
+  w->info.algorithm = d->algorithm;
+  w->info.virtual_size = virtual_size;
+  w->info.length = length;
+  if (derive(&w->info) != 0) {
+    writer_free(w);
+    return cairn__fail(err, CAIRN_E_INTERNAL,
+                       "digest map of %" PRIu64
+                       " bytes with a virtual size of %" PRIu64,
+                       length, virtual_size);
+  }
+  w->name = cairn__strdup(name);
+  w->page = cairn__calloc(1, (size_t)page_stride(d));
+  w->block = cairn__malloc(CAIRN__BLOCK);
+  w->content = cairn__tree_new(d);
+  w->file = cairn__tree_new(d);
+  if (w->name == NULL || w->page == NULL || w->block == NULL ||
+      w->content == NULL || w->file == NULL) {
+    writer_free(w);
+    return cairn__fail_memory(err);
+  }
+  *out = w;
+  return 0;
+}
+
 int cairn__map_create(const struct cairn_io *io, int dirfd, const char *name,
                       const char *path, const struct cairn__digester *d,
                       uint64_t virtual_size, uint64_t length,
@@ -242,34 +281,12 @@ int cairn__map_create(const struct cairn_io *io, int dirfd, const char *name,
   char printable[512];
 
   *out = NULL;
-  w = cairn__calloc(1, sizeof *w);
-  if (w == NULL) {
-    return cairn__fail_memory(err);
+  if (writer_new(d, path != NULL ? path : name, virtual_size, length, &w,
+                 err) != 0) {
+    return -1;
   }
   w->io = io;
-  w->digester = d;
-  w->fd = -1;
-  w->info.algorithm = d->algorithm;
-  w->info.virtual_size = virtual_size;
-  w->info.length = length;
   memcpy(w->info.point, point, 16);
-  if (derive(&w->info) != 0) {
-    writer_free(w);
-    return cairn__fail(err, CAIRN_E_INTERNAL,
-                       "digest map of %" PRIu64
-                       " bytes with a virtual size of %" PRIu64,
-                       length, virtual_size);
-  }
-  w->name = cairn__strdup(path != NULL ? path : name);
-  w->page = cairn__calloc(1, (size_t)page_stride(d));
-  w->block = cairn__malloc(CAIRN__BLOCK);
-  w->content = cairn__tree_new(d);
-  w->file = cairn__tree_new(d);
-  if (w->name == NULL || w->page == NULL || w->block == NULL ||
-      w->content == NULL || w->file == NULL) {
-    writer_free(w);
-    return cairn__fail_memory(err);
-  }
   make_header(w, header);
   if (feed(w, header, HEADER_SIZE) != 0) {
     writer_free(w);
@@ -285,6 +302,23 @@ int cairn__map_create(const struct cairn_io *io, int dirfd, const char *name,
   }
   *out = w;
   return 0;
+}
+
+int cairn__map_measure(const struct cairn__digester *d, uint64_t virtual_size,
+                       uint64_t length, struct cairn__map_writer **out,
+                       struct cairn_error *err)
+{
+  return writer_new(d, "a digest map", virtual_size, length, out, err);
+}
+
+int cairn__map_measured(struct cairn__map_writer *w, uint64_t *bytes,
+                        struct cairn_error *err)
+{
+  int result = go_to_page(w, w->info.pages, err);
+
+  *bytes = HEADER_SIZE + w->used;
+  cairn__map_abort(w);
+  return result;
 }
 
 int cairn__map_append(struct cairn__map_writer *w, uint64_t first_block,

@@ -42,10 +42,12 @@ static int plan_reserve(struct cairn__sink *s, uint64_t first, size_t count,
 
     if (states[i] == CAIRN__UNCHANGED)
       continue;
-    if (states[i] == CAIRN__DATA)
+    if (states[i] == CAIRN__DATA) {
       p->data_blocks++;
-    else
+      p->last_data = block;
+    } else {
       p->zero_blocks++;
+    }
     if (block / CAIRN__PAGE_BLOCKS != p->last_slice) {
       p->last_slice = block / CAIRN__PAGE_BLOCKS;
       p->slices++;
@@ -105,12 +107,20 @@ int cairn__sink_plan_init(struct cairn__sink_plan *p, uint64_t length,
   return p->ranges ? 0 : cairn__fail_memory(err);
 }
 
-int cairn__sink_plan_end(struct cairn__sink_plan *p, uint64_t *size,
+int cairn__sink_plan_end(struct cairn__sink_plan *p, int is_raw, uint64_t *size,
                          struct cairn_error *err)
 {
+  uint64_t rest = p->length % CAIRN__BLOCK;
+  int is_cut = rest != 0 && p->data_blocks > 0 &&
+               p->last_data == p->length / CAIRN__BLOCK;
+
   if (end_range(p, err) != 0)
     return -1;
-  *size = cairn__qcow2_file_size(p->virtual_size, p->data_blocks, p->slices);
+  if (is_raw)
+    *size = p->data_blocks * CAIRN__BLOCK -
+            (is_cut ? CAIRN__BLOCK - (rest + 4095) / 4096 * 4096 : 0);
+  else
+    *size = cairn__qcow2_file_size(p->virtual_size, p->data_blocks, p->slices);
   return 0;
 }
 

@@ -1,5 +1,5 @@
 /* A sink that writes nothing: it remembers which blocks an image would hold,
- * for dry runs. The image's size is then known to the byte. */
+ * for dry runs. What the image takes on disk is then known to the byte. */
 #ifndef CAIRN_EXPORT_SINK_PLAN_H
 #define CAIRN_EXPORT_SINK_PLAN_H
 
@@ -17,6 +17,7 @@ struct cairn__sink_plan {
                      the disk */
   size_t ranges_left_out;
   uint64_t data_blocks, zero_blocks, slices;
+  uint64_t last_data; /* the last of data_blocks */
   /* the range that grows */
   uint64_t first, next, last_slice;
   int state;
@@ -24,8 +25,9 @@ struct cairn__sink_plan {
 
 int cairn__sink_plan_init(struct cairn__sink_plan *p, uint64_t length,
                           uint64_t virtual_size, struct cairn_error *err);
-/* After the copy: bytes of the qcow2. */
-int cairn__sink_plan_end(struct cairn__sink_plan *p, uint64_t *size,
+/* After the copy: bytes that a qcow2 takes on disk, or a raw file, which has
+ * holes. */
+int cairn__sink_plan_end(struct cairn__sink_plan *p, int is_raw, uint64_t *size,
                          struct cairn_error *err);
 void cairn__sink_plan_free(struct cairn__sink_plan *p); /* idempotent */
 

@@ -618,16 +618,56 @@ describe("a dry run", function()
     assert.is_truthy(output:find('"ranges":[]', 1, true), output)
   end)
 
-  it("estimates a full from above", function()
+  -- What an export takes on disk, holes aside, and what was planned.
+  local function taken_and_planned(collection, fields)
+    local spec = { collection = collection, directory = at "out" }
+    for key, value in pairs(fields or {}) do spec[key] = value end
+    local d = assert(engine:plan { Name = "x", export = spec })
+      .machines[1].disks[1]
+    assert.is_true(d.is_exact)
+    local report = exported(collection, fields)
+    local path = report.path .. "/" .. WEB .. "/vda."
+    return 512 * (uv.fs_stat(path .. (spec.format or "qcow2")).blocks
+      + uv.fs_stat(path .. "digests").blocks), d
+  end
+
+  it("tells a full's ranges and size to the byte", function()
     write_raw("a.raw", { 1, 0, 3 }, 4 << 30)
-    local collection = farm { disk("vda", "a.raw") }
-    local d = assert(engine:plan { Name = "x", export = {
-      collection = collection, directory = at "out" } }).machines[1].disks[1]
-    assert.is_false(d.is_exact)
-    local report = exported(collection)
-    local map = uv.fs_stat(report.path .. "/" .. WEB .. "/vda.digests").blocks
-    assert.is_true(d.target_bytes
-      >= 512 * (uv.fs_stat(image(report)).blocks + map), d.target_bytes)
+    do -- zeros that are no hole: known only to who reads them
+      local file = assert(io.open(at "a.raw", "r+b"))
+      file:seek("set", 8 * BLOCK)
+      file:write(("\0"):rep(4 * BLOCK))
+      file:close()
+    end
+    local taken, d = taken_and_planned(farm { disk("vda", "a.raw") })
+    assert.equal(taken, d.target_bytes)
+    assert.same({ { offset = 0, length = BLOCK, state = "data" },
+      { offset = 2 * BLOCK, length = BLOCK, state = "data" } }, d.ranges)
+    assert.equal(2 * BLOCK, d.changed_bytes)
+    assert.equal(0, d.zeroed_bytes)
+  end)
+
+  it("tells a raw full's size to the byte, its cut last block too", function()
+    write_raw("a.raw", { 1, 0, 3 }, 2 * BLOCK + 5000)
+    local taken, d = taken_and_planned(farm { disk("vda", "a.raw") },
+      { format = "raw" })
+    assert.equal(taken, d.target_bytes)
+    assert.equal(2 * BLOCK + 5000,
+      d.ranges[2].offset + d.ranges[2].length)
+  end)
+
+  it("knows which pages of a digest map become holes", function()
+    write_raw("a.raw", { 1 }, 4 << 30)
+    local file = assert(io.open(at "a.raw", "r+b"))
+    file:seek("set", 3 << 30)
+    file:write(("x"):rep(BLOCK))
+    file:close()
+    exported(farm { disk("vda", "a.raw") })
+    write_raw("a.raw", { 2 }, 4 << 30) -- nothing at 3 GiB any more
+    local taken, d = taken_and_planned(farm { disk("vda", "a.raw") },
+      { base = "latest" })
+    assert.equal(taken, d.target_bytes)
+    assert.equal(BLOCK, d.zeroed_bytes)
   end)
 
   it("tells an increment's ranges and size to the byte", function()

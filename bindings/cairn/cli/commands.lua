@@ -301,8 +301,8 @@ command runs again: what was written already is compared, not written again. The
 disks are read anew, but for what a clone or a bitmap (--tracker) proves to be
 unchanged.
 
---dry-run reads and compares the disks that become increments, so that it tells
-their exact size; --json lists the ranges too.
+--dry-run reads the disks, and compares those that become increments with their
+base, so that it tells the exact size; --json lists the ranges too.
 
 With --stream writes one disk of the point DIR/ID as a stream "rbd diff v1"
 instead, to standard output or a file: what changed since its base, or since
