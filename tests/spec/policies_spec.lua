@@ -1,5 +1,5 @@
 -- The ready policies: each is loaded as it is shipped, beside images of its own,
--- passes its own tests, and runs through months of a virtual clock in which
+-- passes its own tests, and runs through a year of a virtual clock in which
 -- things go wrong on known days. qemu-img and cmp judge what is left.
 
 local cairn = require "cairn"
@@ -862,5 +862,329 @@ sys.stdin.read()]], path } }, function() is_over = true end))
     assert.equal(1, code, out)
     assert.equal(26, cairn.json_decode(support.read(directory .. "/page.json"))
       .ErrorCode)
+  end)
+
+  -- ---- years ------------------------------------------------------------------
+
+  -- What is away, from one local midnight to another; "off" is the engine itself.
+  -- The clock of Berlin changes within two of them, and 27 November is a last
+  -- Friday.
+  local windows = {
+    { "20260210", "20260211", "disk" }, { "20260328", "20260330", "target" },
+    { "20260531", "20260601", "disk" }, { "20260715", "20260717", "off" },
+    { "20260905", "20260908", "target" }, { "20261025", "20261026", "disk" },
+    { "20261127", "20261128", "target" },
+  }
+
+  local function berlin(date) -- its midnight
+    local summer = date > "20260329" and date <= "20261025"
+    return cairn.datetime(date .. "000000.000000+"
+      .. (summer and "120" or "060")).seconds
+  end
+  for _, window in ipairs(windows) do
+    window.from, window.to = berlin(window[1]), berlin(window[2])
+  end
+
+  local function window_of(unix)
+    for _, window in ipairs(windows) do
+      if unix >= window.from and unix < window.to then return window[3] end
+    end
+  end
+
+  local function move(from, to)
+    assert(uv.fs_rename(directory .. "/" .. from, directory .. "/" .. to))
+  end
+
+  local moves = { disk = { "images/data.raw", "data.away" },
+    target = { "mnt", "mnt.away" } }
+
+  -- Every due time of a job in the year has one run, or is within one record of
+  -- skipped ones. Returns the runs: number, due, and state after the last
+  -- attempt.
+  local function runs_of(records, spec)
+    local calendar = {}
+    for _, field in ipairs { "RunMonth", "RunDay", "RunDayOfWeek",
+      "RunStartInterval", "JobRunTimes", "zone" } do
+      calendar[field] = spec[field]
+    end
+    local is_due, count = {}, 0
+    for _, run in ipairs(cairn.schedule(calendar):next(400, NEW_YEAR - 1)) do
+      local due = run.unix_us // 1000000
+      if due < berlin "20270101" then is_due[due], count = true, count + 1 end
+    end
+    local runs, by_number, skipped = {}, {}, 0
+    for _, record in ipairs(records) do
+      if record.skipped then
+        assert.equal("missed", record.reason)
+        skipped = skipped + record.skipped
+      else
+        local due = cairn.datetime(record.due).seconds
+        local run = by_number[record.run_number]
+        if not run then
+          assert.is_true(is_due[due], "no due time, or a second run: "
+            .. record.due)
+          is_due[due] = nil
+          run = { number = record.run_number, due = due }
+          by_number[run.number], runs[#runs + 1] = run, run
+        end
+        run.state, run.attempts = record.JobState, record.attempt
+        run.error = record.ErrorCode
+      end
+    end
+    assert.equal(count, #runs + skipped)
+    return runs, skipped
+  end
+
+  -- A policy's year in two lives of an engine. options: handlers; ended(job,
+  -- event), of the last attempt of a run; noon[date] = function. Returns the runs
+  -- by the keys of the jobs, what was there at each export by its point, the log.
+  local function year(name, settings, options)
+    settings.directory, settings.zone = "mnt/out", "Europe/Berlin"
+    local policy = load(name, settings)
+    local kept, log, engine, jobs = {}, {}, nil, {}
+    local store = directory .. "/" .. name .. ".db"
+    local function open(start_at)
+      local lines
+      engine, lines = support.engine(cairn, { store = store, start = start_at,
+        history_limit = 100000, notify = options.handlers })
+      log[#log + 1] = lines
+      engine:on("RunEnded", function(event)
+        local job = event.job
+        if job.policy ~= name then return end
+        if job.ReferencePointGroupId and event.JobState ~= "Exception"
+          and policy.jobs[job.policy_key].export then
+          kept[job.ReferencePointGroupId] = {
+            ["web1.raw"] = contents["web1.raw"],
+            ["data.raw"] = contents["data.raw"] }
+          change(event.run_number)
+        end
+        if options.ended then options.ended(job, event) end
+      end)
+      for key, spec in pairs(policy.jobs) do
+        jobs[key] = engine:jobs { policy = name, policy_key = key }[1]
+        if jobs[key] then
+          assert(engine:update(jobs[key], spec))
+        else
+          jobs[key] = assert(engine:submit(spec))
+        end
+      end
+    end
+    open(NEW_YEAR)
+    local steps = {}
+    for _, window in ipairs(windows) do
+      local from, to, what = window.from, window.to, window[3]
+      local pair = moves[what]
+      steps[#steps + 1] = { from, function()
+        if pair then move(pair[1], pair[2]) else assert(engine:close()) end
+      end, is_off = not pair }
+      steps[#steps + 1] = { to, function()
+        if pair then move(pair[2], pair[1]) else open(to) end
+      end }
+    end
+    for date, action in pairs(options.noon or {}) do
+      steps[#steps + 1] = { berlin(date) + DAY // 2, action }
+    end
+    table.sort(steps, function(a, b) return a[1] < b[1] end)
+    local is_off = false
+    for _, step in ipairs(steps) do
+      if not is_off then run_until(engine, step[1]) end
+      step[2]()
+      is_off = step.is_off
+    end
+    run_until(engine, berlin "20270101")
+    local runs, skipped = {}, {}
+    for key, job in pairs(jobs) do
+      runs[key], skipped[key] = runs_of(records_of(engine, job),
+        policy.jobs[key])
+    end
+    assert(engine:close())
+    return { runs = runs, skipped = skipped, kept = kept,
+      log = table.concat(log[1], "\n") .. table.concat(log[2], "\n") }
+  end
+
+  -- Where nothing else is expected, all is well; with a warning when a chain has
+  -- reached its limit of 32 levels.
+  local function expect_states(runs, state_of)
+    for _, run in ipairs(runs) do
+      local expected = state_of(window_of(run.due), run) or "Completed"
+      local is_limit = expected == "Completed"
+        and run.state == "Completed With Warnings"
+      assert.equal(expected, is_limit and "Completed" or run.state,
+        os.date("!%Y-%m-%d %H:%M", run.due))
+    end
+  end
+
+  local function fails(window)
+    return (window == "disk" or window == "target") and "Exception"
+  end
+
+  local function expect_whole(of, count)
+    local list = points()
+    assert.equal(0, (command("verify", directory .. "/mnt/out")))
+    for i = 1, #list, math.max(1, #list // count) do
+      local id = list[i].ReferencePointGroupId
+      if of.kept[id] then expect_content(list[i], of.kept[id]) end
+    end
+    expect_content(list[#list], of.kept[list[#list].ReferencePointGroupId])
+    return list
+  end
+
+  -- What a site does whose policy keeps everything: some points stay.
+  local function tidied()
+    local noon = {}
+    for month = 2, 12 do
+      noon[("2026%02d01"):format(month)] = function()
+        assert(cairn.prune { directory = directory .. "/mnt/out",
+          keep = { last = 5 } })
+      end
+    end
+    return noon
+  end
+
+  it("monthly_gfs: a year, and what is kept of it", function()
+    local of = year("monthly_gfs", {}, {})
+    assert.same({ daily = 1, monthly = 0 }, of.skipped)
+    expect_states(of.runs.daily, fails)
+    expect_states(of.runs.monthly, fails)
+    assert.equal(12, #of.runs.monthly)
+    assert.equal("Exception", of.runs.monthly[11].state)
+    for i, run in ipairs(of.runs.monthly) do -- Fridays, the last ones
+      assert.equal(os.date("!%w", run.due), "5")
+      assert.equal(i % 12 + 1, tonumber(os.date("!%m", run.due + 7 * DAY)))
+    end
+    local list = expect_whole(of, 4)
+    local plan = assert(cairn.prune { directory = directory .. "/mnt/out",
+      dry_run = true, keep = { daily = 7, weekly = 5, monthly = 12 } })
+    assert.same({}, plan.removed)
+    -- the rules themselves: seven days, the weeks and months before
+    local months = {}
+    for _, point in ipairs(list) do
+      months[point.time:sub(1, 6)] = true
+    end
+    for month = 1, 12 do
+      assert.is_true(months[("2026%02d"):format(month)], "month " .. month)
+    end
+    assert.is_true(#list <= 24, #list)
+  end)
+
+  it("synthetic: a year of merges", function()
+    local longest = 0
+    local of = year("synthetic", { levels = "5", keep_days = "12" }, {
+      ended = function(job, event)
+        if job.policy_key == "synthetic" and event.JobState == "Completed" then
+          local list = points()
+          longest = math.max(longest, list[1] and
+            depths(list)[list[#list].ReferencePointGroupId] or 0)
+        end
+      end })
+    assert.same({ nightly = 1, synthetic = 1 }, of.skipped)
+    expect_states(of.runs.nightly, fails)
+    expect_states(of.runs.synthetic, function(window)
+      return window == "target" and "Exception"
+    end)
+    assert.equal(4, longest) -- merged on the day that it had five levels
+    local list = expect_whole(of, 4)
+    assert.is_true(#list >= 13 and #list <= 17, #list)
+    assert.equal("", of.log)
+  end)
+
+  it("verify: a year with a damaged point in spring and in autumn", function()
+    local out, farm = directory .. "/mnt/out",
+      load("nightly", { directory = "mnt/out" }).jobs.nightly.export.collection
+    for day = 1, 9 do
+      change(day)
+      local engine <close> = support.engine(cairn)
+      local job = assert(engine:submit { Name = "point", export = {
+        collection = farm, directory = out, base = "latest" } })
+      assert.equal("Completed", job:wait())
+    end
+    local list, told = points(), {}
+    local path, good
+    local function damage(point)
+      return function()
+        local _, _, found = support.run { "find", out .. "/"
+          .. list[point].ReferencePointGroupId, "-name", "*.qcow2" }
+        path = found:match "[^\n]+"
+        good = support.read(path)
+        support.write(path, good:sub(1, -101)
+          .. string.char(good:byte(-100) ~ 4) .. good:sub(-99))
+      end
+    end
+    local function mend() support.write(path, good) end
+    local of = year("verify", { notify = "ops" }, { noon = {
+      ["20260412"] = damage(2), ["20260419"] = mend,
+      ["20261030"] = damage(9), ["20261106"] = mend },
+      handlers = { ops = function(notice)
+        if notice.JobState ~= "Completed" then told[#told + 1] = notice end
+      end } })
+    assert.same({ all = 0, sample = 1 }, of.skipped)
+    assert.equal(12, #of.runs.all)
+    local found = { 0, 0 }
+    expect_states(of.runs.sample, function(window, run)
+      if window == "target" then return "Exception" end
+      local i = run.due > berlin "20260412" and run.due < berlin "20260420" and 1
+        or run.due > berlin "20261030" and run.due < berlin "20261107" and 2
+      if i and run.state == "Exception" then
+        found[i] = found[i] + 1
+        return "Exception"
+      end
+    end)
+    -- an older point has its turn every fourth day, the newest every day
+    assert.is_true(found[1] == 1 or found[1] == 2, found[1])
+    assert.equal(7, found[2])
+    expect_states(of.runs.all, function(window, run)
+      return (window == "target" or run.number == 11) and "Exception"
+    end)
+    local failed = 0
+    for _, runs in pairs(of.runs) do
+      for _, run in ipairs(runs) do
+        failed = failed + (run.state == "Exception" and 1 or 0)
+      end
+    end
+    assert.equal(failed, #told)
+  end)
+
+  it("throttle: a year", function()
+    local of = year("throttle", { time = "11h", work_rate = "900" },
+      { noon = tidied() })
+    assert.same({ nightly = 1 }, of.skipped)
+    expect_states(of.runs.nightly, fails)
+    assert.equal(364, #of.runs.nightly)
+    expect_whole(of, 4)
+    assert.equal("", of.log)
+  end)
+
+  it("notify: a year, and a page for every night that failed", function()
+    local pages = directory .. "/pages"
+    local pager = support.write(directory .. "/page", "#!/bin/sh\ncat >>"
+      .. pages .. "; echo >>" .. pages .. "\n")
+    assert(uv.fs_chmod(pager, tonumber("700", 8)))
+    local of = year("notify", { pager = pager }, { noon = tidied() })
+    assert.same({ nightly = 1 }, of.skipped)
+    expect_states(of.runs.nightly, fails)
+    local numbers, expected = {}, {}
+    for line in support.read(pages):gmatch "[^\n]+" do
+      local notice = cairn.json_decode(line)
+      assert.equal("Exception", notice.JobState)
+      numbers[#numbers + 1] = notice.run_number
+    end
+    for _, run in ipairs(of.runs.nightly) do
+      if run.state == "Exception" then expected[#expected + 1] = run.number end
+    end
+    assert.same(expected, numbers)
+    expect_whole(of, 4)
+  end)
+
+  it("recovery: a year", function()
+    local of = year("recovery", { free_percent = "0" },
+      { noon = tidied() })
+    assert.same({ nightly = 1, room = 1 }, of.skipped)
+    expect_states(of.runs.nightly, fails)
+    expect_states(of.runs.room, function() end)
+    for _, run in ipairs(of.runs.nightly) do
+      assert.equal(run.state == "Exception" and 4 or 1, run.attempts)
+    end
+    local list = expect_whole(of, 4)
+    for _, depth in pairs(depths(list)) do assert.is_true(depth <= 14) end
   end)
 end)
