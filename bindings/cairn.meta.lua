@@ -357,10 +357,11 @@ function engine:now() end
 
 ---What has become of runs. Each attempt that has ended: InstanceID, Name, time (of its end), due (nil: a client wanted it), StartTime, ElapsedTime, run_number, attempt, JobState (how it ended), ErrorCode, ErrorDescription, bytes_done, ReferencePointGroupId. Due times without a run: InstanceID, Name, time, due, due_last, skipped (how many), reason (`"missed"`, `"running"`, `"held"`, `"ended"`, `"queued"`: longer than MaxTimeOnQueue). Times are CIM datetimes. The latest history_limit of cairn.open (10000) are kept, with a store in it.
 ---@param id? string|cairn.job of this job, which may be gone; of all when left out
+---@param options? table max (at most so many) and after (what an earlier call gave as next), or last (the newest so many)
 ---@return table[]? # oldest first
----@return string? # message, when refused
+---@return integer|string? # next: there is more than max; or why not
 ---@return string? # code, when refused: see cairn.errors
-function engine:history(id) end
+function engine:history(id, options) end
 
 ---What the engine does, for a monitoring system: jobs by state and phase, queues, runs by result, times skipped, bytes exported, the store; for each job the last success and failure and when it is due. What is counted is counted since the engine was opened. At most 1000 jobs, those of policies first, have series of their own; jobs of one Name, policy and policy_key share one.
 ---@param format? string `"openmetrics"` (the default) or `"prometheus"`, the older text format

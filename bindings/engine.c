@@ -516,18 +516,28 @@ static int engine_plan(lua_State *L)
   return 1;
 }
 
-/* history(engine, [id]) -> records | nil, message, code */
+/* history(engine, [id, [after, [max, [is_last]]]]) -> records, next | nil,
+ * message, code. next: what after goes on with; nil: there is nothing more. */
 static int engine_history(lua_State *L)
 {
   struct cairn_error err = {0};
-  const char *id = luaL_optstring(L, 2, NULL);
+  struct cairn_history_range range = {.id = luaL_optstring(L, 2, NULL),
+                                      .after =
+                                          (uint64_t)luaL_optinteger(L, 3, 0),
+                                      .max = (size_t)luaL_optinteger(L, 4, 0),
+                                      .is_last = lua_toboolean(L, 5)};
+  uint64_t next;
+  lua_settop(L, 5);
   char **records = (char **)cairn__lua_box(L, cairn_free);
   int box = lua_gettop(L);
-  if (cairn_history(check(L), id, records, &err) != 0)
+  if (cairn_history_range(check(L), &range, records, &next, &err) != 0)
     return cairn__lua_fail(L, &err);
   cairn__lua_decode(L, *records, strlen(*records));
   cairn__lua_unbox(L, box);
-  return 1;
+  if (next == 0)
+    return 1;
+  lua_pushinteger(L, (lua_Integer)next);
+  return 2;
 }
 
 /* queues(engine) -> array | nil, message, code */

@@ -640,7 +640,7 @@ static int core_job_reader(lua_State *L)
   luaL_argcheck(L, count > 0 && count <= 1000, 1, "1 to 1000 names expected");
   lua_createtable(L, (int)count, 0); /* 2 */
   const struct cairn_property_info **list =
-      lua_newuserdatauv(L, (size_t)count * sizeof *list, 0); /* 3 */
+      lua_newuserdatauv(L, (size_t)count * sizeof(void *), 0); /* 3 */
   for (lua_Integer i = 1; i <= (lua_Integer)count; i++) {
     luaL_argcheck(L, lua_rawgeti(L, 1, i) == LUA_TSTRING, 1, "names expected");
     list[i - 1] = check_property(L, lua_tostring(L, -1));

@@ -13,7 +13,6 @@
 #include "memory.h"
 
 struct cairn__record {
-  struct cairn__record *next;
   uint64_t id;
   int64_t time; /* when it was made: the end of the run; Unix */
   int64_t due, due_last;
@@ -28,24 +27,68 @@ struct cairn__record {
   char text[];   /* the job's name, the message */
 };
 
+static struct cairn__record *record_at(const struct cairn__history *h, size_t i)
+{
+  return h->ring[(h->begin + i) & (h->capacity - 1)];
+}
+
+/* The index of the first record with this id or a higher one. */
+static size_t index_of(const struct cairn__history *h, uint64_t id)
+{
+  size_t low = 0, high = h->count;
+
+  while (low < high) {
+    size_t middle = low + (high - low) / 2;
+
+    if (record_at(h, middle)->id < id)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
+
 static void drop_first(struct cairn__history *h)
 {
-  struct cairn__record *r = h->first;
+  struct cairn__record *r = record_at(h, 0);
 
-  h->first = r->next;
-  if (!h->first)
-    h->last = NULL;
-  if (h->unwritten == r)
-    h->unwritten = r->next;
-  h->dropped = r->id;
+  h->begin = (h->begin + 1) & (h->capacity - 1);
   h->count--;
+  if (h->unwritten == r->id)
+    h->unwritten = h->count > 0 ? record_at(h, 0)->id : 0;
+  h->dropped = r->id;
   cairn__free(r);
 }
 
 void cairn__history_free(struct cairn_engine *e)
 {
-  while (e->history.first)
-    drop_first(&e->history);
+  struct cairn__history *h = &e->history;
+
+  while (h->count > 0)
+    drop_first(h);
+  cairn__free(h->ring);
+  h->ring = NULL;
+  h->capacity = 0;
+}
+
+/* Room for one more; -1 when out of memory. */
+static int reserve(struct cairn__history *h)
+{
+  size_t capacity = h->capacity ? 2 * h->capacity : 16;
+  struct cairn__record **ring;
+
+  if (h->count < h->capacity)
+    return 0;
+  ring = cairn__malloc(capacity * sizeof(void *));
+  if (!ring)
+    return -1;
+  for (size_t i = 0; i < h->count; i++)
+    ring[i] = record_at(h, i);
+  cairn__free(h->ring);
+  h->ring = ring;
+  h->capacity = capacity;
+  h->begin = 0;
+  return 0;
 }
 
 /* A record that is in no list yet. */
@@ -70,31 +113,35 @@ static struct cairn__record *make(const char *id, const char *name,
   return r;
 }
 
-static void append(struct cairn__history *h, struct cairn__record *r)
+/* Takes the record; -1, with nothing changed, when out of memory. */
+static int append(struct cairn__history *h, struct cairn__record *r)
 {
-  if (h->last)
-    h->last->next = r;
-  else
-    h->first = r;
-  h->last = r;
-  h->count++;
+  if (reserve(h) != 0)
+    return -1;
+  h->ring[(h->begin + h->count++) & (h->capacity - 1)] = r;
   if (h->count > h->limit)
     drop_first(h);
+  return 0;
 }
 
 static struct cairn__record *
 add(struct cairn_engine *e, const struct cairn__job *j, const char *message)
 {
+  struct cairn__history *h = &e->history;
   struct cairn__record *r = make(j->instance_id, j->name, strlen(j->name),
                                  message, message ? strlen(message) : 0);
 
   if (!r)
     return NULL;
   r->time = cairn__wall(e);
-  r->id = ++e->history.last_id;
-  if (!e->history.unwritten)
-    e->history.unwritten = r;
-  append(&e->history, r);
+  r->id = h->last_id + 1;
+  if (append(h, r) != 0) {
+    cairn__free(r);
+    return NULL;
+  }
+  h->last_id = r->id;
+  if (h->unwritten == 0)
+    h->unwritten = r->id;
   return r;
 }
 
@@ -140,7 +187,7 @@ void cairn__history_skipped(struct cairn_engine *e, const struct cairn__job *j,
 
 int cairn__history_is_changed(const struct cairn_engine *e)
 {
-  return e->history.unwritten ||
+  return e->history.unwritten > 0 ||
          e->history.dropped_written < e->history.dropped;
 }
 
@@ -182,9 +229,10 @@ int cairn__history_put(const struct cairn_engine *e, struct cairn__rows *rows)
 {
   const struct cairn__history *h = &e->history;
 
-  for (const struct cairn__record *r = h->unwritten; r; r = r->next) {
-    if (put_record(r, rows) != 0)
-      return -1;
+  if (h->unwritten > 0) {
+    for (size_t i = index_of(h, h->unwritten); i < h->count; i++)
+      if (put_record(record_at(h, i), rows) != 0)
+        return -1;
   }
   if (h->dropped_written == h->dropped)
     return 0;
@@ -193,7 +241,7 @@ int cairn__history_put(const struct cairn_engine *e, struct cairn__rows *rows)
 
 void cairn__history_written(struct cairn_engine *e)
 {
-  e->history.unwritten = NULL;
+  e->history.unwritten = 0;
   e->history.dropped_written = e->history.dropped;
 }
 
@@ -239,7 +287,10 @@ int cairn__history_load(struct cairn_engine *e, const int64_t *v,
     if (uuid_parse(point_id, r->point) != 0)
       uuid_clear(r->point);
   }
-  append(&e->history, r);
+  if (append(&e->history, r) != 0) {
+    cairn__free(r);
+    return cairn__fail_memory(err);
+  }
   return 0;
 }
 
@@ -304,7 +355,7 @@ static json_t *record_json(const struct cairn__record *r)
 static int find_id(cairn_engine *e, const char *id, char found[48],
                    struct cairn_error *err)
 {
-  const struct cairn__record *r;
+  const struct cairn__history *h = &e->history;
   char digits[33];
   cairn_job job;
 
@@ -316,7 +367,9 @@ static int find_id(cairn_engine *e, const char *id, char found[48],
     return -1;
   cairn__id_digits(id, digits);
   found[0] = '\0';
-  for (r = e->history.first; r; r = r->next) {
+  for (size_t i = 0; i < h->count; i++) {
+    const struct cairn__record *r = record_at(h, i);
+
     if (!cairn__id_begins(r->instance_id, digits) ||
         strcmp(found, r->instance_id) == 0)
       continue;
@@ -333,16 +386,37 @@ static int find_id(cairn_engine *e, const char *id, char found[48],
   return 0;
 }
 
-int cairn_history(cairn_engine *e, const char *id, char **out,
-                  struct cairn_error *err)
+/* Where the last `max` records of a job (NULL: of all) begin. */
+static size_t begin_of_last(const struct cairn__history *h, const char *id,
+                            size_t begin, size_t max)
 {
+  size_t i = h->count;
+
+  if (!id)
+    return h->count - begin > max ? h->count - max : begin;
+  while (i > begin && max > 0)
+    if (strcmp(id, record_at(h, --i)->instance_id) == 0)
+      max--;
+  return max > 0 ? begin : i;
+}
+
+int cairn_history_range(cairn_engine *e,
+                        const struct cairn_history_range *range, char **out,
+                        uint64_t *next, struct cairn_error *err)
+{
+  const struct cairn__history *h = &e->history;
+  size_t i, max = range->max ? range->max : SIZE_MAX, count = 0;
+  uint64_t last = 0;
   struct cairn_error why;
   char found[48];
+  const char *id = range->id ? found : NULL;
   json_t *array;
 
   cairn__error_clear(err);
   *out = NULL;
-  if (id && find_id(e, id, found, &why) != 0) {
+  if (next)
+    *next = 0;
+  if (id && find_id(e, range->id, found, &why) != 0) {
     if (err)
       *err = why;
     return -1;
@@ -350,13 +424,36 @@ int cairn_history(cairn_engine *e, const char *id, char **out,
   array = json_array();
   if (!array)
     return cairn__fail_memory(err);
-  for (const struct cairn__record *r = e->history.first; r; r = r->next) {
-    if (id && strcmp(found, r->instance_id) != 0)
+  i = range->after < h->last_id ? index_of(h, range->after + 1) : h->count;
+  if (range->is_last)
+    i = begin_of_last(h, id, i, max);
+  for (; i < h->count; i++) {
+    const struct cairn__record *r = record_at(h, i);
+
+    if (id && strcmp(id, r->instance_id) != 0)
       continue;
+    if (count++ == max) {
+      if (next)
+        *next = last;
+      break;
+    }
+    last = r->id;
     if (json_array_append_new(array, record_json(r)) != 0) {
       json_decref(array);
       return cairn__fail_memory(err);
     }
   }
-  return cairn__json_give(array, out, err);
+  if (cairn__json_give(array, out, err) == 0)
+    return 0;
+  if (next)
+    *next = 0;
+  return -1;
+}
+
+int cairn_history(cairn_engine *e, const char *id, char **out,
+                  struct cairn_error *err)
+{
+  const struct cairn_history_range all = {.id = id};
+
+  return cairn_history_range(e, &all, out, NULL, err);
 }

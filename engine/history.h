@@ -21,12 +21,14 @@ struct cairn__record;
 #define CAIRN__HISTORY_LIMIT 10000
 
 struct cairn__history {
-  struct cairn__record *first, *last;
-  struct cairn__record *unwritten; /* the first one the store has not; NULL */
-  size_t count, limit;             /* limit >= 1 */
-  uint64_t last_id;                /* of records, from 1; never used again */
-  uint64_t dropped;                /* ids up to this one are gone */
-  uint64_t dropped_written;        /* and the store knows of these */
+  struct cairn__record **ring; /* ascending ids, the first at `begin` */
+  size_t begin, count;
+  size_t capacity;          /* of the ring: 0 or a power of two */
+  size_t limit;             /* of count, >= 1 */
+  uint64_t last_id;         /* of records, from 1; never used again */
+  uint64_t unwritten;       /* the first one that the store has not; 0: none */
+  uint64_t dropped;         /* ids up to this one are gone */
+  uint64_t dropped_written; /* and the store knows of these */
 };
 
 /* Also pushes a RunEnded event. The run of the job has ended as `state` says (a

@@ -458,8 +458,11 @@ reading and then calls `step`. Without any of these nothing moves.]],
       { name = "engine:now", params = {},
         returns = { { "cairn.datetime", "" } }, text = "The engine's time." },
       { name = "engine:history", params = { { "id", "string|cairn.job?",
-        "of this job, which may be gone; of all when left out" } },
-        returns = { { "table[]?", "oldest first" }, failure, code },
+        "of this job, which may be gone; of all when left out" },
+        { "options", "table?", "max (at most so many) and after (what an "
+          .. "earlier call gave as next), or last (the newest so many)" } },
+        returns = { { "table[]?", "oldest first" }, { "integer|string?",
+          "next: there is more than max; or why not" }, code },
         text = "What has become of runs. Each attempt that has ended: "
           .. "InstanceID, Name, time (of its end), due (nil: a client wanted "
           .. "it), StartTime, ElapsedTime, run_number, attempt, JobState (how "

@@ -577,7 +577,7 @@ function Client:let_go()
   self.evaluation = nil
   if evaluation then guarded(self.server, evaluation.close)(evaluation) end
   self.server.subscribers[self] = nil
-  self.snapshot, self.chunk = nil, nil
+  self.chunk = nil
   self.pieces, self.buffer, self.has_line = {}, nil, false
 end
 

@@ -15,6 +15,7 @@ local api = { calls = {}, names = {} }
 local PAGE_BYTES = 524288 -- of a list in one answer
 local PAGE_JOBS = 1000    -- jobs looked at for one answer
 local PAGE_RECORDS = 10000
+local CHUNK_RECORDS = 100 -- read at once
 local EVENTS = 1000
 local PATTERN_MAX = 1000
 
@@ -180,32 +181,25 @@ add("why", {
     done { text = text, data = data }
   end })
 
--- The records are those of the moment of the first page.
 add("history", {
   fields = { job = "string", after = "number", max = "number" },
-  run = function(server, client, arguments, done)
+  run = function(server, _, arguments, done)
     local after = count_of(arguments, "after", 0, math.maxinteger)
-    local max = count_of(arguments, "max", PAGE_RECORDS, PAGE_RECORDS)
-    if after == 0 then
-      local list, message, code = server.engine:history(arguments.job)
-      if not list then return done(nil, message, code) end
-      client.snapshot = list
-    elseif not client.snapshot then
-      failure.raise("invalid_argument", "history: after goes on with a list "
-        .. "whose beginning this connection has asked for last, and that has "
-        .. "not ended")
-    end
-    local records, out, bytes = client.snapshot, {}, 0
-    local at = after
-    while at < #records and #out < max and bytes < PAGE_BYTES do
-      at = at + 1
-      out[#out + 1] = assert(core.json_encode(records[at]))
-      bytes = bytes + #out[#out]
-    end
-    local has_more = at < #records
-    if not has_more then client.snapshot = nil end
+    local max = math.max(1, count_of(arguments, "max", PAGE_RECORDS,
+      PAGE_RECORDS))
+    local out, bytes = {}, 0
+    repeat -- what an error says may be long
+      local records, next_after, code = server.engine:history(arguments.job,
+        { after = after, max = math.min(max - #out, CHUNK_RECORDS) })
+      if not records then return done(nil, next_after, code) end
+      for _, record in ipairs(records) do
+        out[#out + 1] = assert(core.json_encode(record))
+        bytes = bytes + #out[#out]
+      end
+      after = next_after
+    until not after or #out >= max or bytes >= PAGE_BYTES
     done(api.raw(('{"records":[%s],"next":%s}'):format(table.concat(out, ","),
-      has_more and tostring(at) or "null")))
+      after and tostring(after) or "null")))
   end })
 
 add("events", {

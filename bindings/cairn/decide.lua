@@ -71,9 +71,8 @@ end
 
 -- The last records of the job's history, oldest first.
 local function history_of(engine, id)
-  local records = core.history(engine, id) or {}
-  return table.move(records, math.max(1, #records - HISTORY + 1), #records, 1,
-    {})
+  local records = core.history(engine, id, 0, HISTORY, true) or {}
+  return table.move(records, 1, #records, 1, {}) -- a plain one
 end
 
 local disk_fields = { "id", "path", "format", "tracker" }

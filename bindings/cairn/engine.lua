@@ -1058,15 +1058,51 @@ function methods.queues(engine)
   return core.queues(engine)
 end
 
--- history([id]) -> list of records | nil, message, code
-function methods.history(engine, id)
+-- The record of a run, of this attempt or (nil) its last one. It is among the
+-- newest, or there are very many jobs.
+function M.record_of(engine, id, run, attempt)
+  for _, max in ipairs { 8, 0 } do -- 0: all
+    local records = core.history(engine, id, 0, max, true) or {}
+    for i = #records, 1, -1 do
+      local record = records[i]
+      if record.run_number == run
+        and (not attempt or record.attempt == attempt) then
+        return record
+      end
+    end
+    if #records < max then return nil end
+  end
+end
+
+local history_fields = { after = "number", max = "number", last = "number" }
+
+-- history([id[, { after =, max = } | { last = }]]) -> list of records, next
+--   | nil, message, code
+function methods.history(engine, id, options)
   opened(engine)
   if core.is_job(id) then id = id.InstanceID end
   if id ~= nil and type(id) ~= "string" then
     error("engine:history: a job, an InstanceID, a GUID or the beginning of "
       .. "one expected, got " .. type(id), 2)
   end
-  return core.history(engine, id)
+  if options == nil then return core.history(engine, id) end
+  local valid, err = pcall(failure.check_fields, options, history_fields,
+    "engine:history")
+  if not valid then error(tostring(err), 2) end
+  local last = options.last
+  for name, least in pairs { after = 0, max = 1, last = 1 } do
+    local value = options[name]
+    if value ~= nil and not (math.tointeger(value) and value >= least) then
+      error(("engine:history: %s: %d or more expected, got %s"):format(name,
+        least, value), 2)
+    end
+  end
+  if last and options.max then
+    error("engine:history: max counts from the oldest, last from the newest: "
+      .. "one of them", 2)
+  end
+  return core.history(engine, id, math.tointeger(options.after or 0),
+    math.tointeger(last or options.max or 0), last ~= nil)
 end
 
 -- decisions() -> the last ones of policies' functions, oldest first
@@ -1473,8 +1509,7 @@ end
 
 -- What is to be said of the last run that was not in time, or not at all.
 local function lateness(engine, job)
-  local records = core.history(engine, job.InstanceID) or {}
-  local last = records[#records]
+  local last = (core.history(engine, job.InstanceID, 0, 1, true) or {})[1]
   if not last then return nil end
   if last.skipped then
     return ("%d time%s up to %s had no run: %s"):format(last.skipped,

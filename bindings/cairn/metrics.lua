@@ -55,14 +55,8 @@ local function bytes_of(engine, ev)
   if job.run_number == ev.run_number and job.attempts == ev.attempt then
     return job.bytes_done or 0
   end
-  local records = core.history(engine, ev.InstanceID) or {}
-  for i = #records, 1, -1 do
-    if records[i].run_number == ev.run_number
-      and records[i].attempt == ev.attempt then
-      return math.tointeger(records[i].bytes_done) or 0
-    end
-  end
-  return 0
+  local record = E.record_of(engine, ev.InstanceID, ev.run_number, ev.attempt)
+  return record and math.tointeger(record.bytes_done) or 0
 end
 
 -- An event that is about to be handed out.

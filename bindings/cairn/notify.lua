@@ -81,14 +81,6 @@ local function deliver(engine, S, handler, notice)
   return program(engine, { name, "-i", "-t" }, mail(address, notice))
 end
 
--- The record of a run's last attempt, if there is one.
-local function record_of(engine, ev)
-  local records = core.history(engine, ev.InstanceID) or {}
-  for i = #records, 1, -1 do
-    if records[i].run_number == ev.run_number then return records[i] end
-  end
-end
-
 local is_well = { Completed = true, ["Completed With Warnings"] = true }
 
 local function property(job, name) return job[name] end
@@ -106,7 +98,7 @@ local function tell(engine, S, ev, state, is_run)
   if not is_run then
     code, text = job.ErrorCode or 0, job.ErrorSummaryDescription
   elseif not is_well[state] then
-    local record = record_of(engine, ev)
+    local record = E.record_of(engine, ev.InstanceID, ev.run_number)
     code = ev.ErrorCode or record and record.ErrorCode or 0
     text = record and record.ErrorDescription
   end
@@ -142,7 +134,7 @@ function M.event(engine, S, ev)
     local told = S.told[serial]
     S.told[serial] = nil
     if not told and ev.run_number > 0 then -- an earlier life has told it
-      local record = record_of(engine, ev)
+      local record = E.record_of(engine, ev.InstanceID, ev.run_number)
       told = record and { run = ev.run_number, state = record.JobState }
     end
     -- the end of its run, and no end of its own beside it

@@ -536,6 +536,18 @@ CAIRN_API int cairn_job_json(cairn_engine *engine, cairn_job job,
  * "ended"). */
 CAIRN_API int cairn_history(cairn_engine *engine, const char *id, char **out,
                             struct cairn_error *err);
+/* Some of it. *next (NULL: not wanted) is what `after` goes on with, 0: there
+ * is nothing more. It stays good whatever is added or dropped meanwhile. */
+struct cairn_history_range {
+  const char *id; /* as above */
+  uint64_t after; /* 0: from the oldest */
+  size_t max;     /* 0: all */
+  int is_last;    /* the last max of them, not the first */
+};
+CAIRN_API int cairn_history_range(cairn_engine *engine,
+                                  const struct cairn_history_range *range,
+                                  char **out, uint64_t *next,
+                                  struct cairn_error *err);
 /* What a verify, restore or export job reports (per machine, per disk), a
  * JSON value the caller frees; "null" before its run has ended. */
 CAIRN_API int cairn_job_report(cairn_engine *engine, cairn_job job, char **out,

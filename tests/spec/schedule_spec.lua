@@ -294,6 +294,67 @@ describe("engine:history", function()
     assert.equal(4, #engine:history())
   end)
 
+  it("comes in pages, or its end alone, as the whole has it", function()
+    local path = os.tmpname()
+    os.remove(path)
+    finally(function()
+      for _, suffix in ipairs { "", "-wal", "-shm", "-lock" } do
+        os.remove(path .. suffix)
+      end
+    end)
+    local function open()
+      return assert(cairn.open { store = path, history_limit = 37 })
+    end
+    local engine = open()
+    local ids = {}
+    for i = 1, 60 do -- the first 23 are dropped, whoever's they are
+      local job = assert(engine:submit { Name = "h" .. i, volatile = true,
+        run = function() if i % 4 == 0 then error "no" end end })
+      job:wait(10)
+      ids[i] = job.InstanceID
+    end
+    local function numbers(records)
+      local list = {}
+      for i, record in ipairs(records) do
+        list[i] = tonumber(record.Name:sub(2))
+      end
+      return list
+    end
+    for life = 1, 2 do
+      local expected = {}
+      for i = 24, 60 do expected[#expected + 1] = i end
+      assert.same(expected, numbers(engine:history()))
+      for _, max in ipairs { 1, 5, 36, 37, 38 } do
+        local got, after = {}, nil
+        repeat
+          local page, following = engine:history(nil, { max = max,
+            after = after })
+          assert.is_true(#page == max or following == nil)
+          table.move(numbers(page), 1, #page, #got + 1, got)
+          after = following
+        until not after
+        assert.same(expected, got, max)
+      end
+      assert.same({ 58, 59, 60 }, numbers(engine:history(nil, { last = 3 })))
+      assert.same(expected, numbers(engine:history(nil, { last = 38 })))
+      assert.same({ 40 }, numbers(engine:history(ids[40], { last = 9 })))
+      assert.same({ 40 }, numbers(engine:history(ids[40], { max = 1 })))
+      assert.is_nil((select(2, engine:history(ids[40], { max = 1 }))))
+      -- where the first page ended has been dropped since
+      assert.same({ 24 }, numbers(engine:history(nil, { after = 2, max = 1 })))
+      assert.same({}, engine:history(nil, { after = 1 << 60 }))
+      if life == 1 then
+        assert(engine:close())
+        engine = open()
+      end
+    end
+    for _, wrong in ipairs { { max = 0 }, { last = 0 }, { after = -1 },
+      { max = 1.5 }, { max = 1, last = 1 }, { many = 3 } } do
+      assert.has_error(function() engine:history(nil, wrong) end)
+    end
+    assert(engine:close())
+  end)
+
   it("has a limit, and says who is unknown", function()
     local engine <close> = assert(cairn.open { history_limit = 2 })
     local jobs = {}

@@ -324,18 +324,25 @@ return cairn.policy { jobs = { ]] .. text .. [[ } }
       a = { run = function() end, RunStartInterval = "1h", JobRunTimes = 0 },
       b = { run = function() end, RunStartInterval = "1h", JobRunTimes = 0 } ]]
     local function follow()
-      local code
+      local code, said
+      local stderr = assert(uv.new_pipe(false))
       local process = assert(uv.spawn(support.build .. "/bin/cairn",
-        { args = { "run", name, "--follow", "--store", file } },
-        function(c) code = c end))
-      -- let it come to its loop
-      local deadline = uv.now() + 20000
-      repeat
-        uv.run "nowait"
-        uv.sleep(300)
-        uv.update_time()
-        process:kill "sigterm"
-      until code or uv.now() > deadline
+        { args = { "run", name, "--follow", "--store", file },
+          stdio = { nil, nil, stderr } }, function(c) code = c end))
+      stderr:read_start(function(_, text) said = said or text end)
+      uv.update_time()
+      local deadline = uv.now() + 60000
+      local function spin(done)
+        while not done() and uv.now() < deadline do
+          uv.run "nowait"
+          uv.sleep(10)
+          uv.update_time()
+        end
+      end
+      spin(function() return said or code end) -- its jobs wait
+      process:kill "sigterm"
+      spin(function() return code end)
+      stderr:close()
       process:close()
       uv.run "nowait"
       return code

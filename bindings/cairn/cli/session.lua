@@ -234,7 +234,7 @@ function Session:run_ended(event)
       or event.JobState:lower(),
     event.attempt > 1 and (" (attempt %d)"):format(event.attempt) or ""))
   if not is_failed then return end
-  local records = self.engine:history(event.InstanceID) or {}
+  local records = self.engine:history(event.InstanceID, { last = 8 }) or {}
   for i = #records, 1, -1 do
     local record = records[i]
     if record.run_number == event.run_number
