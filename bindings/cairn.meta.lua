@@ -231,7 +231,7 @@ function engine:update(job, spec) end
 ---@return string? # code, when refused: see cairn.errors
 function engine:disown(job) end
 
----Checks and plans without running. Reads, writes nothing; blocks while it reads.
+---Checks and plans without running; writes nothing. For an export every disk is read, so that its size is exact: meanwhile the engine does nothing else, and the images are locked as for the export itself.
 ---@param spec table
 ---@return table? # what the job would do
 ---@return string? # message, when refused
@@ -357,9 +357,9 @@ function engine:now() end
 
 ---What has become of runs. Each attempt that has ended: InstanceID, Name, time (of its end), due (nil: a client wanted it), StartTime, ElapsedTime, run_number, attempt, JobState (how it ended), ErrorCode, ErrorDescription, bytes_done, ReferencePointGroupId. Due times without a run: InstanceID, Name, time, due, due_last, skipped (how many), reason (`"missed"`, `"running"`, `"held"`, `"ended"`, `"queued"`: longer than MaxTimeOnQueue). Times are CIM datetimes. The latest history_limit of cairn.open (10000) are kept, with a store in it.
 ---@param id? string|cairn.job of this job, which may be gone; of all when left out
----@param options? table max (at most so many) and after (what an earlier call gave as next), or last (the newest so many)
+---@param options? table max (at most so many) or last (the newest so many), and after (only later ones than where an earlier call ended, which it gave as next)
 ---@return table[]? # oldest first
----@return integer|string? # next: there is more than max; or why not
+---@return integer|string? # next: what after goes on with, nil: there is nothing more; or why not
 ---@return string? # code, when refused: see cairn.errors
 function engine:history(id, options) end
 

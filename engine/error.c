@@ -45,7 +45,9 @@ const struct cairn_error_info *cairn_error_info(int id)
    * number has been left out. */
   if (id >= 1 && (size_t)id <= ROW_COUNT && rows[id - 1].id == id)
     return &rows[id - 1];
-  for (size_t i = 0; id >= 1 && i < ROW_COUNT; i++)
+  if (id < 1)
+    return NULL;
+  for (size_t i = 0; i < ROW_COUNT; i++)
     if (rows[i].id == id)
       return &rows[i];
   return NULL;

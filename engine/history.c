@@ -417,6 +417,8 @@ int cairn_history_range(cairn_engine *e,
   if (next)
     *next = 0;
   if (id && find_id(e, range->id, found, &why) != 0) {
+    if (why.id == CAIRN_E_NOT_FOUND && range->after > 0)
+      return cairn__json_give(json_array(), out, err);
     if (err)
       *err = why;
     return -1;

@@ -328,8 +328,10 @@ reading and then calls `step`. Without any of these nothing moves.]],
           .. "it. What a client holds stays a client's." },
       { name = "engine:plan", params = { { "spec", "table", "" } },
         returns = { { "table?", "what the job would do" }, failure, code },
-        text = "Checks and plans without running. Reads, writes nothing; "
-          .. "blocks while it reads." },
+        text = "Checks and plans without running; writes nothing. For an "
+          .. "export every disk is read, so that its size is exact: meanwhile "
+          .. "the engine does nothing else, and the images are locked as for "
+          .. "the export itself." },
       { name = "engine:job", params = { { "id", "string", "InstanceID, GUID, "
         .. "or at least 4 characters of one" } },
         returns = { { "cairn.job?", "" }, failure, code }, text = "" },
@@ -459,10 +461,12 @@ reading and then calls `step`. Without any of these nothing moves.]],
         returns = { { "cairn.datetime", "" } }, text = "The engine's time." },
       { name = "engine:history", params = { { "id", "string|cairn.job?",
         "of this job, which may be gone; of all when left out" },
-        { "options", "table?", "max (at most so many) and after (what an "
-          .. "earlier call gave as next), or last (the newest so many)" } },
+        { "options", "table?", "max (at most so many) or last (the newest so "
+          .. "many), and after (only later ones than where an earlier call "
+          .. "ended, which it gave as next)" } },
         returns = { { "table[]?", "oldest first" }, { "integer|string?",
-          "next: there is more than max; or why not" }, code },
+          "next: what after goes on with, nil: there is nothing more; or why "
+          .. "not" }, code },
         text = "What has become of runs. Each attempt that has ended: "
           .. "InstanceID, Name, time (of its end), due (nil: a client wanted "
           .. "it), StartTime, ElapsedTime, run_number, attempt, JobState (how "

@@ -15,7 +15,7 @@ local api = { calls = {}, names = {} }
 local PAGE_BYTES = 524288 -- of a list in one answer
 local PAGE_JOBS = 1000    -- jobs looked at for one answer
 local PAGE_RECORDS = 10000
-local CHUNK_RECORDS = 100 -- read at once
+local CHUNK_RECORDS = 25 -- read at once: with 19 KB each, and PAGE_BYTES, a line
 local EVENTS = 1000
 local PATTERN_MAX = 1000
 
@@ -187,11 +187,12 @@ add("history", {
     local after = count_of(arguments, "after", 0, math.maxinteger)
     local max = math.max(1, count_of(arguments, "max", PAGE_RECORDS,
       PAGE_RECORDS))
-    local out, bytes = {}, 0
+    local out, bytes, id = {}, 0, arguments.job
     repeat -- what an error says may be long
-      local records, next_after, code = server.engine:history(arguments.job,
+      local records, next_after, code = server.engine:history(id,
         { after = after, max = math.min(max - #out, CHUNK_RECORDS) })
       if not records then return done(nil, next_after, code) end
+      id = id and records[1] and records[1].InstanceID or id
       for _, record in ipairs(records) do
         out[#out + 1] = assert(core.json_encode(record))
         bytes = bytes + #out[#out]

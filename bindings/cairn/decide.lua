@@ -90,15 +90,15 @@ end
 
 -- What became of a decision: for engine:decisions, and for replays.
 local function record(S, decider, name, arguments, answer, message)
-  S.decided = S.decided % M.RECORDS + 1 -- where the oldest one was
-  S.decisions[S.decided] = { policy = decider.policy, key = decider.key,
+  S.last_decision = S.last_decision % M.RECORDS + 1 -- where the oldest one was
+  S.decisions[S.last_decision] = { policy = decider.policy, key = decider.key,
     name = name, version = decider.version, arguments = arguments,
     answer = answer, error = message, time = os.time() }
 end
 
 -- The decisions that are kept, oldest first.
-function M.kept(S)
-  local ring, last = S.decisions, S.decided
+function M.decisions(S)
+  local ring, last = S.decisions, S.last_decision
   local list = table.move(ring, last + 1, #ring, 1, {})
   return table.move(ring, 1, last, #list + 1, list)
 end

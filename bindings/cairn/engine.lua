@@ -740,7 +740,7 @@ function M.open(options)
   S.deciders = {}    -- serial -> what decides about its next runs
   S.deciding = {}    -- serial -> what decides about the run that is on
   S.decisions = {}   -- the last ones, in a ring of at most decide.RECORDS
-  S.decided = 0      -- where the last one is in it
+  S.last_decision = 0 -- where the last one is in it
   S.handlers_of = {} -- serial -> the handlers of its policy
   S.told = {}        -- serial -> { run =, state = } that Notify was told
   S.unnotified = {}  -- serial -> why its last notice was not delivered
@@ -1108,7 +1108,7 @@ end
 -- decisions() -> the last ones of policies' functions, oldest first
 function methods.decisions(engine)
   local S = opened(engine)
-  return M.decide.kept(S)
+  return M.decide.decisions(S)
 end
 
 -- changes([cursor[, max]]) -> events, cursor | nil, message, code

@@ -140,8 +140,7 @@ const char *cairn__export_base_id(const struct cairn__export *x);
 
 int cairn__export_plan(const struct cairn_io *io, const json_t *spec,
                        json_t **plan, struct cairn_error *err);
-/* The same without reading the disks: sizes of increments are estimated from
- * above too. */
+/* The same without reading the disks: sizes are estimated from above. */
 int cairn__export_outlook(const struct cairn_io *io, const json_t *spec,
                           json_t **plan, struct cairn_error *err);
 

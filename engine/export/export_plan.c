@@ -53,9 +53,16 @@ static int open_target(const struct cairn_io *io, const char *directory,
   return -1;
 }
 
+/* What is needed on the target: for the point, and beside it while it is made.
+ */
+struct space {
+  uint64_t target, work;
+};
+
 /* What a disk comes to. */
 struct disk_plan {
   uint64_t target_bytes; /* image and digest map */
+  uint64_t work_bytes; /* the journal, until the point is published: at most */
   uint64_t changed_bytes, zeroed_bytes;
   json_t *ranges; /* NULL: it was not read */
   size_t ranges_left_out;
@@ -97,6 +104,8 @@ static int read_disk(struct cairn__export *x, struct cairn__member_disk *d,
   if (result == 0)
     result = cairn__copy_run(&copy, err);
   if (result == 0)
+    result = s->ops->check_still(s, err);
+  if (result == 0)
     result = cairn__sink_plan_end(&sink, is_raw, &image, err);
   if (result == 0) {
     result = cairn__map_measured(copy.map_writer, &map, err);
@@ -104,6 +113,7 @@ static int read_disk(struct cairn__export *x, struct cairn__member_disk *d,
   }
   if (result == 0) {
     out->target_bytes = image + map;
+    out->work_bytes = (1 + sink.journal_pages) * 4096;
     out->changed_bytes = sink.data_blocks * CAIRN__BLOCK;
     out->zeroed_bytes = sink.zero_blocks * CAIRN__BLOCK;
     out->ranges = json_incref(sink.ranges);
@@ -149,7 +159,7 @@ static json_t *describe_disk(const struct cairn__member_disk *d,
 
 static int plan_disk(struct cairn__export *x, struct cairn__member *m,
                      struct cairn__member_disk *d, json_t *disks,
-                     uint64_t *target, struct cairn_error *err)
+                     struct space *space, struct cairn_error *err)
 {
   unsigned digest_size = x->digester.size;
   struct disk_plan p = {.target_bytes = estimate_disk(d, digest_size)};
@@ -157,7 +167,8 @@ static int plan_disk(struct cairn__export *x, struct cairn__member *m,
 
   if (!x->is_outlook && read_disk(x, d, &p, err) != 0)
     return cairn__member_fail(m, d, err);
-  *target += p.target_bytes;
+  space->target += p.target_bytes;
+  space->work += p.work_bytes;
   if (json_array_append_new(disks, describe_disk(d, &p)) != 0)
     result = cairn__fail_memory(err);
   json_decref(p.ranges);
@@ -165,12 +176,12 @@ static int plan_disk(struct cairn__export *x, struct cairn__member *m,
 }
 
 static int plan_files(const struct cairn__member *m, json_t *files,
-                      uint64_t *target, struct cairn_error *err)
+                      struct space *space, struct cairn_error *err)
 {
   for (size_t i = 0; i < m->files.count; i++) {
     const struct cairn__machine_file *f = &m->files.list[i];
 
-    *target += ((uint64_t)f->st.st_size + 4095) / 4096 * 4096;
+    space->target += ((uint64_t)f->st.st_size + 4095) / 4096 * 4096;
     if (json_array_append_new(files, json_pack("{s:s, s:s, s:s, s:I}", "role",
                                                f->role, "path", f->source,
                                                "name", f->name, "size",
@@ -181,15 +192,15 @@ static int plan_files(const struct cairn__member *m, json_t *files,
 }
 
 static int plan_machine(struct cairn__export *x, struct cairn__member *m,
-                        json_t *machines, uint64_t *target,
+                        json_t *machines, struct space *space,
                         struct cairn_error *err)
 {
   json_t *disks = json_array(), *files = json_array();
-  int result = disks && files ? plan_files(m, files, target, err)
+  int result = disks && files ? plan_files(m, files, space, err)
                               : cairn__fail_memory(err);
 
   for (size_t i = 0; i < m->disk_count && result == 0; i++)
-    result = plan_disk(x, m, &m->disks[i], disks, target, err);
+    result = plan_disk(x, m, &m->disks[i], disks, space, err);
   if (result == 0 &&
       json_array_append_new(machines,
                             json_pack("{s:s, s:s?, s:O, s:O}",
@@ -204,17 +215,18 @@ static int plan_machine(struct cairn__export *x, struct cairn__member *m,
 
 /* Those that would not be left out. */
 static int plan_machines(struct cairn__export *x, json_t *machines,
-                         uint64_t *target, struct cairn_error *err)
+                         struct space *space, struct cairn_error *err)
 {
   for (size_t i = 0; i < x->members.count; i++) {
     struct cairn__member *m = &x->members.list[i];
-    uint64_t bytes = 0;
+    struct space more = {0, 0};
 
     if (m->result == CAIRN__MEMBER_FAILED)
       continue;
-    if (plan_machine(x, m, machines, &bytes, err) == 0)
-      *target += bytes;
-    else if (!cairn__member_leave_out(&x->members, m, err))
+    if (plan_machine(x, m, machines, &more, err) == 0) {
+      space->target += more.target;
+      space->work += more.work;
+    } else if (!cairn__member_leave_out(&x->members, m, err))
       return -1;
   }
   if (cairn__export_check_any(x, err) != 0)
@@ -229,13 +241,14 @@ static int write_plan(struct cairn__export *x, int is_new, int fd,
   const json_t *spec = x->spec;
   json_t *machines = json_array(), *warnings;
   const struct cairn__wanted wanted = cairn__export_wanted(x);
-  uint64_t target = 2ull * CAIRN__BLOCK, free_bytes = 0, kept = 0;
+  struct space space = {.target = 2ull * CAIRN__BLOCK};
+  uint64_t free_bytes = 0, kept = 0;
   char *left = NULL;
   struct statvfs fs;
   int result = machines ? 0 : cairn__fail_memory(err);
 
   if (result == 0)
-    result = plan_machines(x, machines, &target, err);
+    result = plan_machines(x, machines, &space, err);
   if (result == 0 && !is_new && !json_is_false(json_object_get(spec, "resume")))
     result = cairn__publication_find(x->io, fd, &wanted, &left, &kept, err);
   if (result != 0) {
@@ -255,8 +268,9 @@ static int write_plan(struct cairn__export *x, int is_new, int fd,
       x->format, "digest", cairn__text_of(spec, "digest"), "base",
       cairn__text_of(spec, "base"), "BaseReferencePointGroupId",
       cairn__export_base_id(x), "bytes_total", (json_int_t)x->members.bytes,
-      "target_bytes", (json_int_t)target, "free_bytes", (json_int_t)free_bytes,
-      "has_space", target <= free_bytes + kept, "machines", machines,
+      "target_bytes", (json_int_t)space.target, "free_bytes",
+      (json_int_t)free_bytes, "has_space",
+      space.target + space.work <= free_bytes + kept, "machines", machines,
       "warnings", warnings, "resumes", left, "kept_bytes", (json_int_t)kept);
   cairn__free(left);
   return *plan ? 0 : cairn__fail_memory(err);

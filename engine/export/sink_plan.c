@@ -6,7 +6,8 @@
 #include "error.h"
 #include "qcow2.h"
 
-#define NO_SLICE UINT64_MAX
+#define NO_SLICE       UINT64_MAX
+#define JOURNAL_BLOCKS 64 /* a page of a journal has the slots of more */
 
 static int end_range(struct cairn__sink_plan *p, struct cairn_error *err)
 {
@@ -43,6 +44,9 @@ static int plan_reserve(struct cairn__sink *s, uint64_t first, size_t count,
     if (states[i] == CAIRN__UNCHANGED)
       continue;
     if (states[i] == CAIRN__DATA) {
+      if (p->data_blocks == 0 || block / JOURNAL_BLOCKS != p->last_page)
+        p->journal_pages++;
+      p->last_page = block / JOURNAL_BLOCKS;
       p->data_blocks++;
       p->last_data = block;
     } else {

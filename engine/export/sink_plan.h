@@ -17,7 +17,9 @@ struct cairn__sink_plan {
                      the disk */
   size_t ranges_left_out;
   uint64_t data_blocks, zero_blocks, slices;
-  uint64_t last_data; /* the last of data_blocks */
+  uint64_t last_data;                /* the last of data_blocks */
+  uint64_t journal_pages, last_page; /* of 4 KiB, at most, that a journal of the
+                                        data has */
   /* the range that grows */
   uint64_t first, next, last_slice;
   int state;

@@ -537,7 +537,8 @@ CAIRN_API int cairn_job_json(cairn_engine *engine, cairn_job job,
 CAIRN_API int cairn_history(cairn_engine *engine, const char *id, char **out,
                             struct cairn_error *err);
 /* Some of it. *next (NULL: not wanted) is what `after` goes on with, 0: there
- * is nothing more. It stays good whatever is added or dropped meanwhile. */
+ * is nothing more. It stays good whatever is added or dropped meanwhile;
+ * of a job that no record tells of any more, nothing comes after it. */
 struct cairn_history_range {
   const char *id; /* as above */
   uint64_t after; /* 0: from the oldest */

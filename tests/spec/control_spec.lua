@@ -697,6 +697,23 @@ describe("the control socket", function()
       assert.same({}, peer.call("history", { after = 1 << 40 }).result.records)
     end)
 
+    it("history, however long what errors say", function()
+      cairn.kind("control spec: long", function() error(("\1"):rep(3000), 0) end)
+      local jobs = {}
+      for i = 1, 150 do
+        jobs[i] = assert(engine:submit { Name = "long", wait = false,
+          run = "control spec: long" })
+      end
+      until_true(function() return jobs[150].JobState == "Exception" end)
+      local peer = connect()
+      local count, t = 0, { next = 0 }
+      repeat
+        t = assert(peer.call("history", { after = t.next }).result)
+        count = count + #t.records
+      until not t.next
+      assert.equal(150, count)
+    end)
+
     it("requests, each by its state, with the codes of commands", function()
       local job = held()
       local id = job.InstanceID

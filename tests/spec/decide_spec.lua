@@ -152,6 +152,30 @@ describe("a policy decides", function()
     assert.is_true(math.abs(started[3] - started[2] - 600) < 1)
   end)
 
+  it("and the last ones are kept, oldest first", function()
+    local decide = require "cairn.decide"
+    local records = decide.RECORDS
+    finally(function() decide.RECORDS = records end)
+    decide.RECORDS = 3
+    local policy = load_text [[
+      return cairn.policy { jobs = { quick = { run = function() end } },
+        notify = function() end }]]
+    local engine <close> = support.engine(cairn)
+    for i = 1, 8 do
+      local spec = policy.jobs.quick
+      spec.Name = "run " .. i
+      assert.equal("Completed", assert(engine:submit(spec)):wait())
+      local names, expected = {}, {}
+      for _, record in ipairs(engine:decisions()) do
+        names[#names + 1] = record.arguments[1].Name
+      end
+      for n = math.max(1, i - 2), i do
+        expected[#expected + 1] = "run " .. n
+      end
+      assert.same(expected, names)
+    end
+  end)
+
   it("that a failed run is left to RecoveryAction", function()
     local policy = load_text [[
       return cairn.policy { jobs = { nightly = { RecoveryAction = "Re-run Job",

@@ -337,12 +337,20 @@ describe("engine:history", function()
       end
       assert.same({ 58, 59, 60 }, numbers(engine:history(nil, { last = 3 })))
       assert.same(expected, numbers(engine:history(nil, { last = 38 })))
+      local _, at = engine:history(nil, { max = 35 })
+      assert.same({ 59, 60 }, numbers(engine:history(nil, { after = at,
+        last = 5 })))
+      assert.same({ 60 }, numbers(engine:history(nil, { after = at, last = 1 })))
       assert.same({ 40 }, numbers(engine:history(ids[40], { last = 9 })))
       assert.same({ 40 }, numbers(engine:history(ids[40], { max = 1 })))
       assert.is_nil((select(2, engine:history(ids[40], { max = 1 }))))
       -- where the first page ended has been dropped since
       assert.same({ 24 }, numbers(engine:history(nil, { after = 2, max = 1 })))
       assert.same({}, engine:history(nil, { after = 1 << 60 }))
+      assert.same({}, engine:history(ids[1], { after = 1 }))
+      if life == 2 then -- its job is gone, too
+        assert.is_nil((engine:history(ids[1], { max = 1 })))
+      end
       if life == 1 then
         assert(engine:close())
         engine = open()
@@ -353,6 +361,20 @@ describe("engine:history", function()
       assert.has_error(function() engine:history(nil, wrong) end)
     end
     assert(engine:close())
+  end)
+
+  it("finds the record of a run, however many came since", function()
+    local E = require "cairn.engine"
+    local engine <close> = assert(cairn.open { clock = "virtual" })
+    local job = assert(engine:submit { Name = "h", RunStartInterval = "1h",
+      JobRunTimes = 20, zone = "UTC", run = function() end })
+    assert.equal("Completed", job:wait())
+    for _, run in ipairs { 1, 12, 13, 20 } do
+      assert.equal(run, E.record_of(engine, job.InstanceID, run).run_number)
+      assert.equal(run, E.record_of(engine, job.InstanceID, run, 1).run_number)
+      assert.is_nil(E.record_of(engine, job.InstanceID, run, 2))
+    end
+    assert.is_nil(E.record_of(engine, job.InstanceID, 21))
   end)
 
   it("has a limit, and says who is unknown", function()

@@ -328,7 +328,7 @@ return cairn.policy { jobs = { ]] .. text .. [[ } }
       local stderr = assert(uv.new_pipe(false))
       local process = assert(uv.spawn(support.build .. "/bin/cairn",
         { args = { "run", name, "--follow", "--store", file },
-          stdio = { nil, nil, stderr } }, function(c) code = c end))
+          stdio = { nil, nil, stderr } }, function(c, signal) code = signal == 0 and c or 128 + signal end))
       stderr:read_start(function(_, text) said = said or text end)
       uv.update_time()
       local deadline = uv.now() + 60000
@@ -342,6 +342,7 @@ return cairn.policy { jobs = { ]] .. text .. [[ } }
       spin(function() return said or code end) -- its jobs wait
       process:kill "sigterm"
       spin(function() return code end)
+      if not code then process:kill "sigkill" end
       stderr:close()
       process:close()
       uv.run "nowait"

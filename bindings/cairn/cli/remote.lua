@@ -249,10 +249,11 @@ end
 
 function remote.history(cairn, uv, options)
   local c = remote.connect(uv, options)
-  local list, after = {}, 0
+  local list, after, id = {}, 0, options.id
   repeat
-    local page = ask(c, "history", { job = options.id, after = after })
+    local page = ask(c, "history", { job = id, after = after })
     for _, record in ipairs(page.records) do
+      id = id and record.InstanceID -- whoever comes meanwhile
       if options.json then
         say.json(cairn, record, {})
       else

@@ -234,14 +234,14 @@ function Session:run_ended(event)
       or event.JobState:lower(),
     event.attempt > 1 and (" (attempt %d)"):format(event.attempt) or ""))
   if not is_failed then return end
-  local records = self.engine:history(event.InstanceID, { last = 8 }) or {}
-  for i = #records, 1, -1 do
-    local record = records[i]
-    if record.run_number == event.run_number
-      and record.attempt == event.attempt then
-      self.view:say("  " .. text.printable_lines(record.ErrorDescription
-        or "unknown error"))
-      break
+  for _, some in ipairs { { last = 8 }, {} } do -- the newest, or it is late
+    for _, record in ipairs(self.engine:history(event.InstanceID, some) or {}) do
+      if record.run_number == event.run_number
+        and record.attempt == event.attempt then
+        self.view:say("  " .. text.printable_lines(record.ErrorDescription
+          or "unknown error"))
+        return
+      end
     end
   end
 end
