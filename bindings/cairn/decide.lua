@@ -48,13 +48,13 @@ end
 local fields = { "InstanceID", "Name", "policy", "queue", "Priority",
   "run_number", "attempts", "JobState", "phase", "ErrorCode",
   "ErrorSummaryDescription", "bytes_total", "bytes_done", "rate" }
-local read = core.job_reader(fields)
+local read_job = core.job_reader(fields)
 
 -- The job as its functions see it; a plain table is one that is only planned.
 function M.job(engine, job, decider, spec)
   local view
   if core.is_job(job) then
-    view = read(job, spec and 5 or 2) -- so many fields more
+    view = read_job(job, spec and 5 or 2) -- so many fields more
   else
     view = {}
     for _, name in ipairs(fields) do view[name] = job[name] end

@@ -1058,8 +1058,8 @@ function methods.queues(engine)
   return core.queues(engine)
 end
 
--- The record of a run, of this attempt or (nil) its last one. It is among the
--- newest, or there are very many jobs.
+-- The record of a run, of this attempt or (nil) its last one, or nil. It is among
+-- the job's newest, unless the event that asks comes late.
 function M.record_of(engine, id, run, attempt)
   for _, max in ipairs { 8, 0 } do -- 0: all
     local records = core.history(engine, id, 0, max, true) or {}

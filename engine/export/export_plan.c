@@ -62,7 +62,7 @@ struct space {
 /* What a disk comes to. */
 struct disk_plan {
   uint64_t target_bytes; /* image and digest map */
-  uint64_t work_bytes; /* the journal, until the point is published: at most */
+  uint64_t work_bytes;   /* the journal, until the point is published */
   uint64_t changed_bytes, zeroed_bytes;
   json_t *ranges; /* NULL: it was not read */
   size_t ranges_left_out;
@@ -93,7 +93,8 @@ static int read_disk(struct cairn__export *x, struct cairn__member_disk *d,
       .run = x->run, .source = s, .sink = &sink.sink, .digester = &x->digester};
   uint64_t image = 0, map = 0;
   int is_raw = !d->base.point && strcmp(x->format, "raw") == 0;
-  int result = cairn__sink_plan_init(&sink, s->length, s->virtual_size, err);
+  int result = cairn__sink_plan_init(&sink, s->length, s->virtual_size,
+                                     x->digester.size, err);
 
   if (result == 0 && d->base.point)
     result = cairn__point_open_map(x->io, d->base.point, d->base.image,
@@ -113,7 +114,7 @@ static int read_disk(struct cairn__export *x, struct cairn__member_disk *d,
   }
   if (result == 0) {
     out->target_bytes = image + map;
-    out->work_bytes = (1 + sink.journal_pages) * 4096;
+    out->work_bytes = sink.journal_pages * 4096;
     out->changed_bytes = sink.data_blocks * CAIRN__BLOCK;
     out->zeroed_bytes = sink.zero_blocks * CAIRN__BLOCK;
     out->ranges = json_incref(sink.ranges);
@@ -260,7 +261,7 @@ static int write_plan(struct cairn__export *x, int is_new, int fd,
   warnings = x->run->warnings ? json_incref(x->run->warnings) : json_array();
   *plan = json_pack(
       "{s:s, s:s, s:s?, s:s, s:b, s:s, s:s, s:s, s:s?, s:I, s:I, s:I, s:b, "
-      "s:o, s:o, s:s?, s:I}",
+      "s:o, s:o, s:s?, s:I, s:I}",
       "kind", "export", "CollectionId",
       cairn__text_of(x->collection, "CollectionId"), "ElementName",
       cairn__text_of(x->collection, "ElementName"), "directory",
@@ -271,7 +272,8 @@ static int write_plan(struct cairn__export *x, int is_new, int fd,
       "target_bytes", (json_int_t)space.target, "free_bytes",
       (json_int_t)free_bytes, "has_space",
       space.target + space.work <= free_bytes + kept, "machines", machines,
-      "warnings", warnings, "resumes", left, "kept_bytes", (json_int_t)kept);
+      "warnings", warnings, "resumes", left, "kept_bytes", (json_int_t)kept,
+      "work_bytes", (json_int_t)space.work);
   cairn__free(left);
   return *plan ? 0 : cairn__fail_memory(err);
 }

@@ -63,6 +63,13 @@ static int fail_journal(const char *path, int errnum, const char *what,
 
 /* ---- slots --------------------------------------------------------------- */
 
+void cairn__journal_place(unsigned digest_size, uint64_t block, uint64_t *from,
+                          uint64_t *to)
+{
+  *from = HEADER_SIZE + block * (digest_size + TAIL);
+  *to = *from + digest_size + TAIL;
+}
+
 static off_t slot_offset(const struct cairn__journal *j, uint64_t block)
 {
   return (off_t)(HEADER_SIZE + block * j->slot_size);

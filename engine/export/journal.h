@@ -54,6 +54,10 @@ struct cairn__journal_options {
 int cairn__journal_open(const struct cairn__journal_options *o,
                         struct cairn__journal **out, struct cairn_error *err);
 void cairn__journal_close(struct cairn__journal *j); /* NULL allowed */
+/* The bytes [*from, *to) of a journal that the slot of a block takes: to know
+ * what space it will need. */
+void cairn__journal_place(unsigned digest_size, uint64_t block, uint64_t *from,
+                          uint64_t *to);
 
 struct cairn__journal_slot {
   int is_written; /* a block with this digest, there */

@@ -4,10 +4,11 @@
 #include <string.h>
 
 #include "error.h"
+#include "journal.h"
 #include "qcow2.h"
 
-#define NO_SLICE       UINT64_MAX
-#define JOURNAL_BLOCKS 64 /* a page of a journal has the slots of more */
+#define NO_SLICE     UINT64_MAX
+#define JOURNAL_PAGE 4096u
 
 static int end_range(struct cairn__sink_plan *p, struct cairn_error *err)
 {
@@ -30,6 +31,21 @@ static int end_range(struct cairn__sink_plan *p, struct cairn_error *err)
   return 0;
 }
 
+/* Blocks come in ascending order, the header's page is counted already. */
+static void count_journal(struct cairn__sink_plan *p, uint64_t block)
+{
+  uint64_t from, to, page;
+
+  cairn__journal_place(p->digest_size, block, &from, &to);
+  page = from / JOURNAL_PAGE;
+  if (page <= p->last_page)
+    page = p->last_page + 1;
+  for (; page * JOURNAL_PAGE < to; page++) {
+    p->journal_pages++;
+    p->last_page = page;
+  }
+}
+
 static int plan_reserve(struct cairn__sink *s, uint64_t first, size_t count,
                         const uint8_t *states, const unsigned char *digests,
                         uint64_t *positions, struct cairn_error *err)
@@ -44,9 +60,7 @@ static int plan_reserve(struct cairn__sink *s, uint64_t first, size_t count,
     if (states[i] == CAIRN__UNCHANGED)
       continue;
     if (states[i] == CAIRN__DATA) {
-      if (p->data_blocks == 0 || block / JOURNAL_BLOCKS != p->last_page)
-        p->journal_pages++;
-      p->last_page = block / JOURNAL_BLOCKS;
+      count_journal(p, block);
       p->data_blocks++;
       p->last_data = block;
     } else {
@@ -101,11 +115,14 @@ static const struct cairn__sink_ops plan_ops = {.reserve = plan_reserve,
                                                 .abort = plan_abort};
 
 int cairn__sink_plan_init(struct cairn__sink_plan *p, uint64_t length,
-                          uint64_t virtual_size, struct cairn_error *err)
+                          uint64_t virtual_size, unsigned digest_size,
+                          struct cairn_error *err)
 {
   *p = (struct cairn__sink_plan){.sink = {.ops = &plan_ops},
                                  .length = length,
                                  .virtual_size = virtual_size,
+                                 .digest_size = digest_size,
+                                 .journal_pages = 1,
                                  .last_slice = NO_SLICE};
   p->ranges = json_array();
   return p->ranges ? 0 : cairn__fail_memory(err);

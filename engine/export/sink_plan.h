@@ -17,16 +17,18 @@ struct cairn__sink_plan {
                      the disk */
   size_t ranges_left_out;
   uint64_t data_blocks, zero_blocks, slices;
-  uint64_t last_data;                /* the last of data_blocks */
-  uint64_t journal_pages, last_page; /* of 4 KiB, at most, that a journal of the
-                                        data has */
+  uint64_t last_data; /* the last of data_blocks */
+  unsigned digest_size;
+  uint64_t journal_pages, last_page; /* of 4 KiB: what a journal of the data
+                                        takes, and where it ends */
   /* the range that grows */
   uint64_t first, next, last_slice;
   int state;
 };
 
 int cairn__sink_plan_init(struct cairn__sink_plan *p, uint64_t length,
-                          uint64_t virtual_size, struct cairn_error *err);
+                          uint64_t virtual_size, unsigned digest_size,
+                          struct cairn_error *err);
 /* After the copy: bytes that a qcow2 takes on disk, or a raw file, which has
  * holes. */
 int cairn__sink_plan_end(struct cairn__sink_plan *p, int is_raw, uint64_t *size,

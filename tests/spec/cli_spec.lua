@@ -100,6 +100,9 @@ describe("a plan", function()
     assert.is_nil(summary.obstacle { conflicts = {} })
     local code, message = summary.obstacle { target_bytes = 2 * GIB,
       free_bytes = GIB, has_space = false }
+    assert.matches("needs 2.00 GiB and 1.00 GiB while it is made, 2.50 GiB free",
+      select(2, summary.obstacle { target_bytes = 2 * GIB, work_bytes = GIB,
+        free_bytes = 5 * GIB // 2, has_space = false }), 1, true)
     assert.equal(3, code)
     assert.equal("not enough space: needs 2.00 GiB, 1.00 GiB free", message)
     code, message = summary.obstacle { conflicts = { "/a\27", "/b" },

@@ -622,9 +622,10 @@ describe("a dry run", function()
   local function taken_and_planned(collection, fields)
     local spec = { collection = collection, directory = at "out" }
     for key, value in pairs(fields or {}) do spec[key] = value end
-    local d = assert(engine:plan { Name = "x", export = spec })
-      .machines[1].disks[1]
+    local plan = assert(engine:plan { Name = "x", export = spec })
+    local d = plan.machines[1].disks[1]
     assert.is_true(d.is_exact)
+    d.work_bytes = plan.work_bytes
     local report = exported(collection, fields)
     local path = report.path .. "/" .. WEB .. "/vda."
     return 512 * (uv.fs_stat(path .. (spec.format or "qcow2")).blocks
@@ -645,6 +646,7 @@ describe("a dry run", function()
       { offset = 2 * BLOCK, length = BLOCK, state = "data" } }, d.ranges)
     assert.equal(2 * BLOCK, d.changed_bytes)
     assert.equal(0, d.zeroed_bytes)
+    assert.equal(4096, d.work_bytes) -- a page of slots
   end)
 
   it("tells a raw full's size to the byte, its cut last block too", function()
@@ -654,6 +656,19 @@ describe("a dry run", function()
     assert.equal(taken, d.target_bytes)
     assert.equal(2 * BLOCK + 5000,
       d.ranges[2].offset + d.ranges[2].length)
+  end)
+
+  it("counts the pages that a journal will have", function()
+    write_raw("a.raw", { 1 }, 4 << 30)
+    local file = assert(io.open(at "a.raw", "r+b"))
+    -- slots of 32 bytes follow 64 bytes: 126 are in the first page
+    for _, number in ipairs { 125, 126, 127, 40000, 65535 } do
+      file:seek("set", number * BLOCK)
+      file:write(("x"):rep(BLOCK))
+    end
+    file:close()
+    local _, d = taken_and_planned(farm { disk("vda", "a.raw") })
+    assert.equal(4 * 4096, d.work_bytes)
   end)
 
   it("knows which pages of a digest map become holes", function()

@@ -3,6 +3,7 @@
 -- read from the jobs themselves, so that a bounded event queue or a coalesced
 -- redraw can lose nothing.
 
+local E = require "cairn.engine"
 local guard = require "cairn.cli.guard"
 local policies = require "cairn.policies"
 local progress = require "cairn.cli.progress"
@@ -234,15 +235,11 @@ function Session:run_ended(event)
       or event.JobState:lower(),
     event.attempt > 1 and (" (attempt %d)"):format(event.attempt) or ""))
   if not is_failed then return end
-  for _, some in ipairs { { last = 8 }, {} } do -- the newest, or it is late
-    for _, record in ipairs(self.engine:history(event.InstanceID, some) or {}) do
-      if record.run_number == event.run_number
-        and record.attempt == event.attempt then
-        self.view:say("  " .. text.printable_lines(record.ErrorDescription
-          or "unknown error"))
-        return
-      end
-    end
+  local record = E.record_of(self.engine, event.InstanceID, event.run_number,
+    event.attempt)
+  if record then
+    self.view:say("  " .. text.printable_lines(record.ErrorDescription
+      or "unknown error"))
   end
 end
 

@@ -33,9 +33,15 @@ end
 
 -- ---- dry runs -----------------------------------------------------------------
 
-local function space(needed, free, has_space)
-  return ("  needs %s, %s free%s"):format(text.bytes(needed or 0),
-    text.bytes(free or 0), has_space == false and ": NOT ENOUGH" or "")
+-- What is needed, also beside it for as long as it is made (work; nil: nothing).
+local function needs(needed, work)
+  return ("needs %s%s"):format(text.bytes(needed or 0), (work or 0) > 0
+    and (" and %s while it is made"):format(text.bytes(work)) or "")
+end
+
+local function space(needed, free, has_space, work)
+  return ("  %s, %s free%s"):format(needs(needed, work), text.bytes(free or 0),
+    has_space == false and ": NOT ENOUGH" or "")
 end
 
 -- Plain data as indented lines "key: value", lists numbered by "-".
@@ -115,7 +121,8 @@ function render.export(plan)
     out[#out + 1] = ("  goes on from %s, which holds %s"):format(plan.resumes,
       text.bytes(plan.kept_bytes))
   end
-  out[#out + 1] = space(plan.target_bytes, plan.free_bytes, plan.has_space)
+  out[#out + 1] = space(plan.target_bytes, plan.free_bytes, plan.has_space,
+    plan.work_bytes)
   return out
 end
 
@@ -220,8 +227,8 @@ function summary.obstacle(plan)
     return 1, ("%s %s: %s"):format(first.what, text.printable(
       first.ReferencePointGroupId), text.printable_lines(first.error))
   elseif plan.has_space == false then
-    return 3, ("not enough space: needs %s, %s free"):format(
-      text.bytes(plan.target_bytes or plan.bytes_to_write or 0),
+    return 3, ("not enough space: %s, %s free"):format(
+      needs(plan.target_bytes or plan.bytes_to_write, plan.work_bytes),
       text.bytes(plan.free_bytes or plan.bytes_free or 0))
   end
 end
