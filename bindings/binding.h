@@ -83,6 +83,25 @@ const char *cairn__lua_label(const char *map, int64_t value);
 /* The number of a label, ignoring case, spaces and '-'; 0 when found. */
 int cairn__lua_number(const char *map, const char *label, int64_t *out);
 
+/* ---- view.c
+ * -------------------------------------------------------------------- */
+
+/* Fixed fields by name, for the functions of a policy. */
+struct cairn__lua_view;
+
+void cairn__lua_open_view(lua_State *L);
+/* The view at `index`, or NULL. Only reads. */
+const struct cairn__lua_view *cairn__lua_test_view(lua_State *from, int index);
+/* How many values it has at most, and bytes of text, with those of the views
+ * within it. */
+size_t cairn__lua_view_values(const struct cairn__lua_view *v);
+size_t cairn__lua_view_bytes(const struct cairn__lua_view *v);
+/* Pushes the view at `index`, absolute, onto `to`, which may be the same state,
+ * as a table. Raises in `to` only; `from` needs room for
+ * CAIRN__LUA_VIEW_STACK values. */
+enum { CAIRN__LUA_VIEW_STACK = 40 };
+void cairn__lua_thaw(lua_State *from, int index, lua_State *to);
+
 /* ---- datetime.c
  * --------------------------------------------------------------- */
 

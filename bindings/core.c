@@ -618,6 +618,7 @@ CAIRN_LUA_EXPORT int luaopen_cairn_core(lua_State *L)
   cairn__lua_open_schedule(L);
   cairn__lua_open_engine(L);
   cairn__lua_open_job(L);
+  cairn__lua_open_view(L);
   cairn__lua_open_task(L);
   cairn__lua_open_guard(L);
   cairn__lua_open_signal(L);

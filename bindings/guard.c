@@ -474,6 +474,26 @@ static int copy_table(struct copy *c, lua_State *from, int index, lua_State *to)
   return 0;
 }
 
+/* A view becomes a table. */
+static int copy_view(struct copy *c, lua_State *from, int index, lua_State *to)
+{
+  const struct cairn__lua_view *v = cairn__lua_test_view(from, index);
+  if (v == NULL)
+    return cannot(c, "a %s", luaL_typename(from, index));
+  c->bytes += cairn__lua_view_bytes(v);
+  if (c->bytes > (size_t)c->g->limits.bytes)
+    return cannot(c, "more than %lld bytes of text",
+                  (long long)c->g->limits.bytes);
+  size_t values = cairn__lua_view_values(v);
+  if (values > (size_t)(VALUES_MAX - c->values))
+    return cannot(c, "more than %d values", VALUES_MAX);
+  c->values += (int)values;
+  if (!lua_checkstack(from, CAIRN__LUA_VIEW_STACK))
+    return cannot(c, "too much for the stack");
+  cairn__lua_thaw(from, index, to);
+  return 0;
+}
+
 /* Pushes a copy onto `to`; -1: with a reason in c->why, and both stacks left as
  * they are then. Reads `from` without any call that could raise there. */
 static int copy_value(struct copy *c, lua_State *from, int index, lua_State *to)
@@ -495,6 +515,8 @@ static int copy_value(struct copy *c, lua_State *from, int index, lua_State *to)
     return copy_string(c, from, index, to);
   case LUA_TTABLE:
     return copy_table(c, from, index, to);
+  case LUA_TUSERDATA:
+    return copy_view(c, from, index, to);
   default:
     return cannot(c, "a %s", luaL_typename(from, index));
   }

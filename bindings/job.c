@@ -596,61 +596,6 @@ static int core_is_job(lua_State *L)
   return 1;
 }
 
-/* upvalues: the names; their properties, in that order */
-static int reader_call(lua_State *L)
-{
-  const struct cairn_property_info **list =
-      lua_touserdata(L, lua_upvalueindex(2));
-  cairn_engine *engine;
-  struct cairn_error err;
-  struct cairn_value v;
-  luaL_checkudata(L, 1, CAIRN__LUA_JOB);
-  lua_Integer room = luaL_optinteger(L, 2, 0);
-  int count = (int)lua_rawlen(L, lua_upvalueindex(1));
-  luaL_argcheck(L, room >= 0 && room <= 1000, 2, "0 to 1000 expected");
-  lua_settop(L, 1);
-  lua_createtable(L, 0, count + (int)room);
-  struct cairn__lua_job *job = cairn__lua_check_job(L, 1, &engine);
-  lua_getiuservalue(L, 1, 1);
-  const struct cairn__lua_engine *e = lua_touserdata(L, 3);
-  for (int i = 0; i < count; i++) {
-    if (e->engine == NULL) /* a finalizer has closed it */
-      return luaL_error(L, "attempt to use job %s of a closed engine",
-                        job->instance_id);
-    if (cairn_job_get(e->engine, job->serial, list[i]->id, &v, &err) != 0)
-      return luaL_error(L, "%s", about(job, &err)->message);
-    if (v.kind == CAIRN_VALUE_NULL)
-      continue;
-    lua_rawgeti(L, lua_upvalueindex(1), i + 1);
-    push_value(L, list[i], &v, 0);
-    lua_rawset(L, 2);
-  }
-  lua_settop(L, 2);
-  return 1;
-}
-
-/* job_reader{ name, ... } -> function(job[, room]) -> a new table with these
- * properties, none of them an array, as job[name] gives them, and with room for
- * as many more fields */
-static int core_job_reader(lua_State *L)
-{
-  luaL_checktype(L, 1, LUA_TTABLE);
-  lua_settop(L, 1);
-  lua_Unsigned count = lua_rawlen(L, 1);
-  luaL_argcheck(L, count > 0 && count <= 1000, 1, "1 to 1000 names expected");
-  lua_createtable(L, (int)count, 0); /* 2 */
-  const struct cairn_property_info **list =
-      lua_newuserdatauv(L, (size_t)count * sizeof(void *), 0); /* 3 */
-  for (lua_Integer i = 1; i <= (lua_Integer)count; i++) {
-    luaL_argcheck(L, lua_rawgeti(L, 1, i) == LUA_TSTRING, 1, "names expected");
-    list[i - 1] = check_property(L, lua_tostring(L, -1));
-    luaL_argcheck(L, !list[i - 1]->is_array, 1, "no arrays expected");
-    lua_rawseti(L, 2, i);
-  }
-  lua_pushcclosure(L, reader_call, 2);
-  return 1;
-}
-
 /* requested_state(label) -> number | nil */
 static int core_requested_state(lua_State *L)
 {
@@ -678,7 +623,6 @@ static const luaL_Reg metamethods[] = {
 
 static const luaL_Reg functions[] = {{"job_engine", core_job_engine},
                                      {"is_job", core_is_job},
-                                     {"job_reader", core_job_reader},
                                      {"requested_state", core_requested_state},
                                      {"job_request", job_request},
                                      {"job_resume_code", job_resume_code},

@@ -29,44 +29,52 @@ M.names = { "base", "select", "on_failure", "retain", "throttle", "notify" }
 
 -- ---- what the functions get ----------------------------------------------------------
 
-local clocks = setmetatable({}, { __mode = "v" }) -- zone -> the last one
+local clocks = {} -- zone -> { unix =, view = }: the last one
+local clock_fields = { "year", "month", "day", "hour", "min", "sec", "wday",
+  "yday", "unix" }
+local clock_view = core.views({}, clock_fields)
 
--- Broken-down time as os.date("*t") has it, in a zone (nil: the host's), with
--- whole Unix seconds. Not to be changed: the same second is the same table.
+-- A view of broken-down time as os.date("*t") has it, in a zone (nil: the
+-- host's), with whole Unix seconds.
 function M.clock(unix, zone)
   local second = unix // 1 | 0
   local last = clocks[zone or ""]
-  if last and last.unix == second then return last end
+  if last and last.unix == second then return last.view end
   local offset = core.zone_offset(second * 1000000, zone or "") // 1000000
   local t = os.date("!*t", second + offset)
-  t.isdst = nil
-  t.unix = second
-  clocks[zone or ""] = t
-  return t
+  local view = clock_view(nil, t.year, t.month, t.day, t.hour, t.min, t.sec,
+    t.wday, t.yday, second)
+  clocks[zone or ""] = { unix = second, view = view }
+  return view
 end
 
-local fields = { "InstanceID", "Name", "policy", "queue", "Priority",
+local properties = { "InstanceID", "Name", "policy", "queue", "Priority",
   "run_number", "attempts", "JobState", "phase", "ErrorCode",
   "ErrorSummaryDescription", "bytes_total", "bytes_done", "rate" }
-local read_job = core.job_reader(fields)
+local given = { "key", "now", "directory", "base", "CollectionId", "JobState",
+  "run_number", "ErrorCode", "ErrorSummaryDescription" }
+local job_view = core.views(properties, given)
+local plan_view = core.views({}, { "Name", "policy", "queue", "Priority",
+  "run_number", "attempts", "JobState", "phase",
+  table.unpack(given, 1, 5) })
 
--- The job as its functions see it; a plain table is one that is only planned.
-function M.job(engine, job, decider, spec)
-  local view
-  if core.is_job(job) then
-    view = read_job(job, spec and 5 or 2) -- so many fields more
-  else
-    view = {}
-    for _, name in ipairs(fields) do view[name] = job[name] end
+local function now_of(engine, zone)
+  return M.clock((core.now(engine) / 1e6), zone)
+end
+
+local function collection_id(spec)
+  if type(spec.collection) ~= "table" then
+    return spec.CollectionId or spec.collection
   end
-  view.key, view.now = decider.key, M.clock(core.now(engine) / 1e6, job.zone)
-  if spec then
-    view.directory, view.base = spec.directory, spec.base
-    view.CollectionId = spec.CollectionId
-      or type(spec.collection) == "table" and spec.collection.CollectionId
-      or spec.collection
-  end
-  return view
+  return spec.CollectionId or spec.collection.CollectionId
+end
+
+-- The job as its functions see it.
+local function view_of(engine, job, decider, spec)
+  local now = now_of(engine, job.zone)
+  if not spec then return job_view(job, decider.key, now) end
+  return job_view(job, decider.key, now, spec.directory, spec.base,
+    collection_id(spec))
 end
 
 -- The last records of the job's history, oldest first.
@@ -88,19 +96,43 @@ function M.with_trace(message, trace)
   return trace and trace ~= "" and message .. "\n" .. trace or message
 end
 
--- What became of a decision: for engine:decisions, and for replays.
-local function record(S, decider, name, arguments, answer, message)
-  S.last_decision = S.last_decision % M.RECORDS + 1 -- where the oldest one was
-  S.decisions[S.last_decision] = { policy = decider.policy, key = decider.key,
-    name = name, version = decider.version, arguments = arguments,
-    answer = answer, error = message, time = os.time() }
+-- What became of a decision, with its up to three arguments: for
+-- engine:decisions, and for replays. The table of the oldest one is used again.
+local function record(S, decider, name, answer, message, ...)
+  local at = S.last_decision % M.RECORDS + 1
+  local kept = S.decisions[at]
+  if not kept then
+    kept = {}
+    S.decisions[at] = kept
+  end
+  S.last_decision = at
+  kept.policy, kept.key, kept.version = decider.policy, decider.key,
+    decider.version
+  kept.name, kept.answer, kept.error = name, answer, message
+  kept.time, kept.n = os.time(), select("#", ...)
+  kept[1], kept[2], kept[3] = ...
 end
 
--- The decisions that are kept, oldest first.
+-- Views in a value as tables.
+local function thawed(value)
+  if type(value) ~= "table" then return core.thaw(value) end
+  local copy = {}
+  for key, inner in next, value do copy[key] = thawed(inner) end
+  return copy
+end
+
+-- The decisions that are kept, oldest first, as engine:decisions gives them.
 function M.decisions(S)
-  local ring, last = S.decisions, S.last_decision
-  local list = table.move(ring, last + 1, #ring, 1, {})
-  return table.move(ring, 1, last, #list + 1, list)
+  local ring, list = S.decisions, {}
+  for i = 1, #ring do
+    local kept = ring[(S.last_decision + i - 1) % #ring + 1]
+    local arguments = {}
+    for k = 1, kept.n do arguments[k] = thawed(kept[k]) end
+    list[i] = { policy = kept.policy, key = kept.key, name = kept.name,
+      version = kept.version, arguments = arguments,
+      answer = thawed(kept.answer), error = kept.error, time = kept.time }
+  end
+  return list
 end
 
 local function warn(engine, serial, text)
@@ -127,7 +159,7 @@ local function ask(engine, S, decider, serial, name, check, ...)
       answer = nil
     end
   end
-  record(S, decider, name, { ... }, answer, message)
+  record(S, decider, name, answer, message, ...)
   if message and serial then
     warn(engine, serial, ("policy %s: %s failed (%s); as without it"):format(
       decider.policy, name, message))
@@ -227,8 +259,7 @@ end
 local function points_of(spec, zone)
   local all, message = core.points(spec.directory)
   if not all then return nil, message end
-  local farm = type(spec.collection) == "table"
-    and spec.collection.CollectionId or spec.collection
+  local farm = collection_id(spec)
   local list, known = {}, {}
   for _, point in ipairs(all) do
     local id = point.ReferencePointGroupId
@@ -298,7 +329,7 @@ end
 local function decided(engine, S, decider, ev)
   local spec = assert(core.spec(engine, ev.serial))
   return amend(engine, S, decider, ev.serial, spec,
-    M.job(engine, ev.job, decider, spec), history_of(engine, ev.InstanceID),
+    view_of(engine, ev.job, decider, spec), history_of(engine, ev.InstanceID),
     ev.job.zone) and spec or nil
 end
 
@@ -326,11 +357,10 @@ function M.plan(engine, S, spec, decider)
         copy.collection = farm
       end
       spec[kind] = copy
-      amend(engine, S, decider, nil, copy, M.job(engine, {
-        Name = spec.Name, policy = spec.policy, queue = spec.queue,
-        Priority = spec.Priority, run_number = 1, attempts = 1,
-        JobState = "New", phase = "waiting", zone = spec.zone }, decider, copy),
-        {}, spec.zone)
+      amend(engine, S, decider, nil, copy, plan_view(nil, spec.Name,
+        spec.policy, spec.queue, spec.Priority, 1, 1, "New", "waiting",
+        decider.key, now_of(engine, spec.zone), copy.directory, copy.base,
+        collection_id(copy)), {}, spec.zone)
     end
   end
 end
@@ -341,9 +371,9 @@ local function throttle(engine, S, serial, decider)
     or not decider.object:has(decider.key, "throttle") then
     return
   end
-  local view = M.job(engine, decider.job, decider)
-  local rate = ask(engine, S, decider, nil, "throttle", is_rate, view,
-    view.now)
+  local job = decider.job
+  local rate = ask(engine, S, decider, nil, "throttle", is_rate,
+    view_of(engine, job, decider), now_of(engine, job.zone))
   if core.throttle(engine, serial, rate and rate // 1 | 0 or 0) then
     E.start_timer(engine, S, THROTTLE_S * 1000000, function()
       throttle(engine, S, serial, decider)
@@ -391,7 +421,7 @@ function M.recover(engine, S, ev)
     if candidate.ErrorCode == job.ErrorCode then row = candidate end
   end
   local answer = ask(engine, S, decider, serial, "on_failure", is_action,
-    M.job(engine, job, decider), { code = row and row.code,
+    view_of(engine, job, decider), { code = row and row.code,
       ErrorCode = job.ErrorCode, MessageID = row and row.MessageID,
       message = job.ErrorSummaryDescription or job.ErrorDescription },
     job.attempts)
@@ -408,9 +438,9 @@ end
 -- The name of the handler that is to be told, or nil: the job's Notify.
 function M.notify(engine, S, ev, state, code, text)
   local decider = S.deciding[ev.serial] or S.deciders[ev.serial]
-  local view = M.job(engine, ev.job, decider)
-  view.JobState, view.run_number = state, ev.run_number -- of the run
-  view.ErrorCode, view.ErrorSummaryDescription = code, text
+  local job = ev.job
+  local view = job_view(job, decider.key, now_of(engine, job.zone), nil, nil,
+    nil, state, ev.run_number, code, text or false) -- of the run
   return (ask(engine, S, decider, nil, "notify", is_name, view))
 end
 
