@@ -621,12 +621,10 @@ static const luaL_Reg methods[] = {{"number", job_number},
 static const luaL_Reg metamethods[] = {
     {"__newindex", job_newindex}, {"__tostring", job_tostring}, {NULL, NULL}};
 
-static const luaL_Reg functions[] = {{"job_engine", core_job_engine},
-                                     {"is_job", core_is_job},
-                                     {"requested_state", core_requested_state},
-                                     {"job_request", job_request},
-                                     {"job_resume_code", job_resume_code},
-                                     {NULL, NULL}};
+static const luaL_Reg functions[] = {
+    {"job_engine", core_job_engine},           {"is_job", core_is_job},
+    {"requested_state", core_requested_state}, {"job_request", job_request},
+    {"job_resume_code", job_resume_code},      {NULL, NULL}};
 
 void cairn__lua_open_job(lua_State *L)
 {

@@ -104,11 +104,25 @@ static size_t utf8_length(const unsigned char *s, size_t n)
   return length;
 }
 
+/* ASCII that stands for itself in a JSON string. */
+static int is_plain(unsigned char c)
+{
+  return c >= 0x20 && c < 0x80 && c != '"' && c != '\\';
+}
+
 static int encode_string(struct encoder *e, const char *s, size_t n)
 {
   struct text *t = &e->text;
   text_char(t, '"');
   for (size_t i = 0; i < n;) {
+    size_t plain = 0;
+    while (i + plain < n && is_plain((unsigned char)s[i + plain]))
+      plain++;
+    if (plain > 0) {
+      text_add(t, s + i, plain);
+      i += plain;
+      continue;
+    }
     unsigned char c = (unsigned char)s[i];
     char buffer[8];
     size_t length = utf8_length((const unsigned char *)s + i, n - i);

@@ -14,8 +14,9 @@
 enum {
   NAMES_MAX = 64,
   NESTING_MAX = 8, /* levels of views within each other */
-  ROOM = 256,      /* bytes of text that a job mostly has */
-  VALUE_SHAPE = 1  /* user value of a view; the views within it follow */
+  ROOM = 160,      /* bytes of text that a job mostly has */
+  TEXT_MAX = 1 << 30,
+  VALUE_SHAPE = 1 /* user value of a view; the views within it follow */
 };
 
 struct entry {
@@ -32,24 +33,22 @@ struct shape {
 
 enum kind { ABSENT, BOOLEAN, INTEGER, REAL, TEXT, NESTED };
 
-struct field {
-  enum kind kind;
-  union {
-    int boolean;
-    int nested; /* user value */
-    int64_t integer;
-    double real;
-    struct {
-      size_t at, length; /* behind the fields */
-    } text;
-  } as;
+union field {
+  int boolean;
+  int nested; /* user value */
+  int64_t integer;
+  double real;
+  struct {
+    uint32_t at, length;
+  } text;
 };
 
 struct cairn__lua_view {
   size_t count, size;   /* fields; bytes of text */
   size_t values, bytes; /* the same, with those of the views within it */
   int depth;            /* 1: there are none */
-  struct field fields[];
+  uint8_t kinds[NAMES_MAX];
+  union field fields[]; /* and the text */
 };
 
 static const char metatable_key = 'v';
@@ -91,25 +90,25 @@ static void thaw(lua_State *from, int index, lua_State *to)
   lua_createtable(to, 0, (int)v->count);
   int table = lua_gettop(to);
   for (size_t i = 0; i < v->count; i++) {
-    const struct field *f = &v->fields[i];
-    if (f->kind == ABSENT)
+    const union field *f = &v->fields[i];
+    if (v->kinds[i] == ABSENT)
       continue;
     lua_pushstring(to, shape->entries[i].name);
-    switch (f->kind) {
+    switch (v->kinds[i]) {
     case BOOLEAN:
-      lua_pushboolean(to, f->as.boolean);
+      lua_pushboolean(to, f->boolean);
       break;
     case INTEGER:
-      lua_pushinteger(to, f->as.integer);
+      lua_pushinteger(to, f->integer);
       break;
     case REAL:
-      lua_pushnumber(to, f->as.real);
+      lua_pushnumber(to, f->real);
       break;
     case TEXT:
-      lua_pushlstring(to, text_of(v) + f->as.text.at, f->as.text.length);
+      lua_pushlstring(to, text_of(v) + f->text.at, f->text.length);
       break;
     default:
-      lua_getiuservalue(from, index, f->as.nested);
+      lua_getiuservalue(from, index, f->nested);
       thaw(from, lua_gettop(from), to);
       lua_remove(from, from == to ? -2 : -1); /* the view */
       break;
@@ -126,76 +125,79 @@ void cairn__lua_thaw(lua_State *from, int index, lua_State *to)
 
 /* ---- making ------------------------------------------------------------- */
 
-/* Appends a text to the view; 0, or -1 when there is no room. */
-static int put_text(struct cairn__lua_view *v, size_t room, struct field *f,
+/* Appends a text as field i; 0, or -1 when there is no room. */
+static int put_text(struct cairn__lua_view *v, size_t room, size_t i,
                     const char *text, size_t length)
 {
   if (length > room - v->size)
     return -1;
   memcpy(text_of(v) + v->size, text, length);
-  f->kind = TEXT;
-  f->as.text.at = v->size;
-  f->as.text.length = length;
+  v->kinds[i] = TEXT;
+  v->fields[i].text.at = (uint32_t)v->size;
+  v->fields[i].text.length = (uint32_t)length;
   v->size += length;
   return 0;
 }
 
 /* As job[name] gives it. */
-static int put_property(struct cairn__lua_view *v, size_t room, struct field *f,
+static int put_property(struct cairn__lua_view *v, size_t room, size_t i,
                         const struct cairn_property_info *p,
                         const struct cairn_value *value)
 {
-  const char *label = NULL;
+  union field *f = &v->fields[i];
+  const char *label;
   switch (value->kind) {
   case CAIRN_VALUE_BOOLEAN:
-    f->kind = BOOLEAN;
-    f->as.boolean = value->as.boolean;
+    v->kinds[i] = BOOLEAN;
+    f->boolean = value->as.boolean;
     return 0;
   case CAIRN_VALUE_INTEGER:
     label = p->values == NULL ? NULL : cairn_value_label(p, value->as.integer);
     if (label != NULL)
-      return put_text(v, room, f, label, strlen(label));
-    f->kind = INTEGER;
-    f->as.integer = value->as.integer;
+      return put_text(v, room, i, label, strlen(label));
+    v->kinds[i] = INTEGER;
+    f->integer = value->as.integer;
     return 0;
   case CAIRN_VALUE_REAL:
-    f->kind = REAL;
-    f->as.real = value->as.real;
+    v->kinds[i] = REAL;
+    f->real = value->as.real;
     return 0;
   case CAIRN_VALUE_STRING:
-    return put_text(v, room, f, value->as.string, strlen(value->as.string));
+    return put_text(v, room, i, value->as.string, strlen(value->as.string));
   default:
-    f->kind = ABSENT;
     return 0;
   }
 }
 
 /* The argument at `index`, not nil; *nested counts the user values in use. */
 static int put_given(lua_State *L, int index, int view, int *nested,
-                     struct cairn__lua_view *v, size_t room, struct field *f)
+                     struct cairn__lua_view *v, size_t room, size_t i)
 {
+  union field *f = &v->fields[i];
   size_t length;
   const char *text;
   switch (lua_type(L, index)) {
   case LUA_TBOOLEAN:
-    f->kind = BOOLEAN;
-    f->as.boolean = lua_toboolean(L, index);
+    v->kinds[i] = BOOLEAN;
+    f->boolean = lua_toboolean(L, index);
     return 0;
   case LUA_TNUMBER:
-    f->kind = lua_isinteger(L, index) ? INTEGER : REAL;
-    if (f->kind == INTEGER)
-      f->as.integer = lua_tointeger(L, index);
-    else
-      f->as.real = lua_tonumber(L, index);
+    if (lua_isinteger(L, index)) {
+      v->kinds[i] = INTEGER;
+      f->integer = lua_tointeger(L, index);
+    } else {
+      v->kinds[i] = REAL;
+      f->real = lua_tonumber(L, index);
+    }
     return 0;
   case LUA_TSTRING:
     text = lua_tolstring(L, index, &length);
-    return put_text(v, room, f, text, length);
+    return put_text(v, room, i, text, length);
   default:
-    f->kind = NESTED;
-    f->as.nested = VALUE_SHAPE + ++*nested;
+    v->kinds[i] = NESTED;
+    f->nested = VALUE_SHAPE + ++*nested;
     lua_pushvalue(L, index);
-    lua_setiuservalue(L, view, f->as.nested);
+    lua_setiuservalue(L, view, f->nested);
     return 0;
   }
 }
@@ -213,19 +215,18 @@ static int fill(lua_State *L, const struct shape *shape,
     job = cairn__lua_check_job(L, 1, &engine);
   for (size_t i = 0; i < shape->count; i++) {
     const struct entry *e = &shape->entries[i];
-    struct field *f = &v->fields[i];
     struct cairn_value value;
     struct cairn_error err;
-    f->kind = ABSENT;
+    v->kinds[i] = ABSENT;
     if (e->given != 0 && !lua_isnil(L, e->given)) {
       if (e->p != NULL && !lua_toboolean(L, e->given))
         continue;
-      if (put_given(L, e->given, view, &nested, v, room, f) != 0)
+      if (put_given(L, e->given, view, &nested, v, room, i) != 0)
         return -1;
     } else if (e->p != NULL && job != NULL) {
       if (cairn_job_get(engine, job->serial, e->p->id, &value, &err) != 0)
         return luaL_error(L, "job %s is gone", job->instance_id);
-      if (put_property(v, room, f, e->p, &value) != 0)
+      if (put_property(v, room, i, e->p, &value) != 0)
         return -1;
     }
   }
@@ -264,8 +265,10 @@ static int make(lua_State *L)
       nested++;
     }
   }
+  luaL_argcheck(L, room <= TEXT_MAX, 2, "too much text");
   for (size_t more = lua_isnil(L, 1) ? 0 : ROOM;; more *= 2) {
     size_t size = sizeof *v + shape->count * sizeof v->fields[0];
+    luaL_argcheck(L, more <= TEXT_MAX, 1, "too much text");
     v = lua_newuserdatauv(L, size + room + more, VALUE_SHAPE + nested);
     v->count = shape->count;
     v->size = 0;
@@ -323,7 +326,6 @@ static int core_views(lua_State *L)
   for (int list = 1; list <= 2; list++) {
     luaL_checktype(L, list, LUA_TTABLE);
     lua_Unsigned n = lua_rawlen(L, list);
-    luaL_argcheck(L, n <= NAMES_MAX, list, "too many names");
     for (lua_Unsigned i = 1; i <= n; i++) {
       luaL_argcheck(L, lua_rawgeti(L, list, (lua_Integer)i) == LUA_TSTRING,
                     list, "names expected");
@@ -339,6 +341,7 @@ static int core_views(lua_State *L)
     }
     count += (size_t)n;
   }
+  luaL_argcheck(L, count <= NAMES_MAX, 2, "too many names");
   struct shape *shape = lua_newuserdatauv(
       L, sizeof *shape + count * sizeof shape->entries[0] + bytes, 0);
   char *text = (char *)&shape->entries[count];
