@@ -51,6 +51,8 @@ enum {
   TRACE_HEAD = 12, /* levels of a long traceback that are shown */
   TRACE_TAIL = 6,
   PRINT_SIZE = 4096,
+  PAUSE = 200,           /* of the collector: percent of what is in use */
+  PAUSE_LONG = 1000,     /* where that is little */
   STACK_MAX = 512 << 10, /* of C, below which no coroutine begins to close */
   RECURSION = 5000       /* levels that no sensible function needs */
 };
@@ -71,6 +73,7 @@ struct cairn__guard {
   size_t used; /* bytes */
   int64_t left, unchecked, deadline_ns;
   int interval;                 /* instructions between two hooks */
+  int pause;                    /* of the collector */
   int is_refused;               /* an allocation was, by the limit */
   int is_late;                  /* an allocation was, by the clock */
   int is_busy;                  /* a call is on */
@@ -675,11 +678,24 @@ static void fill_budget(struct cairn__guard *g)
   *g->message = *g->where = *g->trace = '\0';
 }
 
+/* What a decision leaves behind is little against the library that each round
+ * of the collector goes through: while that fits, rounds are rare. */
+static void set_pause(struct cairn__guard *g)
+{
+  size_t limit = (size_t)g->limits.bytes;
+  int pause = g->used > limit / (2 * PAUSE_LONG / 100) ? PAUSE : PAUSE_LONG;
+  if (pause == g->pause)
+    return;
+  g->pause = pause;
+  lua_gc(g->main, LUA_GCINC, pause, 0, 0);
+}
+
 /* Does a request; 0, or r->code and the message; what it returns lies on the
  * stack of g->thread. */
 static int enter(struct cairn__guard *g, struct request *r)
 {
   fill_budget(g);
+  set_pause(g);
   g->stack = (uintptr_t)__builtin_frame_address(0);
   lua_settop(g->main, 0);
   lua_settop(g->thread, 0);
@@ -856,6 +872,7 @@ static int set_up(lua_State *L)
 static int build(struct cairn__guard *g, struct request *r)
 {
   g->used = 0;
+  g->pause = 0;
   fill_budget(g);
   g->main = lua_newstate(allocate, g);
   if (g->main != NULL) {
