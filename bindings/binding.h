@@ -15,6 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <jansson.h>
 #include <lauxlib.h>
 #include <lua.h>
 
@@ -128,6 +129,10 @@ void cairn__lua_open_json(lua_State *L);
  * value has no JSON form. */
 int cairn__lua_encode(lua_State *L, int index, const char **text,
                       size_t *length, struct cairn_error *err);
+/* The value at `index` as jansson has it, with the same refusals; pushes a box
+ * that drops it, -1 (nothing pushed) when there is none. */
+int cairn__lua_to_json(lua_State *L, int index, json_t **value,
+                       struct cairn_error *err);
 /* Pushes the value of a JSON text (null gives nil); raises when it is none. */
 void cairn__lua_decode(lua_State *L, const char *text, size_t length);
 

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "error.h"
+#include "submit.h"
 
 extern char **environ;
 
@@ -353,14 +354,16 @@ static int engine_code_add(lua_State *L)
 static int engine_submit(lua_State *L)
 {
   struct cairn_error err = {0};
-  const char *text;
-  size_t length;
+  json_t *spec;
   cairn_job job;
   check(L);
   luaL_checktype(L, 2, LUA_TTABLE);
-  if (cairn__lua_encode(L, 2, &text, &length, &err) != 0 ||
-      cairn_submit(check(L), text, length, &job, &err) != 0)
+  if (cairn__lua_to_json(L, 2, &spec, &err) != 0)
     return cairn__lua_fail(L, &err);
+  int box = lua_gettop(L);
+  if (cairn__submit(check(L), spec, &job, &err) != 0)
+    return cairn__lua_fail(L, &err);
+  cairn__lua_unbox(L, box);
   cairn__lua_push_job(L, 1, job);
   return 1;
 }
@@ -478,8 +481,7 @@ static int engine_update(lua_State *L)
 static int engine_submit_all(lua_State *L)
 {
   struct cairn_error err = {0};
-  const char *text;
-  size_t length;
+  json_t *specs;
   check(L);
   luaL_checktype(L, 2, LUA_TTABLE);
   size_t count = (size_t)luaL_len(L, 2);
@@ -488,9 +490,12 @@ static int engine_submit_all(lua_State *L)
     return 1;
   }
   cairn_job *jobs = lua_newuserdatauv(L, count * sizeof *jobs, 0);
-  if (cairn__lua_encode(L, 2, &text, &length, &err) != 0 ||
-      cairn_submit_all(check(L), text, length, jobs, count, &err) != 0)
+  if (cairn__lua_to_json(L, 2, &specs, &err) != 0)
     return cairn__lua_fail(L, &err);
+  int box = lua_gettop(L);
+  if (cairn__submit_all(check(L), specs, jobs, count, &err) != 0)
+    return cairn__lua_fail(L, &err);
+  cairn__lua_unbox(L, box);
   lua_createtable(L, (int)count, 0);
   for (size_t i = 0; i < count; i++) {
     cairn__lua_push_job(L, 1, jobs[i]);

@@ -5,7 +5,11 @@
  * place by its keys ("export.collection.machines[2].disks"). Object keys are
  * sorted, so that the same table always gives the same text and the same
  * first error. It reads tables raw: a table whose metatable could answer for
- * it is refused, never half read. */
+ * it is refused, never half read.
+ *
+ * What comes of it is text or, for what goes into the engine, jansson's values:
+ * each of them hangs on the one around it as soon as it is made, and the first
+ * in a box, so that none is lost when Lua raises. */
 #include "binding.h"
 
 #include <math.h>
@@ -18,7 +22,12 @@
 #include "error.h"
 #include "json.h"
 
-enum { DEPTH_MAX = 32, SORTED_MAX = 64 };
+enum {
+  DEPTH_MAX = 32,
+  SORTED_MAX = 64,
+  VALUE_BYTES = 64,     /* about what a value takes beside its text */
+  BYTES_MAX = 256 << 20 /* of values for the engine */
+};
 
 /* A growing text in a userdata at a fixed stack slot. */
 struct text {
@@ -55,7 +64,11 @@ struct step {
 };
 
 struct encoder {
+  lua_State *L;
   struct text text;
+  json_t **root;                 /* NULL: text is made */
+  json_t *around[DEPTH_MAX + 1]; /* the values that have this one */
+  size_t bytes;                  /* of all strings, and some for each value */
   struct cairn_error *err;
   int depth;
   struct step path[DEPTH_MAX + 1];
@@ -110,7 +123,47 @@ static int is_plain(unsigned char c)
   return c >= 0x20 && c < 0x80 && c != '"' && c != '\\';
 }
 
-static int encode_string(struct encoder *e, const char *s, size_t n)
+static const char not_utf8[] =
+    "the string is not UTF-8, which is what names and paths must be";
+static const char has_nul[] = "the string has a NUL byte in it";
+
+/* Takes the value over. */
+static int attach(struct encoder *e, json_t *value)
+{
+  if (value == NULL)
+    return cairn__fail_memory(e->err);
+  e->bytes += VALUE_BYTES;
+  if (e->bytes > BYTES_MAX) {
+    json_decref(value);
+    return refuse(e, CAIRN_E_OUT_OF_RANGE, "there is more than 256 MiB of it");
+  }
+  if (e->depth == 0) {
+    *e->root = value;
+    return 0;
+  }
+  json_t *around = e->around[e->depth - 1];
+  const char *key = e->path[e->depth - 1].key;
+  int rc = key != NULL ? json_object_set_new_nocheck(around, key, value)
+                       : json_array_append_new(around, value);
+  return rc == 0 ? 0 : cairn__fail_memory(e->err);
+}
+
+static int check_string(struct encoder *e, const char *s, size_t n)
+{
+  for (size_t i = 0; i < n;) {
+    size_t length = utf8_length((const unsigned char *)s + i, n - i);
+    if (length == 0)
+      return refuse(e, CAIRN_E_INVALID_ARGUMENT, not_utf8);
+    if (s[i] == '\0')
+      return refuse(e, CAIRN_E_INVALID_ARGUMENT, has_nul);
+    i += length;
+  }
+  e->bytes += n;
+  return 0;
+}
+
+/* A string as text. */
+static int encode_text(struct encoder *e, const char *s, size_t n)
 {
   struct text *t = &e->text;
   text_char(t, '"');
@@ -127,12 +180,9 @@ static int encode_string(struct encoder *e, const char *s, size_t n)
     char buffer[8];
     size_t length = utf8_length((const unsigned char *)s + i, n - i);
     if (length == 0)
-      return refuse(e, CAIRN_E_INVALID_ARGUMENT,
-                    "the string is not UTF-8, which is what names and paths "
-                    "must be");
+      return refuse(e, CAIRN_E_INVALID_ARGUMENT, not_utf8);
     if (c == '\0')
-      return refuse(e, CAIRN_E_INVALID_ARGUMENT,
-                    "the string has a NUL byte in it");
+      return refuse(e, CAIRN_E_INVALID_ARGUMENT, has_nul);
     if (c == '"' || c == '\\') {
       buffer[0] = '\\';
       buffer[1] = (char)c;
@@ -149,28 +199,43 @@ static int encode_string(struct encoder *e, const char *s, size_t n)
   return 0;
 }
 
+static int encode_string(struct encoder *e, const char *s, size_t n)
+{
+  if (e->root == NULL)
+    return encode_text(e, s, n);
+  return check_string(e, s, n) == 0 ? attach(e, json_stringn_nocheck(s, n))
+                                    : -1;
+}
+
+static int encode_integer(struct encoder *e, lua_Integer i)
+{
+  char buffer[40];
+  if (e->root != NULL)
+    return attach(e, json_integer(i));
+  int n = snprintf(buffer, sizeof buffer, "%lld", (long long)i);
+  text_add(&e->text, buffer, (size_t)n);
+  return 0;
+}
+
 static int encode_number(struct encoder *e, int index)
 {
-  lua_State *L = e->text.L;
   char buffer[40];
   int n = 0;
   lua_Integer i;
-  if (lua_isinteger(L, index)) {
-    i = lua_tointeger(L, index);
-    n = snprintf(buffer, sizeof buffer, "%lld", (long long)i);
-  } else {
-    lua_Number x = lua_tonumber(L, index);
-    if (isnan(x) || isinf(x))
-      return refuse(e, CAIRN_E_INVALID_ARGUMENT,
-                    "not a finite number (NaN or infinity)");
-    if (lua_numbertointeger(x, &i) && (lua_Number)i == x)
-      n = snprintf(buffer, sizeof buffer, "%lld", (long long)i);
-    else
-      for (int digits = 15; digits <= 17; digits++) { /* the shortest exact */
-        n = snprintf(buffer, sizeof buffer, "%.*g", digits, x);
-        if (strtod(buffer, NULL) == x)
-          break;
-      }
+  if (lua_isinteger(e->L, index))
+    return encode_integer(e, lua_tointeger(e->L, index));
+  lua_Number x = lua_tonumber(e->L, index);
+  if (isnan(x) || isinf(x))
+    return refuse(e, CAIRN_E_INVALID_ARGUMENT,
+                  "not a finite number (NaN or infinity)");
+  if (lua_numbertointeger(x, &i) && (lua_Number)i == x)
+    return encode_integer(e, i);
+  if (e->root != NULL)
+    return attach(e, json_real(x));
+  for (int digits = 15; digits <= 17; digits++) { /* the shortest exact */
+    n = snprintf(buffer, sizeof buffer, "%.*g", digits, x);
+    if (strtod(buffer, NULL) == x)
+      break;
   }
   text_add(&e->text, buffer, (size_t)n);
   return 0;
@@ -206,10 +271,11 @@ static int encode(struct encoder *e, int index);
 
 static int encode_array(struct encoder *e, int index, lua_Integer count)
 {
-  lua_State *L = e->text.L;
-  text_char(&e->text, '[');
+  lua_State *L = e->L;
+  if (e->root == NULL)
+    text_char(&e->text, '[');
   for (lua_Integer i = 1; i <= count; i++) {
-    if (i > 1)
+    if (i > 1 && e->root == NULL)
       text_char(&e->text, ',');
     e->path[e->depth - 1] = (struct step){NULL, i};
     lua_rawgeti(L, index, i);
@@ -217,13 +283,14 @@ static int encode_array(struct encoder *e, int index, lua_Integer count)
       return -1;
     lua_pop(L, 1);
   }
-  text_char(&e->text, ']');
+  if (e->root == NULL)
+    text_char(&e->text, ']');
   return 0;
 }
 
 static int encode_object(struct encoder *e, int index, lua_Integer count)
 {
-  lua_State *L = e->text.L;
+  lua_State *L = e->L;
   int base = lua_gettop(L);
   luaL_checkstack(L, (int)count + 8, "table too large");
   lua_pushnil(L);
@@ -243,31 +310,35 @@ static int encode_object(struct encoder *e, int index, lua_Integer count)
     }
     order[at] = base + 1 + i;
   }
-  text_char(&e->text, '{');
+  if (e->root == NULL)
+    text_char(&e->text, '{');
   for (int i = 0; i < found; i++) {
     int slot = is_sorted ? order[i] : base + 1 + i;
     size_t length;
     const char *key = lua_tolstring(L, slot, &length);
-    if (i > 0)
+    if (i > 0 && e->root == NULL)
       text_char(&e->text, ',');
     e->path[e->depth - 1] = (struct step){key, 0};
-    if (encode_string(e, key, length) != 0)
+    if (e->root != NULL ? check_string(e, key, length) != 0
+                        : encode_text(e, key, length) != 0)
       return -1;
-    text_char(&e->text, ':');
+    if (e->root == NULL)
+      text_char(&e->text, ':');
     lua_pushvalue(L, slot);
     lua_rawget(L, index);
     if (encode(e, lua_gettop(L)) != 0)
       return -1;
     lua_pop(L, 1);
   }
-  text_char(&e->text, '}');
+  if (e->root == NULL)
+    text_char(&e->text, '}');
   lua_settop(L, base);
   return 0;
 }
 
 static int encode_table(struct encoder *e, int index)
 {
-  lua_State *L = e->text.L;
+  lua_State *L = e->L;
   const void *identity = lua_topointer(L, index);
   lua_Integer strings = 0, integers = 0, highest = 0;
   for (int i = 0; i < e->depth; i++)
@@ -310,33 +381,45 @@ static int encode_table(struct encoder *e, int index)
     return refuse(e, CAIRN_E_INVALID_ARGUMENT, "the table has too many keys");
   luaL_checkstack(L, 8, "tables nested too deep");
   const char *key = e->depth > 0 ? e->path[e->depth - 1].key : NULL;
+  int is_list =
+      integers > 0 ||
+      (strings == 0 && (is_list_key(key) || is_marked_list(L, index)));
+  if (e->root != NULL) {
+    json_t *value = is_list ? json_array() : json_object();
+    e->around[e->depth] = value;
+    if (attach(e, value) != 0)
+      return -1;
+  }
   e->tables[e->depth++] = identity;
-  int rc = integers > 0 || (strings == 0 &&
-                            (is_list_key(key) || is_marked_list(L, index)))
-               ? encode_array(e, index, integers)
-               : encode_object(e, index, strings);
+  int rc = is_list ? encode_array(e, index, integers)
+                   : encode_object(e, index, strings);
   if (rc == 0)
     e->depth--;
   return rc;
 }
 
+static int encode_constant(struct encoder *e, const char *text,
+                           json_t *(*make)(void))
+{
+  if (e->root != NULL)
+    return attach(e, make());
+  text_add(&e->text, text, strlen(text));
+  return 0;
+}
+
 static int encode(struct encoder *e, int index)
 {
-  lua_State *L = e->text.L;
+  lua_State *L = e->L;
   const struct cairn_datetime *datetime;
   size_t length;
   const char *s;
   char what[96];
   switch (lua_type(L, index)) {
   case LUA_TNIL:
-    text_add(&e->text, "null", 4);
-    return 0;
+    return encode_constant(e, "null", json_null);
   case LUA_TBOOLEAN:
-    if (lua_toboolean(L, index))
-      text_add(&e->text, "true", 4);
-    else
-      text_add(&e->text, "false", 5);
-    return 0;
+    return lua_toboolean(L, index) ? encode_constant(e, "true", json_true)
+                                   : encode_constant(e, "false", json_false);
   case LUA_TNUMBER:
     return encode_number(e, index);
   case LUA_TSTRING:
@@ -345,10 +428,8 @@ static int encode(struct encoder *e, int index)
   case LUA_TTABLE:
     return encode_table(e, index);
   case LUA_TLIGHTUSERDATA:
-    if (lua_touserdata(L, index) == NULL) {
-      text_add(&e->text, "null", 4);
-      return 0;
-    }
+    if (lua_touserdata(L, index) == NULL)
+      return encode_constant(e, "null", json_null);
     break;
   case LUA_TUSERDATA:
     datetime = cairn__lua_test_datetime(L, index);
@@ -372,6 +453,8 @@ int cairn__lua_encode(lua_State *L, int index, const char **text,
   struct encoder e;
   index = lua_absindex(L, index);
   luaL_checkstack(L, 16, NULL);
+  e.L = L;
+  e.root = NULL;
   e.err = err;
   e.depth = 0;
   e.text = (struct text){.L = L, .length = 0, .capacity = 512};
@@ -388,13 +471,36 @@ int cairn__lua_encode(lua_State *L, int index, const char **text,
   return 0;
 }
 
-/* ---- JSON to Lua
- * ---------------------------------------------------------------- */
-
 static void free_tree(void *tree)
 {
   json_decref(tree);
 }
+
+int cairn__lua_to_json(lua_State *L, int index, json_t **value,
+                       struct cairn_error *err)
+{
+  struct encoder e;
+  index = lua_absindex(L, index);
+  luaL_checkstack(L, 16, NULL);
+  e.L = L;
+  e.err = err;
+  e.depth = 0;
+  e.bytes = 0;
+  e.root = (json_t **)cairn__lua_box(L, free_tree);
+  int box = lua_gettop(L);
+  if (encode(&e, index) != 0) {
+    lua_settop(L, box);
+    cairn__lua_unbox(L, box);
+    lua_pop(L, 1);
+    return -1;
+  }
+  *value = *e.root;
+  lua_settop(L, box);
+  return 0;
+}
+
+/* ---- JSON to Lua
+ * ---------------------------------------------------------------- */
 
 /* null is nil in an object and at the top, the null of the module in an
  * array, where nil would make a hole. */

@@ -123,6 +123,12 @@ static const char *const names[] = {
 #undef CAIRN_PROPERTY
 };
 
+static const uint8_t lengths[] = {
+#define CAIRN_PROPERTY(text, ...) sizeof #text - 1,
+#include "cairn/properties.def"
+#undef CAIRN_PROPERTY
+};
+
 const struct cairn_property_info *cairn_property_at(size_t index)
 {
   return index < COUNT(properties) ? &properties[index] : NULL;
@@ -130,8 +136,9 @@ const struct cairn_property_info *cairn_property_at(size_t index)
 
 const struct cairn_property_info *cairn_property_find(const char *name)
 {
+  size_t length = strlen(name);
   for (size_t i = 0; i < COUNT(names); i++)
-    if (names[i][0] == name[0] && strcmp(names[i], name) == 0)
+    if (lengths[i] == length && memcmp(names[i], name, length) == 0)
       return &properties[i];
   return NULL;
 }

@@ -15,6 +15,7 @@
 #include "error.h"
 #include "memory.h"
 #include "store.h"
+#include "submit.h"
 
 enum what {
   SETTING,
@@ -619,20 +620,15 @@ static int reserve(struct cairn_engine *e, size_t jobs, struct cairn_error *err)
   return 0;
 }
 
-int cairn_submit(cairn_engine *e, const char *json, size_t length,
-                 cairn_job *out, struct cairn_error *err)
+int cairn__submit(cairn_engine *e, json_t *spec, cairn_job *out,
+                  struct cairn_error *err)
 {
   struct cairn__job *j;
-  json_t *spec;
 
   *out = 0;
-  if (check_open(e, err) != 0 || check_length(length, err) != 0)
-    return -1;
-  spec = cairn__json_parse("specification", json, length, err);
-  if (!spec)
+  if (check_open(e, err) != 0)
     return -1;
   j = cairn__job_make(e, spec, err);
-  json_decref(spec);
   if (!j)
     return -1;
   if (cairn__queue_accepts(j->queue, 1, err) != 0 || reserve(e, 1, err) != 0) {
@@ -642,6 +638,30 @@ int cairn_submit(cairn_engine *e, const char *json, size_t length,
   *out = adopt(e, j);
   cairn__engine_settle(e);
   return 0;
+}
+
+/* NULL when it cannot be, or the engine takes no jobs. */
+static json_t *parse(struct cairn_engine *e, const char *json, size_t length,
+                     struct cairn_error *err)
+{
+  if (check_open(e, err) != 0 || check_length(length, err) != 0)
+    return NULL;
+  return cairn__json_parse("specification", json, length, err);
+}
+
+int cairn_submit(cairn_engine *e, const char *json, size_t length,
+                 cairn_job *out, struct cairn_error *err)
+{
+  json_t *spec;
+  int code;
+
+  *out = 0;
+  spec = parse(e, json, length, err);
+  if (!spec)
+    return -1;
+  code = cairn__submit(e, spec, out, err);
+  json_decref(spec);
+  return code;
 }
 
 /* Says which of several specifications it was. */
@@ -693,36 +713,44 @@ static int make_all(struct cairn_engine *e, json_t *array,
   return -1;
 }
 
-int cairn_submit_all(cairn_engine *e, const char *json, size_t length,
-                     cairn_job *out, size_t count, struct cairn_error *err)
+int cairn__submit_all(cairn_engine *e, json_t *array, cairn_job *out,
+                      size_t count, struct cairn_error *err)
 {
-  struct cairn__job **jobs = NULL;
-  json_t *array;
-  int code = -1;
+  struct cairn__job **jobs;
+  int code;
 
-  if (check_open(e, err) != 0 || check_length(length, err) != 0)
+  if (check_open(e, err) != 0)
     return -1;
-  array = cairn__json_parse("specification", json, length, err);
-  if (!array)
-    return -1;
-  if (!json_is_array(array)) {
-    cairn__fail(err, CAIRN_E_WRONG_TYPE,
-                "the specifications must be an array of objects");
-  } else if (json_array_size(array) != count) {
-    cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
-                "the array has %zu specifications, room was given for %zu",
-                json_array_size(array), count);
-  } else {
-    jobs = cairn__calloc(count ? count : 1, sizeof(void *));
-    code =
-        jobs ? make_all(e, array, jobs, count, err) : cairn__fail_memory(err);
-  }
+  if (!json_is_array(array))
+    return cairn__fail(err, CAIRN_E_WRONG_TYPE,
+                       "the specifications must be an array of objects");
+  if (json_array_size(array) != count)
+    return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
+                       "the array has %zu specifications, room was given for "
+                       "%zu",
+                       json_array_size(array), count);
+  jobs = cairn__calloc(count ? count : 1, sizeof(void *));
+  if (!jobs)
+    return cairn__fail_memory(err);
+  code = make_all(e, array, jobs, count, err);
   if (code == 0) {
     for (size_t i = 0; i < count; i++)
       out[i] = adopt(e, jobs[i]);
     cairn__engine_settle(e);
   }
   cairn__free(jobs);
+  return code;
+}
+
+int cairn_submit_all(cairn_engine *e, const char *json, size_t length,
+                     cairn_job *out, size_t count, struct cairn_error *err)
+{
+  json_t *array = parse(e, json, length, err);
+  int code;
+
+  if (!array)
+    return -1;
+  code = cairn__submit_all(e, array, out, count, err);
   json_decref(array);
   return code;
 }
