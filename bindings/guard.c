@@ -52,7 +52,7 @@ enum {
   TRACE_TAIL = 6,
   PRINT_SIZE = 4096,
   PAUSE = 200,           /* of the collector: percent of what is in use */
-  PAUSE_LONG = 1000,     /* where that is little */
+  PAUSE_LONG = 400,      /* where that is little */
   STACK_MAX = 512 << 10, /* of C, below which no coroutine begins to close */
   RECURSION = 5000       /* levels that no sensible function needs */
 };

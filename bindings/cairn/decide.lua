@@ -139,11 +139,10 @@ local function warn(engine, serial, text)
   return core.warn(engine, serial, text) -- nil when its run is over
 end
 
--- answer | nil, whether the function failed. check(answer) -> message when it
--- cannot be.
-local function ask(engine, S, decider, serial, name, check, ...)
-  if not decider.object:has(decider.key, name) then return nil, false end
-  local ok, answer, code, trace = decider.object:call(decider.key, name, ...)
+-- Asks a function that is there. answer | nil, whether it failed. check(answer)
+-- -> message when it cannot be.
+local function ask_it(engine, S, decider, serial, name, check, ...)
+  local ok, answer, _, trace = decider.object:call(decider.key, name, ...)
   local message
   if not ok then
     message = answer
@@ -164,7 +163,13 @@ local function ask(engine, S, decider, serial, name, check, ...)
     warn(engine, serial, ("policy %s: %s failed (%s); as without it"):format(
       decider.policy, name, message))
   end
-  return answer, message ~= nil, code
+  return answer, message ~= nil
+end
+
+-- The same, nil and false when there is none.
+local function ask(engine, S, decider, serial, name, ...)
+  if not decider.object:has(decider.key, name) then return nil, false end
+  return ask_it(engine, S, decider, serial, name, ...)
 end
 
 -- ---- what they may say ------------------------------------------------------------------
@@ -435,13 +440,14 @@ function M.decides(S, serial, name)
   return decider ~= nil and decider.object:has(decider.key, name)
 end
 
--- The name of the handler that is to be told, or nil: the job's Notify.
+-- The name of the handler that is to be told, or nil: the job's Notify. Only
+-- where there is such a function.
 function M.notify(engine, S, ev, state, code, text)
   local decider = S.deciding[ev.serial] or S.deciders[ev.serial]
   local job = ev.job
   local view = job_view(job, decider.key, now_of(engine, job.zone), nil, nil,
     nil, state, ev.run_number, code, text or false) -- of the run
-  return (ask(engine, S, decider, nil, "notify", is_name, view))
+  return (ask_it(engine, S, decider, nil, "notify", is_name, view))
 end
 
 -- After a good export of a policy that has retain and no prune job of its own:
