@@ -93,8 +93,8 @@ struct cairn__lua_view;
 void cairn__lua_open_view(lua_State *L);
 /* The view at `index`, or NULL. Only reads. */
 const struct cairn__lua_view *cairn__lua_test_view(lua_State *from, int index);
-/* How many values it has at most, and bytes of text, with those of the views
- * within it. */
+/* How many values it has, and bytes of text, with those of the views within it.
+ */
 size_t cairn__lua_view_values(const struct cairn__lua_view *v);
 size_t cairn__lua_view_bytes(const struct cairn__lua_view *v);
 /* Pushes the view at `index`, absolute, onto `to`, which may be the same state,

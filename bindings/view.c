@@ -45,7 +45,8 @@ union field {
 
 struct cairn__lua_view {
   size_t count, size;   /* fields; bytes of text */
-  size_t values, bytes; /* the same, with those of the views within it */
+  size_t present;       /* fields that have a value */
+  size_t values, bytes; /* present and size, with those of the views within */
   int depth;            /* 1: there are none */
   uint8_t kinds[NAMES_MAX];
   union field fields[]; /* and the text */
@@ -87,7 +88,7 @@ static void thaw(lua_State *from, int index, lua_State *to)
   lua_getiuservalue(from, index, VALUE_SHAPE);
   const struct shape *shape = lua_touserdata(from, -1);
   lua_pop(from, 1); /* the view keeps it */
-  lua_createtable(to, 0, (int)v->count);
+  lua_createtable(to, 0, (int)v->present);
   int table = lua_gettop(to);
   for (size_t i = 0; i < v->count; i++) {
     const union field *f = &v->fields[i];
@@ -271,13 +272,15 @@ static int make(lua_State *L)
     luaL_argcheck(L, more <= TEXT_MAX, 1, "too much text");
     v = lua_newuserdatauv(L, size + room + more, VALUE_SHAPE + nested);
     v->count = shape->count;
-    v->size = 0;
+    v->present = v->size = 0;
     v->depth = depth;
     if (fill(L, shape, v, room + more) == 0)
       break;
     lua_pop(L, 1);
   }
-  v->values = v->count + values;
+  for (size_t i = 0; i < v->count; i++)
+    v->present += v->kinds[i] != ABSENT;
+  v->values = v->present + values;
   v->bytes = v->size + bytes;
   lua_pushvalue(L, lua_upvalueindex(1));
   lua_setiuservalue(L, -2, VALUE_SHAPE);
