@@ -171,6 +171,108 @@ describe("decisions", function()
   end)
 end)
 
+describe("views", function()
+  local cairn = require "cairn"
+  local core = require "cairn.core"
+
+  it("come out as plain tables, each a new one", function()
+    local inner = core.views({}, { "a", "b" })(nil, 1)
+    local view = core.views({}, { "text", "yes", "no", "n", "x", "in_it",
+      "none" })(nil, "a\0b", true, false, -7, 1.5, inner)
+    local expected = { text = "a\0b", yes = true, no = false, n = -7, x = 1.5,
+      in_it = { a = 1 } }
+    assert.same(expected, core.thaw(view))
+    assert.is_nil(getmetatable(core.thaw(view)))
+    assert.equal("table", core.thaw "table") -- what is no view stays
+    local d <close> = select_of [[
+      local view, list = ...
+      assert(type(view) == "table" and getmetatable(view) == nil)
+      assert(math.type(view.n) == "integer" and next(view.in_it) == "a")
+      view.n, view.in_it.a, list[1].text = 0, 0, ""
+      return { view, list }]]
+    local changed = core.thaw(view)
+    changed.n, changed.in_it.a = 0, 0
+    local other = core.thaw(view)
+    other.text = ""
+    for _ = 1, 2 do
+      assert.same({ true, { changed, { other, { deep = expected } } } },
+        { d:call(nil, "select", view, { view, { deep = view } }) })
+    end
+  end)
+
+  it("are a job as it was then, but for what is given", function()
+    local engine <close> = assert(cairn.open {})
+    local job = assert(engine:submit { Name = "n",
+      Priority = 4, run = function() end })
+    local make = core.views({ "Name", "JobState", "Priority", "ErrorCode",
+      "DeleteOnCompletion", "Caption" }, { "key", "JobState", "ErrorCode",
+      "Priority" })
+    local view = make(job, "k", nil, 7, false)
+    job.Priority = 5
+    assert.same({ Name = "n", JobState = job.JobState, ErrorCode = 7,
+      DeleteOnCompletion = job.DeleteOnCompletion, key = "k",
+      Caption = job.Caption }, core.thaw(view))
+    assert.equal(5, core.thaw(make(job)).Priority)
+    assert.equal("Killed", core.thaw(make(job, "k", "Killed")).JobState)
+    local long = ("ä"):rep(400) -- more than a job mostly has
+    job.Notify = long
+    assert.equal(long, core.thaw(core.views({ "Notify", "Name" }, {})(job))
+      .Notify)
+    assert.same({ key = "k" }, core.thaw(make(nil, "k")))
+    local other = assert(engine:submit { Name = "m",
+      run = function() end })
+    assert.equal(0, job:KillJob())
+    assert.equal(0, job:DeleteInstance())
+    assert.error_matches(function() make(job) end, "is gone")
+    assert.equal("n", core.thaw(view).Name) -- whatever became of the job
+    engine:close { mode = "kill" }
+    assert.error_matches(function() make(other) end, "closed engine")
+  end)
+
+  it("refuse what is none of theirs", function()
+    assert.error_matches(function() core.views({ "Nmae" }, {}) end,
+      "properties expected")
+    assert.error_matches(function() core.views({ "ExportedDisks" }, {}) end,
+      "no arrays")
+    assert.error_matches(function() core.views({ "StartTime" }, {}) end,
+      "datetimes")
+    assert.error_matches(function() core.views({}, { 1 }) end, "names")
+    local names = {}
+    for i = 1, 65 do names[i] = "n" .. i end
+    assert.error_matches(function() core.views({}, names) end, "too many")
+    local make = core.views({ "Name" }, { "a" })
+    assert.error_matches(function() make(nil, 1, 2) end, "more values")
+    assert.error_matches(function() make(nil, {}) end, "view or nil expected")
+    assert.error_matches(function() make(nil, print) end, "view or nil")
+    assert.error_matches(function() make({}) end, "cairn.job expected")
+    local deep = make(nil, 1)
+    assert.error_matches(function()
+      for _ = 1, 9 do deep = make(nil, deep) end
+    end, "too many views")
+    assert.same({ a = { a = 1 } }, core.thaw(make(nil, make(nil, 1))))
+  end)
+
+  it("count for the limits of what may cross", function()
+    local make = core.views({}, { "text" })
+    local d <close> = select_of("return 1",
+      { limits = { bytes = 128 << 10 } })
+    local ok, message = d:call(nil, "select", make(nil, ("x"):rep(200000)))
+    assert.is_false(ok)
+    assert.matches("argument 1: more than 131072 bytes of text", message)
+    ok, message = d:call(nil, "select", make(nil, make(nil,
+      ("x"):rep(200000))))
+    assert.is_false(ok)
+    assert.matches("argument 1: more than 131072 bytes of text", message)
+    local many = {}
+    for i = 1, 60000 do many[i] = make(nil, "") end
+    local e <close> = select_of "return 1"
+    ok, message = e:call(nil, "select", many)
+    assert.is_false(ok)
+    assert.matches("more than 100000 values", message)
+    assert.is_true((e:call(nil, "select", make(nil, ""))))
+  end)
+end)
+
 describe("loading decisions", function()
   local cases = {
     { "return {", "script_syntax", "p%.lua:1: unexpected symbol near <eof>" },
