@@ -36,6 +36,7 @@ local cairn = {
   collection_from = collection.from,
   policy = core.with_source(policy.new),
   policy_load = policy.load,
+  settings = core.settings,
   schedule = schedule.new,
 
   points = private.points,

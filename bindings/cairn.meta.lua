@@ -130,6 +130,12 @@ function cairn.prune(options) end
 ---@return string? # code, when refused: see cairn.errors
 function cairn.attach(engine, uv) end
 
+---Reads the settings of a policy (`--set NAME=VALUE`, cairn.policy_load); raises for one that has no default here, or a value of another type or outside its range, with what would be valid.
+---@param given? table what the file of a policy gets: `cairn.settings(..., { ... })`
+---@param defaults table by name, at most 64: text, a number, true or false, or `{ default, least, most }` of a number; a whole number as the default admits whole numbers only
+---@return table # the value of each: what is given, or the default, of the default's type; and file, the policy's path
+function cairn.settings(given, defaults) end
+
 ---Runs a function as a task, a coroutine in which everything may wait, on the engine of the running task, else on the one opened last.
 ---@param fn function the body
 ---@param ... any its arguments

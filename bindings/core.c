@@ -19,6 +19,7 @@
 
 #include "error.h"
 #include "memory.h"
+#include "settings.h"
 
 /* ---- results
  * ----------------------------------------------------------------- */
@@ -575,6 +576,11 @@ static int core_with_source(lua_State *L)
   return 1;
 }
 
+static int core_settings(lua_State *L)
+{
+  return cairn__lua_settings(L, NULL);
+}
+
 static const luaL_Reg functions[] = {
     {"errors", core_errors},
     {"properties", core_properties},
@@ -597,6 +603,7 @@ static const luaL_Reg functions[] = {
     {"point_data", core_point_data},
     {"doctor", core_doctor},
     {"with_source", core_with_source},
+    {"settings", core_settings},
     {NULL, NULL}};
 
 CAIRN_LUA_EXPORT int luaopen_cairn_core(lua_State *L)

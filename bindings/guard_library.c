@@ -20,6 +20,7 @@
 #include <lualib.h>
 
 #include "cairn.h"
+#include "settings.h"
 
 enum {
   BYTES = 32,      /* that C does in the time of an instruction */
@@ -263,11 +264,15 @@ static int plain_value(lua_State *L)
   return 1;
 }
 
-static const luaL_Reg module[] = {{"policy", plain_table},
-                                  {"collection", plain_table},
-                                  {"interval", plain_value},
-                                  {"datetime", plain_value},
-                                  {NULL, NULL}};
+static int module_settings(lua_State *L)
+{
+  return cairn__lua_settings(L, cairn__guard_charge);
+}
+
+static const luaL_Reg module[] = {
+    {"policy", plain_table},     {"settings", module_settings},
+    {"collection", plain_table}, {"interval", plain_value},
+    {"datetime", plain_value},   {NULL, NULL}};
 
 /* ---- coroutine
  * ------------------------------------------------------------------ */

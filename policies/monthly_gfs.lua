@@ -15,33 +15,19 @@
 --   cairn run monthly_gfs.lua --follow --store /var/lib/cairn/cairn.db
 --   cp monthly_gfs.lua /etc/cairn/policies/ && cairn serve
 
-local set = ...
 local cairn = require "cairn"
-
-local known = { file = true }
-
--- What --set NAME=VALUE gives, else the default; a number is a whole one.
-local function setting(name, default, least, most)
-  local value = set[name] or default
-  known[name] = true
-  if type(default) ~= "number" then return value end
-  local number = math.tointeger(tonumber(value))
-  if not number or number < least or number > most then
-    error(("setting %s is '%s'; a whole number from %d to %d expected"):format(
-      name, value, least, most), 2)
-  end
-  return number
-end
 
 -- ---- settings -----------------------------------------------------------
 
-local directory = setting("directory", "/srv/backup/web-farm")
-local day_time = setting("day_time", "2h")      -- of the increments
-local month_time = setting("month_time", "22h") -- of the full, after midnight
-local zone = setting("zone", "")               -- Europe/Berlin; "": the host's
-local sons = setting("sons", 7, 0, 36500)
-local fathers = setting("fathers", 5, 0, 5200)
-local grandfathers = setting("grandfathers", 12, 0, 1200)
+local set = cairn.settings(..., {
+  directory = "/srv/backup/web-farm",
+  day_time = "2h",    -- of the increments
+  month_time = "22h", -- of the full, after midnight
+  zone = "",          -- Europe/Berlin; "": the host's
+  sons = { 7, 0, 36500 },
+  fathers = { 5, 0, 5200 },
+  grandfathers = { 12, 0, 1200 },
+})
 
 -- ---- machines -----------------------------------------------------------
 -- Paths are relative to this file. The ids are GUIDs: choose them once, by
@@ -62,18 +48,7 @@ local farm = cairn.collection {
 
 -- ---- the policy ---------------------------------------------------------
 
-for name in pairs(set) do
-  if not known[name] then
-    known.file = nil
-    local names = {}
-    for valid in pairs(known) do names[#names + 1] = valid end
-    table.sort(names)
-    error(("no setting is called '%s'; valid are %s"):format(name,
-      table.concat(names, ", ")))
-  end
-end
-
-if sons + fathers + grandfathers == 0 then
+if set.sons + set.fathers + set.grandfathers == 0 then
   error("sons, fathers and grandfathers are all 0; at least one must keep "
     .. "something")
 end
@@ -87,11 +62,11 @@ local function day_number(time)
 end
 
 local generations = {
-  { count = sons, of = day_number },
+  { count = set.sons, of = day_number },
   -- 1970-01-01 was a Thursday
-  { count = fathers,
+  { count = set.fathers,
     of = function(time) return (day_number(time) + 3) // 7 end },
-  { count = grandfathers,
+  { count = set.grandfathers,
     of = function(time) return time.year * 12 + time.month end },
 }
 
@@ -137,7 +112,7 @@ local tests = {
       - day_number { year = 2025, month = 12, day = 31 } == 1)
   end,
   ["sons, fathers and grandfathers of a year"] = function(policy)
-    if sons ~= 7 or fathers ~= 5 or grandfathers ~= 12 then return end
+    if set.sons ~= 7 or set.fathers ~= 5 or set.grandfathers ~= 12 then return end
     local keep, count = policy.retain(a_year()), 0
     for _, id in ipairs { "p1231", "p1230", "p1229", "p1228", "p1227", "p1226",
       "p1225",                             -- the last seven days
@@ -158,26 +133,26 @@ local tests = {
   end,
 }
 
-local where = zone ~= "" and zone or nil
+local where = set.zone ~= "" and set.zone or nil
 
 return cairn.policy {
   jobs = {
     daily = {
       Name = "web-farm daily",
-      RunStartInterval = day_time,
+      RunStartInterval = set.day_time,
       JobRunTimes = 0, -- without limit
       zone = where,
       RecoveryAction = "Re-run Job",
-      export = { collection = farm, directory = directory, base = "latest" },
+      export = { collection = farm, directory = set.directory, base = "latest" },
     },
     monthly = {
       Name = "web-farm monthly",
       RunDay = -1, RunDayOfWeek = "-Friday", -- the last Friday of a month
-      RunStartInterval = month_time,
+      RunStartInterval = set.month_time,
       JobRunTimes = 0,
       zone = where,
       RecoveryAction = "Re-run Job",
-      export = { collection = farm, directory = directory, base = "none" },
+      export = { collection = farm, directory = set.directory, base = "none" },
     },
   },
   retain = retain,

@@ -13,32 +13,18 @@
 --   cairn run nightly.lua --follow --store /var/lib/cairn/cairn.db
 --   cp nightly.lua /etc/cairn/policies/ && cairn serve
 
-local set = ...
 local cairn = require "cairn"
-
-local known = { file = true }
-
--- What --set NAME=VALUE gives, else the default; a number is a whole one.
-local function setting(name, default, least, most)
-  local value = set[name] or default
-  known[name] = true
-  if type(default) ~= "number" then return value end
-  local number = math.tointeger(tonumber(value))
-  if not number or number < least or number > most then
-    error(("setting %s is '%s'; a whole number from %d to %d expected"):format(
-      name, value, least, most), 2)
-  end
-  return number
-end
 
 -- ---- settings -----------------------------------------------------------
 
-local directory = setting("directory", "/srv/backup/web-farm")
-local time = setting("time", "01:00")         -- of the night's run
-local zone = setting("zone", "")              -- Europe/Berlin; "": the host's
-local full_day = setting("full_day", "Sunday")
-local keep_days = setting("keep_days", 35, 0, 36500) -- 0: for ever
-local skip = setting("skip", "")              -- disks left out: swap,scratch
+local set = cairn.settings(..., {
+  directory = "/srv/backup/web-farm",
+  time = "01:00",               -- of the night's run
+  zone = "",                    -- Europe/Berlin; "": the host's
+  full_day = "Sunday",
+  keep_days = { 35, 0, 36500 }, -- 0: for ever
+  skip = "",                    -- disks left out: swap,scratch
+})
 
 -- ---- machines -----------------------------------------------------------
 -- Paths are relative to this file. The ids are GUIDs: choose them once, by
@@ -59,30 +45,19 @@ local farm = cairn.collection {
 
 -- ---- the policy ---------------------------------------------------------
 
-for name in pairs(set) do
-  if not known[name] then
-    known.file = nil
-    local names = {}
-    for valid in pairs(known) do names[#names + 1] = valid end
-    table.sort(names)
-    error(("no setting is called '%s'; valid are %s"):format(name,
-      table.concat(names, ", ")))
-  end
-end
-
 local DAY = 86400
 local weekdays = { Sunday = 1, Monday = 2, Tuesday = 3, Wednesday = 4,
   Thursday = 5, Friday = 6, Saturday = 7 }
-local full_wday = weekdays[full_day]
+local full_wday = weekdays[set.full_day]
 if not full_wday then
   error(("setting full_day is '%s'; a weekday such as Sunday expected"):format(
-    full_day))
+    set.full_day))
 end
 
-local hour, minute = time:match "^(%d%d?):(%d%d)$"
+local hour, minute = set.time:match "^(%d%d?):(%d%d)$"
 hour, minute = tonumber(hour), tonumber(minute)
 if not hour or hour > 23 or minute > 59 then
-  error(("setting time is '%s'; HH:MM expected, 00:00 to 23:59"):format(time))
+  error(("setting time is '%s'; HH:MM expected, 00:00 to 23:59"):format(set.time))
 end
 local seconds = hour * 3600 + minute * 60
 
@@ -90,7 +65,7 @@ local is_disk, is_skipped = {}, {}
 for _, machine in ipairs(farm.machines) do
   for _, disk in ipairs(machine.disks or {}) do is_disk[disk.id] = true end
 end
-for id in skip:gmatch "[^,%s]+" do
+for id in set.skip:gmatch "[^,%s]+" do
   if not is_disk[id] then
     error(("setting skip: no machine has a disk '%s'"):format(id))
   end
@@ -138,7 +113,7 @@ end
 -- The points of the last keep_days, and what they are based on. Markers are
 -- left alone by a prune, and not named.
 local function retain(points)
-  if keep_days == 0 then return nil end
+  if set.keep_days == 0 then return nil end
   local by_id, keep, newest = {}, {}, 0
   for _, point in ipairs(points) do
     if point.kind == "export" then
@@ -147,7 +122,7 @@ local function retain(points)
     end
   end
   for id, point in pairs(by_id) do
-    if newest - point.time.unix <= keep_days * DAY then
+    if newest - point.time.unix <= set.keep_days * DAY then
       while point and not keep[id] do
         keep[id] = true
         id = point.BaseReferencePointGroupId
@@ -178,21 +153,21 @@ local tests = {
     assert(policy.base({ now = sunday }, {}) == nil)
   end,
   ["a Sunday is a full, a Monday is not"] = function(policy)
-    if full_day ~= "Sunday" or time ~= "01:00" then return end
+    if set.full_day ~= "Sunday" or set.time ~= "01:00" then return end
     local history = { run "20260103010000.000000+000" }
     assert(policy.base({ now = sunday }, history) == "none")
     history[2] = run "20260104010000.000000+000"
     assert(policy.base({ now = monday }, history) == "latest")
   end,
   ["a Sunday without a good run is made up for"] = function(policy)
-    if full_day ~= "Sunday" or time ~= "01:00" then return end
+    if set.full_day ~= "Sunday" or set.time ~= "01:00" then return end
     local history = { run "20260103010000.000000+000",
       run("20260104010000.000000+000", "Exception"),
       { skipped = 1, reason = "missed", due = "20260104010000.000000+000" } }
     assert(policy.base({ now = monday }, history) == "none")
   end,
   ["weeks go as a whole"] = function(policy)
-    if keep_days ~= 35 then return end
+    if set.keep_days ~= 35 then return end
     local points = {}
     for i = 0, 49 do -- fulls are 0, 7, 14, ...
       points[i + 1] = { ReferencePointGroupId = "p" .. i, kind = "export",
@@ -214,14 +189,14 @@ return cairn.policy {
       Name = "web-farm nightly",
       RunStartInterval = seconds, -- after midnight
       JobRunTimes = 0,            -- without limit
-      zone = zone ~= "" and zone or nil,
+      zone = set.zone ~= "" and set.zone or nil,
       RecoveryAction = "Re-run Job",
-      export = { collection = farm, directory = directory, base = "latest" },
+      export = { collection = farm, directory = set.directory, base = "latest" },
     },
   },
   base = base,
   retain = retain,
-  select = skip ~= "" and function(_, disk)
+  select = set.skip ~= "" and function(_, disk)
     return not is_skipped[disk.id]
   end or nil,
   tests = tests,

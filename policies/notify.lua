@@ -21,31 +21,17 @@
 --   cairn run notify.lua --follow --store /var/lib/cairn/cairn.db
 --   cp notify.lua /etc/cairn/policies/ && cairn serve
 
-local set = ...
 local cairn = require "cairn"
-
-local known = { file = true }
-
--- What --set NAME=VALUE gives, else the default; a number is a whole one.
-local function setting(name, default, least, most)
-  local value = set[name] or default
-  known[name] = true
-  if type(default) ~= "number" then return value end
-  local number = math.tointeger(tonumber(value))
-  if not number or number < least or number > most then
-    error(("setting %s is '%s'; a whole number from %d to %d expected"):format(
-      name, value, least, most), 2)
-  end
-  return number
-end
 
 -- ---- settings -----------------------------------------------------------
 
-local directory = setting("directory", "/srv/backup/web-farm")
-local time = setting("time", "1h")             -- of the export, after midnight
-local zone = setting("zone", "")               -- Europe/Berlin; "": the host's
-local pager = setting("pager", "/usr/local/bin/page --json") -- words, no shell
-local mail = setting("mail", "root@localhost")
+local set = cairn.settings(..., {
+  directory = "/srv/backup/web-farm",
+  time = "1h",                          -- of the export, after midnight
+  zone = "",                            -- Europe/Berlin; "": the host's
+  pager = "/usr/local/bin/page --json", -- words, no shell
+  mail = "root@localhost",
+})
 
 -- ---- machines -----------------------------------------------------------
 -- Paths are relative to this file. The ids are GUIDs: choose them once, by
@@ -66,24 +52,13 @@ local farm = cairn.collection {
 
 -- ---- the policy ---------------------------------------------------------
 
-for name in pairs(set) do
-  if not known[name] then
-    known.file = nil
-    local names = {}
-    for valid in pairs(known) do names[#names + 1] = valid end
-    table.sort(names)
-    error(("no setting is called '%s'; valid are %s"):format(name,
-      table.concat(names, ", ")))
-  end
-end
-
 local command = {}
-for word in pager:gmatch "%S+" do command[#command + 1] = word end
+for word in set.pager:gmatch "%S+" do command[#command + 1] = word end
 if not (command[1] or ""):find "^/" then
   error(("setting pager is '%s'; a program by its absolute path and its "
-    .. "arguments expected"):format(pager))
-elseif not mail:find "^[^%s,]+$" then
-  error(("setting mail is '%s'; one address expected"):format(mail))
+    .. "arguments expected"):format(set.pager))
+elseif not set.mail:find "^[^%s,]+$" then
+  error(("setting mail is '%s'; one address expected"):format(set.mail))
 end
 
 local function notify(job)
@@ -115,13 +90,13 @@ return cairn.policy {
   jobs = {
     nightly = {
       Name = "web-farm nightly",
-      RunStartInterval = time,
+      RunStartInterval = set.time,
       JobRunTimes = 0, -- without limit
-      zone = zone ~= "" and zone or nil,
-      export = { collection = farm, directory = directory, base = "latest" },
+      zone = set.zone ~= "" and set.zone or nil,
+      export = { collection = farm, directory = set.directory, base = "latest" },
     },
   },
-  handlers = { pager = command, mail = "mailto:" .. mail },
+  handlers = { pager = command, mail = "mailto:" .. set.mail },
   notify = notify,
   tests = tests,
 }

@@ -23,34 +23,20 @@
 --   cairn run recovery.lua --follow --store /var/lib/cairn/cairn.db
 --   cp recovery.lua /etc/cairn/policies/ && cairn serve
 
-local set = ...
 local cairn = require "cairn"
-
-local known = { file = true }
-
--- What --set NAME=VALUE gives, else the default; a number is a whole one.
-local function setting(name, default, least, most)
-  local value = set[name] or default
-  known[name] = true
-  if type(default) ~= "number" then return value end
-  local number = math.tointeger(tonumber(value))
-  if not number or number < least or number > most then
-    error(("setting %s is '%s'; a whole number from %d to %d expected"):format(
-      name, value, least, most), 2)
-  end
-  return number
-end
 
 -- ---- settings -----------------------------------------------------------
 
-local directory = setting("directory", "/srv/backup/web-farm")
-local time = setting("time", "01:00")          -- of the export
-local zone = setting("zone", "")               -- Europe/Berlin; "": the host's
-local full_after = setting("full_after", 3, 1, 30)
-local free_percent = setting("free_percent", 10, 0, 99) -- 0: never prune
-local keep_short = setting("keep_short", 7, 1, 100000)
-local chain = setting("chain", 14, 1, 31)
-local notify = setting("notify", "log")        -- or mailto:ops@example.org
+local set = cairn.settings(..., {
+  directory = "/srv/backup/web-farm",
+  time = "01:00",               -- of the export
+  zone = "",                    -- Europe/Berlin; "": the host's
+  full_after = { 3, 1, 30 },
+  free_percent = { 10, 0, 99 }, -- 0: never prune
+  keep_short = { 7, 1, 100000 },
+  chain = { 14, 1, 31 },
+  notify = "log",               -- or mailto:ops@example.org
+})
 
 -- ---- machines -----------------------------------------------------------
 -- Paths are relative to this file. The ids are GUIDs: choose them once, by
@@ -71,25 +57,14 @@ local farm = cairn.collection {
 
 -- ---- the policy ---------------------------------------------------------
 
-for name in pairs(set) do
-  if not known[name] then
-    known.file = nil
-    local names = {}
-    for valid in pairs(known) do names[#names + 1] = valid end
-    table.sort(names)
-    error(("no setting is called '%s'; valid are %s"):format(name,
-      table.concat(names, ", ")))
-  end
+if not set.directory:find "^/" then -- what a function calls is no declaration
+  set.directory = set.file:match "^(.*/)" .. set.directory
 end
 
-if not directory:find "^/" then -- what a function calls is no declaration
-  directory = set.file:match "^(.*/)" .. directory
-end
-
-local hour, minute = time:match "^(%d%d?):(%d%d)$"
+local hour, minute = set.time:match "^(%d%d?):(%d%d)$"
 hour, minute = tonumber(hour), tonumber(minute)
 if not hour or hour > 23 or minute > 59 then
-  error(("setting time is '%s'; HH:MM expected, 00:00 to 23:59"):format(time))
+  error(("setting time is '%s'; HH:MM expected, 00:00 to 23:59"):format(set.time))
 end
 local seconds = hour * 3600 + minute * 60
 
@@ -139,14 +114,14 @@ local function base(job, history)
     local kind = kinds[record.ErrorCode]
     if is_good[record.JobState] then
       is_good_seen = true
-      is_first = is_first and (record.run_number - 1) // chain
-        ~= (job.run_number - 1) // chain
+      is_first = is_first and (record.run_number - 1) // set.chain
+        ~= (job.run_number - 1) // set.chain
     elseif record.JobState == "Exception" and not is_good_seen
       and not (kind and kind.is_elsewhere) then
       failed = failed + 1
     end
   end
-  return (is_first or failed >= full_after) and "none" or "latest"
+  return (is_first or failed >= set.full_after) and "none" or "latest"
 end
 
 -- The ids of the last keep_short exports and of what they are based on, and how
@@ -160,7 +135,7 @@ local function last_chains(points)
     end
   end
   local ids, is_kept = {}, {}
-  for i = math.max(1, #exports - keep_short + 1), #exports do
+  for i = math.max(1, #exports - set.keep_short + 1), #exports do
     local point = exports[i]
     while point and not is_kept[point] do
       is_kept[point] = true
@@ -173,25 +148,25 @@ end
 
 -- The body of the look at the space.
 local function make_room(job)
-  local report, message, code = cairn.doctor(directory)
+  local report, message, code = cairn.doctor(set.directory)
   if not report then
     if code == "not_found" then return end -- nothing yet, or it is away
     error { code = code, message = message }
   end
   local free = 100 * report.free_bytes / report.total_bytes
-  if free >= free_percent then return end
+  if free >= set.free_percent then return end
   local points
-  points, message, code = cairn.points(directory)
+  points, message, code = cairn.points(set.directory)
   if not points then error { code = code, message = message } end
-  local what = ("%s: %.1f %% free, less than %d; "):format(directory, free,
-    free_percent)
+  local what = ("%s: %.1f %% free, less than %d; "):format(set.directory, free,
+    set.free_percent)
   local ids, others = last_chains(points)
   if others == 0 then
     job:warn(what .. "there is no chain that can go")
     return
   end
   local pruned
-  pruned, message, code = cairn.prune { directory = directory,
+  pruned, message, code = cairn.prune { directory = set.directory,
     collection = farm, keep = { ids = ids } }
   if pruned then
     job:warn(("%s%d points removed"):format(what, #pruned.removed))
@@ -248,7 +223,7 @@ local tests = {
   ["an increment that keeps failing becomes a full"] = function(policy)
     local nightly, codes = policy.jobs.nightly, {}
     assert(nightly.base(early, {}) == nil)
-    for i = 1, full_after do
+    for i = 1, set.full_after do
       assert(nightly.base(early, failures(table.unpack(codes))) == "latest")
       codes[i] = 42
     end
@@ -260,22 +235,22 @@ local tests = {
   end,
   ["the first good one of every chain is a full"] = function(policy)
     local nightly, history = policy.jobs.nightly, failures()
-    if chain > 1 then
-      assert(nightly.base({ run_number = chain }, history) == "latest")
+    if set.chain > 1 then
+      assert(nightly.base({ run_number = set.chain }, history) == "latest")
     end
-    assert(nightly.base({ run_number = chain + 1 }, history) == "none")
+    assert(nightly.base({ run_number = set.chain + 1 }, history) == "none")
     history[2] = { JobState = "Exception", ErrorCode = 19,
-      run_number = chain + 1 }
-    assert(nightly.base({ run_number = chain + 2 }, history) == "none")
+      run_number = set.chain + 1 }
+    assert(nightly.base({ run_number = set.chain + 2 }, history) == "none")
     history[3] = { JobState = "Completed", ErrorCode = 0,
-      run_number = chain + 2 }
-    assert(nightly.base({ run_number = chain + 3 }, history)
-      == (chain > 2 and "latest" or "none"))
+      run_number = set.chain + 2 }
+    assert(nightly.base({ run_number = set.chain + 3 }, history)
+      == (set.chain > 2 and "latest" or "none"))
   end,
   ["whole chains go"] = function()
-    local count = 3 * keep_short + 2
+    local count = 3 * set.keep_short + 2
     local ids, others = last_chains(points_of(count))
-    assert(#ids + others == count and #ids - keep_short <= 2)
+    assert(#ids + others == count and #ids - set.keep_short <= 2)
     local is_kept = {}
     for _, id in ipairs(ids) do is_kept[id] = true end
     for i = 1, count do
@@ -286,7 +261,7 @@ local tests = {
   end,
   ["a full disk, a lost source, a skipped run are no reason"] = function(policy)
     local history = failures()
-    for _ = 1, full_after do
+    for _ = 1, set.full_after do
       history[#history + 1] = { JobState = "Exception", ErrorCode = 19 }
       history[#history + 1] = { JobState = "Exception", ErrorCode = 20 }
       history[#history + 1] = { skipped = 1, reason = "missed" }
@@ -295,7 +270,7 @@ local tests = {
   end,
 }
 
-local where = zone ~= "" and zone or nil
+local where = set.zone ~= "" and set.zone or nil
 
 return cairn.policy {
   jobs = {
@@ -304,17 +279,17 @@ return cairn.policy {
       RunStartInterval = seconds, -- after midnight
       JobRunTimes = 0,            -- without limit
       zone = where,
-      Notify = notify,
+      Notify = set.notify,
       on_failure = on_failure,
       base = base,
-      export = { collection = farm, directory = directory, base = "latest" },
+      export = { collection = farm, directory = set.directory, base = "latest" },
     },
     room = {
       Name = "web-farm room",
       RunStartInterval = (seconds - 900) % 86400,
       JobRunTimes = 0,
       zone = where,
-      Notify = notify,
+      Notify = set.notify,
       run = make_room,
     },
   },

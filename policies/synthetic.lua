@@ -15,32 +15,18 @@
 --   cairn run synthetic.lua --follow --store /var/lib/cairn/cairn.db
 --   cp synthetic.lua /etc/cairn/policies/ && cairn serve
 
-local set = ...
 local cairn = require "cairn"
-
-local known = { file = true }
-
--- What --set NAME=VALUE gives, else the default; a number is a whole one.
-local function setting(name, default, least, most)
-  local value = set[name] or default
-  known[name] = true
-  if type(default) ~= "number" then return value end
-  local number = math.tointeger(tonumber(value))
-  if not number or number < least or number > most then
-    error(("setting %s is '%s'; a whole number from %d to %d expected"):format(
-      name, value, least, most), 2)
-  end
-  return number
-end
 
 -- ---- settings -----------------------------------------------------------
 
-local directory = setting("directory", "/srv/backup/web-farm")
-local time = setting("time", "1h")             -- of the increment
-local merge_time = setting("merge_time", "4h") -- of the merge, after midnight
-local zone = setting("zone", "")               -- Europe/Berlin; "": the host's
-local levels = setting("levels", 14, 2, 31)    -- a chain of 32 ends by itself
-local keep_days = setting("keep_days", 60, 0, 36500) -- 0: for ever
+local set = cairn.settings(..., {
+  directory = "/srv/backup/web-farm",
+  time = "1h",                  -- of the increment
+  merge_time = "4h",            -- of the merge, after midnight
+  zone = "",                    -- Europe/Berlin; "": the host's
+  levels = { 14, 2, 31 },       -- a chain of 32 ends by itself
+  keep_days = { 60, 0, 36500 }, -- 0: for ever
+})
 
 -- ---- machines -----------------------------------------------------------
 -- Paths are relative to this file. The ids are GUIDs: choose them once, by
@@ -61,19 +47,8 @@ local farm = cairn.collection {
 
 -- ---- the policy ---------------------------------------------------------
 
-for name in pairs(set) do
-  if not known[name] then
-    known.file = nil
-    local names = {}
-    for valid in pairs(known) do names[#names + 1] = valid end
-    table.sort(names)
-    error(("no setting is called '%s'; valid are %s"):format(name,
-      table.concat(names, ", ")))
-  end
-end
-
-if not directory:find "^/" then -- what a function calls is no declaration
-  directory = set.file:match "^(.*/)" .. directory
+if not set.directory:find "^/" then -- what a function calls is no declaration
+  set.directory = set.file:match "^(.*/)" .. set.directory
 end
 
 local DAY = 86400
@@ -101,19 +76,19 @@ local function due_for_merge(points)
     length = length + 1
     point = by_id[point.BaseReferencePointGroupId]
   end
-  return length >= levels and newest or nil, length
+  return length >= set.levels and newest or nil, length
 end
 
 -- The body of the merge. The night's increment may still be on: then the
 -- directory is locked, and the look at the chain is taken anew.
 local function merge_chain(job)
   for _ = 1, PATIENCE_S // RETRY_S do
-    local points, message, code = cairn.points(directory)
+    local points, message, code = cairn.points(set.directory)
     if not points then error { code = code, message = message } end
     local point = due_for_merge(points)
     if not point then return end
     local ok
-    ok, message, code = cairn.merge { directory = directory,
+    ok, message, code = cairn.merge { directory = set.directory,
       point = point.ReferencePointGroupId }
     if ok then return end
     if code ~= "directory_locked" then
@@ -121,7 +96,7 @@ local function merge_chain(job)
     end
     job:sleep(RETRY_S)
   end
-  error { code = "timeout", message = directory
+  error { code = "timeout", message = set.directory
     .. ": another had it all the time; the chain is merged tomorrow" }
 end
 
@@ -129,10 +104,10 @@ end
 -- left alone by a prune, and not named.
 local function retain(points)
   local by_id, newest = exports_of(points)
-  if keep_days == 0 or not newest then return nil end
+  if set.keep_days == 0 or not newest then return nil end
   local keep = {}
   for id, point in pairs(by_id) do
-    if newest.time.unix - point.time.unix <= keep_days * DAY then
+    if newest.time.unix - point.time.unix <= set.keep_days * DAY then
       while point and not keep[id] do
         keep[id] = true
         id = point.BaseReferencePointGroupId
@@ -159,20 +134,20 @@ end
 local tests = {
   ["a chain is merged when it is long enough"] = function()
     assert(due_for_merge {} == nil)
-    assert(due_for_merge(chain_of(levels - 1)) == nil)
-    local point, length = due_for_merge(chain_of(levels))
-    assert(point.ReferencePointGroupId == "p" .. levels and length == levels)
+    assert(due_for_merge(chain_of(set.levels - 1)) == nil)
+    local point, length = due_for_merge(chain_of(set.levels))
+    assert(point.ReferencePointGroupId == "p" .. set.levels and length == set.levels)
     -- merged: the newest is a full now
-    assert(due_for_merge(chain_of(levels, levels)) == nil)
+    assert(due_for_merge(chain_of(set.levels, set.levels)) == nil)
   end,
   ["other collections have chains of their own"] = function()
-    local points = chain_of(levels)
+    local points = chain_of(set.levels)
     for _, point in ipairs(points) do point.CollectionId = "another" end
     assert(due_for_merge(points) == nil)
   end,
   ["chains go as a whole"] = function(policy)
-    if keep_days == 0 then return end
-    local count = keep_days + 10
+    if set.keep_days == 0 then return end
+    local count = set.keep_days + 10
     local keep = policy.retain(chain_of(count)) -- one chain: all of it stays
     for i = 1, count do assert(keep["p" .. i]) end
     local points = chain_of(count)
@@ -182,21 +157,21 @@ local tests = {
   end,
 }
 
-local where = zone ~= "" and zone or nil
+local where = set.zone ~= "" and set.zone or nil
 
 return cairn.policy {
   jobs = {
     nightly = {
       Name = "web-farm increment",
-      RunStartInterval = time,
+      RunStartInterval = set.time,
       JobRunTimes = 0, -- without limit
       zone = where,
       RecoveryAction = "Re-run Job",
-      export = { collection = farm, directory = directory, base = "latest" },
+      export = { collection = farm, directory = set.directory, base = "latest" },
     },
     synthetic = {
       Name = "web-farm synthetic full",
-      RunStartInterval = merge_time,
+      RunStartInterval = set.merge_time,
       JobRunTimes = 0,
       zone = where,
       run = merge_chain,

@@ -15,35 +15,21 @@
 --   cairn run throttle.lua --follow --store /var/lib/cairn/cairn.db
 --   cp throttle.lua /etc/cairn/policies/ && cairn serve
 
-local set = ...
 local cairn = require "cairn"
-
-local known = { file = true }
-
--- What --set NAME=VALUE gives, else the default; a number is a whole one.
-local function setting(name, default, least, most)
-  local value = set[name] or default
-  known[name] = true
-  if type(default) ~= "number" then return value end
-  local number = math.tointeger(tonumber(value))
-  if not number or number < least or number > most then
-    error(("setting %s is '%s'; a whole number from %d to %d expected"):format(
-      name, value, least, most), 2)
-  end
-  return number
-end
 
 -- ---- settings -----------------------------------------------------------
 
-local directory = setting("directory", "/srv/backup/web-farm")
-local time = setting("time", "20h")            -- of the export, after midnight
-local zone = setting("zone", "")               -- Europe/Berlin; "": the host's
-local work_begin = setting("work_begin", 8, 0, 24) -- hours
-local work_end = setting("work_end", 18, 0, 24)
-local work_rate = setting("work_rate", 20, 0, 1000000) -- megabytes a second
-local night_rate = setting("night_rate", 0, 0, 1000000)
-local weekend_rate = setting("weekend_rate", 200, 0, 1000000)
-local holidays = setting("holidays", "")       -- 2026-12-25,2026-12-26
+local set = cairn.settings(..., {
+  directory = "/srv/backup/web-farm",
+  time = "20h",                   -- of the export, after midnight
+  zone = "",                      -- Europe/Berlin; "": the host's
+  work_begin = { 8, 0, 24 },      -- hours
+  work_end = { 18, 0, 24 },
+  work_rate = { 20, 0, 1000000 }, -- megabytes a second
+  night_rate = { 0, 0, 1000000 },
+  weekend_rate = { 200, 0, 1000000 },
+  holidays = "",                  -- 2026-12-25,2026-12-26
+})
 
 -- ---- machines -----------------------------------------------------------
 -- Paths are relative to this file. The ids are GUIDs: choose them once, by
@@ -64,24 +50,13 @@ local farm = cairn.collection {
 
 -- ---- the policy ---------------------------------------------------------
 
-for name in pairs(set) do
-  if not known[name] then
-    known.file = nil
-    local names = {}
-    for valid in pairs(known) do names[#names + 1] = valid end
-    table.sort(names)
-    error(("no setting is called '%s'; valid are %s"):format(name,
-      table.concat(names, ", ")))
-  end
-end
-
-if work_begin >= work_end then
+if set.work_begin >= set.work_end then
   error(("setting work_begin is %d, work_end %d; work begins before it ends")
-    :format(work_begin, work_end))
+    :format(set.work_begin, set.work_end))
 end
 
 local is_holiday = {}
-for day in holidays:gmatch "[^,%s]+" do
+for day in set.holidays:gmatch "[^,%s]+" do
   local month, number = day:match "^%d%d%d%d%-(%d%d)%-(%d%d)$"
   month, number = tonumber(month), tonumber(number)
   if not month or month < 1 or month > 12 or number < 1 or number > 31 then
@@ -97,10 +72,10 @@ local SUNDAY, SATURDAY = 1, 7
 local function rate_at(now)
   local date = ("%04d-%02d-%02d"):format(now.year, now.month, now.day)
   if now.wday == SUNDAY or now.wday == SATURDAY or is_holiday[date] then
-    return weekend_rate
+    return set.weekend_rate
   end
-  return now.hour >= work_begin and now.hour < work_end and work_rate
-    or night_rate
+  return now.hour >= set.work_begin and now.hour < set.work_end and set.work_rate
+    or set.night_rate
 end
 
 local function throttle(_, now)
@@ -122,21 +97,21 @@ local tests = {
   ["working hours begin and end on the hour"] = function(policy)
     if is_holiday["2026-03-06"] then return end
     for hour = 0, 23 do
-      local is_work = hour >= work_begin and hour < work_end
+      local is_work = hour >= set.work_begin and hour < set.work_end
       assert(policy.throttle({}, at(6, hour))
-        == bytes(is_work and work_rate or night_rate), hour)
+        == bytes(is_work and set.work_rate or set.night_rate), hour)
     end
   end,
   ["weekends have a rate of their own"] = function(policy)
     for _, day in ipairs { 7, 8 } do
-      assert(policy.throttle({}, at(day, 12)) == bytes(weekend_rate))
+      assert(policy.throttle({}, at(day, 12)) == bytes(set.weekend_rate))
     end
   end,
   ["so have holidays"] = function(policy)
     for day in pairs(is_holiday) do
       local y, m, d = day:match "(%d+)-(%d+)-(%d+)"
       assert(policy.throttle({}, { year = tonumber(y), month = tonumber(m),
-        day = tonumber(d), wday = 3, hour = 12 }) == bytes(weekend_rate), day)
+        day = tonumber(d), wday = 3, hour = 12 }) == bytes(set.weekend_rate), day)
     end
   end,
 }
@@ -145,11 +120,11 @@ return cairn.policy {
   jobs = {
     nightly = {
       Name = "web-farm nightly",
-      RunStartInterval = time,
+      RunStartInterval = set.time,
       JobRunTimes = 0, -- without limit
-      zone = zone ~= "" and zone or nil,
+      zone = set.zone ~= "" and set.zone or nil,
       RecoveryAction = "Re-run Job",
-      export = { collection = farm, directory = directory, base = "latest" },
+      export = { collection = farm, directory = set.directory, base = "latest" },
     },
   },
   throttle = throttle,

@@ -14,48 +14,23 @@
 --   cairn run verify.lua --follow --store /var/lib/cairn/verify.db
 --   cp verify.lua /etc/cairn/policies/ && cairn serve
 
-local set = ...
 local cairn = require "cairn"
-
-local known = { file = true }
-
--- What --set NAME=VALUE gives, else the default; a number is a whole one.
-local function setting(name, default, least, most)
-  local value = set[name] or default
-  known[name] = true
-  if type(default) ~= "number" then return value end
-  local number = math.tointeger(tonumber(value))
-  if not number or number < least or number > most then
-    error(("setting %s is '%s'; a whole number from %d to %d expected"):format(
-      name, value, least, most), 2)
-  end
-  return number
-end
 
 -- ---- settings -----------------------------------------------------------
 
-local directory = setting("directory", "/srv/backup/web-farm")
-local others = setting("others", 2, 0, 10000)  -- older points of a day's sample
-local sample_time = setting("sample_time", "6h") -- after midnight
-local all_time = setting("all_time", "8h")
-local zone = setting("zone", "")               -- Europe/Berlin; "": the host's
-local notify = setting("notify", "log")        -- or mailto:ops@example.org
+local set = cairn.settings(..., {
+  directory = "/srv/backup/web-farm",
+  others = { 2, 0, 10000 }, -- older points of a day's sample
+  sample_time = "6h",       -- after midnight
+  all_time = "8h",
+  zone = "",                -- Europe/Berlin; "": the host's
+  notify = "log",           -- or mailto:ops@example.org
+})
 
 -- ---- the policy ---------------------------------------------------------
 
-for name in pairs(set) do
-  if not known[name] then
-    known.file = nil
-    local names = {}
-    for valid in pairs(known) do names[#names + 1] = valid end
-    table.sort(names)
-    error(("no setting is called '%s'; valid are %s"):format(name,
-      table.concat(names, ", ")))
-  end
-end
-
-if not directory:find "^/" then -- what a function calls is no declaration
-  directory = set.file:match "^(.*/)" .. directory
+if not set.directory:find "^/" then -- what a function calls is no declaration
+  set.directory = set.file:match "^(.*/)" .. set.directory
 end
 
 -- The points of a day's sample: the newest, and others in turn.
@@ -65,8 +40,8 @@ local function sample_of(points, day)
     if point.kind == "export" then exports[#exports + 1] = point end
   end
   chosen[1] = table.remove(exports)
-  for i = 0, math.min(others, #exports) - 1 do
-    chosen[#chosen + 1] = exports[(day * others + i) % #exports + 1]
+  for i = 0, math.min(set.others, #exports) - 1 do
+    chosen[#chosen + 1] = exports[(day * set.others + i) % #exports + 1]
   end
   return chosen
 end
@@ -77,20 +52,20 @@ end
 
 -- The body of the sample. Every point is looked at, whatever is found in one.
 local function verify_sample(job)
-  local points, message, code = cairn.points(directory)
+  local points, message, code = cairn.points(set.directory)
   if not points then failed(message, code) end
   local day = job:number "StartTime" // 86400000000
   local chosen, worst = sample_of(points, day), nil
   for i, point in ipairs(chosen) do
     local id = point.ReferencePointGroupId
-    local ok, why, what = cairn.verify { directory = directory, point = id }
+    local ok, why, what = cairn.verify { directory = set.directory, point = id }
     if not ok and what ~= "not_found" then -- a prune may have removed it
       worst = worst or { message = ("%s: %s"):format(id, why), code = what }
     end
     job:progress(i * 100 / #chosen)
   end
   if worst then failed(worst.message, worst.code) end
-  if #chosen == 0 then job:warn(directory .. ": no point to verify yet") end
+  if #chosen == 0 then job:warn(set.directory .. ": no point to verify yet") end
 end
 
 -- ---- tests: run whenever the file is loaded by a service ----------------
@@ -112,13 +87,13 @@ local tests = {
     for day = 0, 20 do
       local chosen = sample_of(points_of(10), day)
       assert(chosen[1].ReferencePointGroupId == "p10")
-      assert(#chosen == 1 + math.min(others, 9))
+      assert(#chosen == 1 + math.min(set.others, 9))
     end
   end,
   ["every point has its turn"] = function()
-    if others == 0 then return end
+    if set.others == 0 then return end
     local seen, count = {}, 0
-    for day = 100, 100 + 9 // others + 1 do
+    for day = 100, 100 + 9 // set.others + 1 do
       for _, point in ipairs(sample_of(points_of(10), day)) do
         if not seen[point] and not seen[point.ReferencePointGroupId] then
           seen[point.ReferencePointGroupId], count = true, count + 1
@@ -129,26 +104,26 @@ local tests = {
   end,
 }
 
-local where = zone ~= "" and zone or nil
+local where = set.zone ~= "" and set.zone or nil
 
 return cairn.policy {
   jobs = {
     sample = {
       Name = "verify a sample",
-      RunStartInterval = sample_time,
+      RunStartInterval = set.sample_time,
       JobRunTimes = 0, -- without limit
       zone = where,
-      Notify = notify,
+      Notify = set.notify,
       run = verify_sample,
     },
     all = {
       Name = "verify everything",
       RunDay = 1, RunDayOfWeek = "Sunday", -- the first Sunday of a month
-      RunStartInterval = all_time,
+      RunStartInterval = set.all_time,
       JobRunTimes = 0,
       zone = where,
-      Notify = notify,
-      verify = { directory = directory },
+      Notify = set.notify,
+      verify = { directory = set.directory },
     },
   },
   -- what has gone wrong is worth a message, a good run a line in the log

@@ -199,6 +199,18 @@ they are relative to the working directory.]],
         text = "Lets a luv loop drive the engine, through one poll handle. "
           .. "The loop stays alive while jobs are unfinished (held ones too), "
           .. "tasks run or somebody waits." },
+      { name = "cairn.settings",
+        params = { { "given", "table?", "what the file of a policy gets: "
+          .. "`cairn.settings(..., { ... })`" },
+          { "defaults", "table", "by name, at most 64: text, a number, true or "
+            .. "false, or `{ default, least, most }` of a number; a whole "
+            .. "number as the default admits whole numbers only" } },
+        returns = { { "table", "the value of each: what is given, or the "
+          .. "default, of the default's type; and file, the policy's path" } },
+        text = "Reads the settings of a policy (`--set NAME=VALUE`, "
+          .. "cairn.policy_load); raises for one that has no default here, or "
+          .. "a value of another type or outside its range, with what would "
+          .. "be valid." },
       { name = "cairn.spawn",
         params = { { "fn", "function", "the body" },
           { "...", "any", "its arguments" } },

@@ -126,6 +126,36 @@ describe("decisions", function()
     assert.same({ true, 1 }, { d:call(nil, "select") })
   end)
 
+  it("read settings as the host does", function()
+    local text = [[
+      local set = require "cairn".settings(..., { a = 1, b = { 2.5, 0, 3 },
+        c = "x", d = true })
+      return { select = function() return set end }]]
+    local given = { a = "7", c = 8, d = "false", file = "/p.lua" }
+    local expected = { a = 7, b = 2.5, c = "8", d = false, file = "/p.lua" }
+    local d <close> = assert(load_text(text, { set = given }))
+    assert.same({ true, expected }, { d:call(nil, "select") })
+    assert.same(expected, require "cairn".settings(given, { a = 1,
+      b = { 2.5, 0, 3 }, c = "x", d = true }))
+    local none, message, code = load_text(text, { set = { bb = 1 } })
+    assert.is_nil(none)
+    assert.equal("script_error", code)
+    assert.matches("^p%.lua:1: no setting is called 'bb'; did you mean 'b'%?",
+      message)
+  end)
+
+  it("pay for settings", function()
+    local d, message, code = load_text([[
+      local all = {}
+      for i = 1, 60000 do all["n" .. i] = 1 end
+      pcall(require "cairn".settings, all, {})
+      while true do pcall(require "cairn".settings, all, { n1 = 1 }) end
+      return {}]])
+    assert.is_nil(d)
+    assert.equal("decision_budget", code)
+    assert.matches("instructions", message)
+  end)
+
   it("are made again with the settings that they had", function()
     local set = { list = { 1, 2 } }
     local d <close> = assert(load_text([[

@@ -68,7 +68,8 @@ describe("a ready policy", function()
     local function plain(value) return value end
     local env = { require = function(module)
       assert(module == "cairn", module)
-      return { policy = plain, collection = plain, interval = plain }
+      return { policy = plain, collection = plain, interval = plain,
+        settings = cairn.settings }
     end }
     for _, key in ipairs { "assert", "error", "ipairs", "pairs", "math", "next",
       "pcall", "select", "string", "table", "tonumber", "tostring", "type" } do
@@ -228,8 +229,9 @@ sys.stdin.read()]], path } }, function() is_over = true end))
       { "nightly", "full_day", "Sonntag", "a weekday such as Sunday" },
       { "nightly", "time", "24:00", "HH:MM expected" },
       { "nightly", "skip", "vdz", "no machine has a disk 'vdz'" },
-      { "nightly", "directry", "x", "no setting is called 'directry'; valid are "
-        .. "directory, full_day, keep_days, skip, time, zone" },
+      { "nightly", "directry", "x", "nightly.lua:%d+: no setting is called "
+        .. "'directry'; did you mean 'directory'%? %(valid: directory, "
+        .. "full_day, keep_days, skip, time, zone%)" },
       { "nightly", "zone", "Mars/Olympus", "zone" },
       { "monthly_gfs", "fathers", "-1", "a whole number" },
       { "monthly_gfs", "day_time", "soon", "RunStartInterval" },

@@ -66,6 +66,60 @@ describe("a policy file", function()
     assert.matches('"Name":"b"', support.read(directory .. "/told"))
   end)
 
+  it("reads settings in the types of their defaults", function()
+    local defaults = { text = "x", n = 5, some = { 5, 0, 9 }, least = { 1, 1 },
+      x = { 0.5, 0, 1 }, yes = true }
+    assert.same({ text = "x", n = 5, some = 5, least = 1, x = 0.5, yes = true },
+      cairn.settings(nil, defaults))
+    local set = cairn.settings({ text = "", n = "-3", some = "9", least = 2.0,
+      x = "1e-1", yes = "false", file = "/a.lua" }, defaults)
+    assert.same({ text = "", n = -3, some = 9, least = 2, x = 0.1, yes = false,
+      file = "/a.lua" }, set)
+    assert.equal("integer", math.type(set.least))
+    assert.equal("float", math.type(cairn.settings({ x = 1 }, defaults).x))
+    for _, case in ipairs {
+      { "n", "1.5", "setting n is '1.5'; a whole number expected" },
+      { "n", "", "setting n is ''; a whole number expected" },
+      { "n", true, "setting n is 'true'; a whole number" },
+      { "some", "10", "setting some is '10'; a whole number from 0 to 9" },
+      { "some", -1, "setting some is '%-1'; a whole" },
+      { "least", "0", "a whole number, 1 or more, expected" },
+      { "x", "nan", "setting x is 'nan'; a number from 0 to 1 expected" },
+      { "x", 0 / 0, "a number from 0 to 1 expected" },
+      { "x", "1.01", "a number from 0 to 1 expected" },
+      { "yes", "yes", "setting yes is 'yes'; true or false expected" },
+      { "text", {}, "setting text is 'a table'; text expected" },
+      { "txet", "", "no setting is called 'txet'; did you mean 'text'%? "
+        .. "%(valid: least, n, some, text, x, yes%)" },
+      { 1, "", "no setting is called '1'" },
+    } do
+      assert.error_matches(function()
+        return (cairn.settings({ [case[1]] = case[2] }, defaults))
+      end, case[3])
+    end
+    assert.error_matches(function() cairn.settings({ a = 1 }, {}) end,
+      "there are none")
+  end)
+
+  it("refuses settings that are declared wrongly", function()
+    local many = {}
+    for i = 1, 65 do many["n" .. i] = 1 end
+    for message, defaults in pairs {
+      ["three numbers"] = { a = { "x" } },
+      ["least and most must be whole"] = { a = { 1, 0.5 } },
+      ["its default is not within"] = { a = { 1, 2, 3 } },
+      ["the default must be text.*got a function"] = { a = print },
+      ["names expected as keys"] = { "a" },
+      ["file is the path of the policy"] = { file = "x" },
+      ["at most 64"] = many,
+    } do
+      assert.error_matches(function() cairn.settings({}, defaults) end, message)
+    end
+    assert.error_matches(function() cairn.settings("x", {}) end,
+      "table expected")
+    assert.error_matches(function() cairn.settings({}) end, "table expected")
+  end)
+
   it("gets its settings and its own name", function()
     local policy = assert(load_text([[
       local set = ...
