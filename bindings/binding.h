@@ -93,10 +93,11 @@ struct cairn__lua_view;
 void cairn__lua_open_view(lua_State *L);
 /* The view at `index`, or NULL. Only reads. */
 const struct cairn__lua_view *cairn__lua_test_view(lua_State *from, int index);
-/* How many values it has, and bytes of text, with those of the views within it.
- */
+/* How many values it has, bytes of text and names, and levels of tables that it
+ * becomes, with those of the views within it. */
 size_t cairn__lua_view_values(const struct cairn__lua_view *v);
 size_t cairn__lua_view_bytes(const struct cairn__lua_view *v);
+int cairn__lua_view_depth(const struct cairn__lua_view *v);
 /* Pushes the view at `index`, absolute, onto `to`, which may be the same state,
  * as a table. Raises in `to` only; `from` needs room for
  * CAIRN__LUA_VIEW_STACK values. */
@@ -130,8 +131,9 @@ void cairn__lua_open_json(lua_State *L);
 int cairn__lua_encode(lua_State *L, int index, const char **text,
                       size_t *length, struct cairn_error *err);
 /* The value at `index` as jansson has it, with the same refusals; pushes a box
- * that drops it, -1 (nothing pushed) when there is none. */
-int cairn__lua_to_json(lua_State *L, int index, json_t **value,
+ * that drops it, -1 (nothing pushed) when there is none. *length: the bytes
+ * that its text would have, 24 for each number with a fraction. */
+int cairn__lua_to_json(lua_State *L, int index, json_t **value, size_t *length,
                        struct cairn_error *err);
 /* Pushes the value of a JSON text (null gives nil); raises when it is none. */
 void cairn__lua_decode(lua_State *L, const char *text, size_t length);

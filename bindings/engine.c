@@ -355,15 +355,17 @@ static int engine_submit(lua_State *L)
 {
   struct cairn_error err = {0};
   json_t *spec;
+  size_t length;
   cairn_job job;
   check(L);
   luaL_checktype(L, 2, LUA_TTABLE);
-  if (cairn__lua_to_json(L, 2, &spec, &err) != 0)
+  if (cairn__lua_to_json(L, 2, &spec, &length, &err) != 0)
     return cairn__lua_fail(L, &err);
   int box = lua_gettop(L);
-  if (cairn__submit(check(L), spec, &job, &err) != 0)
-    return cairn__lua_fail(L, &err);
+  int rc = cairn__submit(check(L), spec, length, &job, &err);
   cairn__lua_unbox(L, box);
+  if (rc != 0)
+    return cairn__lua_fail(L, &err);
   cairn__lua_push_job(L, 1, job);
   return 1;
 }
@@ -482,6 +484,7 @@ static int engine_submit_all(lua_State *L)
 {
   struct cairn_error err = {0};
   json_t *specs;
+  size_t length;
   check(L);
   luaL_checktype(L, 2, LUA_TTABLE);
   size_t count = (size_t)luaL_len(L, 2);
@@ -490,12 +493,13 @@ static int engine_submit_all(lua_State *L)
     return 1;
   }
   cairn_job *jobs = lua_newuserdatauv(L, count * sizeof *jobs, 0);
-  if (cairn__lua_to_json(L, 2, &specs, &err) != 0)
+  if (cairn__lua_to_json(L, 2, &specs, &length, &err) != 0)
     return cairn__lua_fail(L, &err);
   int box = lua_gettop(L);
-  if (cairn__submit_all(check(L), specs, jobs, count, &err) != 0)
-    return cairn__lua_fail(L, &err);
+  int rc = cairn__submit_all(check(L), specs, length, jobs, count, &err);
   cairn__lua_unbox(L, box);
+  if (rc != 0)
+    return cairn__lua_fail(L, &err);
   lua_createtable(L, (int)count, 0);
   for (size_t i = 0; i < count; i++) {
     cairn__lua_push_job(L, 1, jobs[i]);

@@ -25,7 +25,8 @@
  * (`enter`), and the few strings that lua_resume makes on its own are made
  * beforehand. Reading a state (lua_next, lua_tolstring of a string, ...) cannot
  * fail; so the copying in, which runs in the isolated state, only reads the
- * host's, and the copying out only reads the isolated one. */
+ * host's (whose stack may grow, which is asked for and not raised), and the
+ * copying out only reads the isolated one. */
 #include "guard.h"
 
 #include <limits.h>
@@ -52,7 +53,8 @@ enum {
   TRACE_TAIL = 6,
   PRINT_SIZE = 4096,
   PAUSE = 200,           /* of the collector: percent of what is in use */
-  PAUSE_LONG = 400,      /* where that is little */
+  PAUSE_LONG = 400,      /* where that is less than... */
+  LITTLE_PART = 8,       /* ...this part of the limit */
   STACK_MAX = 512 << 10, /* of C, below which no coroutine begins to close */
   RECURSION = 5000       /* levels that no sensible function needs */
 };
@@ -207,6 +209,19 @@ static void set_hook(lua_State *L, int count)
     lua_sethook(L, hook, LUA_MASKCOUNT, count);
 }
 
+/* What a call leaves behind is little against the library, which each round of
+ * the collector goes through. So its rounds are rarer while so little is in use
+ * that the next one still comes at half of the limit. */
+static void set_pause(struct cairn__guard *g)
+{
+  int pause =
+      g->used > (size_t)g->limits.bytes / LITTLE_PART ? PAUSE : PAUSE_LONG;
+  if (pause == g->pause)
+    return;
+  g->pause = pause;
+  lua_gc(g->main, LUA_GCINC, pause, 0, 0);
+}
+
 /* Where it can, a stop leaves a coroutine by a yield, which nobody resumes:
  * an error would be raised anew by each pcall of thousands within each other,
  * and each time Lua walks the whole stack. Returns in a hook only. */
@@ -238,6 +253,7 @@ static void hook(lua_State *L, lua_Debug *ar)
     raise_stop(L);
     return;
   }
+  set_pause(g);
   g->left -= lua_gethookcount(L);
   if (g->left < 0)
     stop(L, STOP_INSTRUCTIONS);
@@ -466,8 +482,8 @@ static int copy_table(struct copy *c, lua_State *from, int index, lua_State *to)
   lua_createtable(to, list, count - list);
   for (lua_pushnil(from); lua_next(from, index); lua_pop(from, 1)) {
     int key = lua_type(from, -2), top = lua_gettop(from);
-    if (key == LUA_TTABLE)
-      return cannot(c, "a table as a key");
+    if (key == LUA_TTABLE || key == LUA_TUSERDATA)
+      return cannot(c, "a %s as a key", lua_typename(from, key));
     if (copy_value(c, from, top - 1, to) != 0 ||
         copy_value(c, from, top, to) != 0)
       return -1;
@@ -483,6 +499,8 @@ static int copy_view(struct copy *c, lua_State *from, int index, lua_State *to)
   const struct cairn__lua_view *v = cairn__lua_test_view(from, index);
   if (v == NULL)
     return cannot(c, "a %s", luaL_typename(from, index));
+  if (c->depth + cairn__lua_view_depth(v) > DEPTH_MAX)
+    return cannot(c, "tables more than %d levels deep", DEPTH_MAX);
   c->bytes += cairn__lua_view_bytes(v);
   if (c->bytes > (size_t)c->g->limits.bytes)
     return cannot(c, "more than %lld bytes of text",
@@ -676,18 +694,6 @@ static void fill_budget(struct cairn__guard *g)
   g->stop = STOP_NONE;
   g->nested = 0;
   *g->message = *g->where = *g->trace = '\0';
-}
-
-/* What a decision leaves behind is little against the library that each round
- * of the collector goes through: while that fits, rounds are rare. */
-static void set_pause(struct cairn__guard *g)
-{
-  size_t limit = (size_t)g->limits.bytes;
-  int pause = g->used > limit / (2 * PAUSE_LONG / 100) ? PAUSE : PAUSE_LONG;
-  if (pause == g->pause)
-    return;
-  g->pause = pause;
-  lua_gc(g->main, LUA_GCINC, pause, 0, 0);
 }
 
 /* Does a request; 0, or r->code and the message; what it returns lies on the

@@ -25,8 +25,7 @@
 enum {
   DEPTH_MAX = 32,
   SORTED_MAX = 64,
-  VALUE_BYTES = 64,     /* about what a value takes beside its text */
-  BYTES_MAX = 256 << 20 /* of values for the engine */
+  REAL_SIZE = 24 /* bytes of text at most */
 };
 
 /* A growing text in a userdata at a fixed stack slot. */
@@ -68,7 +67,7 @@ struct encoder {
   struct text text;
   json_t **root;                 /* NULL: text is made */
   json_t *around[DEPTH_MAX + 1]; /* the values that have this one */
-  size_t bytes;                  /* of all strings, and some for each value */
+  size_t length;                 /* then: bytes that the text would have */
   struct cairn_error *err;
   int depth;
   struct step path[DEPTH_MAX + 1];
@@ -132,11 +131,6 @@ static int attach(struct encoder *e, json_t *value)
 {
   if (value == NULL)
     return cairn__fail_memory(e->err);
-  e->bytes += VALUE_BYTES;
-  if (e->bytes > BYTES_MAX) {
-    json_decref(value);
-    return refuse(e, CAIRN_E_OUT_OF_RANGE, "there is more than 256 MiB of it");
-  }
   if (e->depth == 0) {
     *e->root = value;
     return 0;
@@ -156,9 +150,13 @@ static int check_string(struct encoder *e, const char *s, size_t n)
       return refuse(e, CAIRN_E_INVALID_ARGUMENT, not_utf8);
     if (s[i] == '\0')
       return refuse(e, CAIRN_E_INVALID_ARGUMENT, has_nul);
+    if (s[i] == '"' || s[i] == '\\')
+      e->length++;
+    else if ((unsigned char)s[i] < 0x20)
+      e->length += 5; /* \u0001 */
     i += length;
   }
-  e->bytes += n;
+  e->length += n + 2;
   return 0;
 }
 
@@ -210,9 +208,11 @@ static int encode_string(struct encoder *e, const char *s, size_t n)
 static int encode_integer(struct encoder *e, lua_Integer i)
 {
   char buffer[40];
-  if (e->root != NULL)
-    return attach(e, json_integer(i));
   int n = snprintf(buffer, sizeof buffer, "%lld", (long long)i);
+  if (e->root != NULL) {
+    e->length += (size_t)n;
+    return attach(e, json_integer(i));
+  }
   text_add(&e->text, buffer, (size_t)n);
   return 0;
 }
@@ -230,8 +230,10 @@ static int encode_number(struct encoder *e, int index)
                   "not a finite number (NaN or infinity)");
   if (lua_numbertointeger(x, &i) && (lua_Number)i == x)
     return encode_integer(e, i);
-  if (e->root != NULL)
+  if (e->root != NULL) {
+    e->length += REAL_SIZE;
     return attach(e, json_real(x));
+  }
   for (int digits = 15; digits <= 17; digits++) { /* the shortest exact */
     n = snprintf(buffer, sizeof buffer, "%.*g", digits, x);
     if (strtod(buffer, NULL) == x)
@@ -386,6 +388,7 @@ static int encode_table(struct encoder *e, int index)
       (strings == 0 && (is_list_key(key) || is_marked_list(L, index)));
   if (e->root != NULL) {
     json_t *value = is_list ? json_array() : json_object();
+    e->length += 2 + (size_t)integers + 2 * (size_t)strings; /* [,,] {:,:,} */
     e->around[e->depth] = value;
     if (attach(e, value) != 0)
       return -1;
@@ -401,8 +404,10 @@ static int encode_table(struct encoder *e, int index)
 static int encode_constant(struct encoder *e, const char *text,
                            json_t *(*make)(void))
 {
-  if (e->root != NULL)
+  if (e->root != NULL) {
+    e->length += strlen(text);
     return attach(e, make());
+  }
   text_add(&e->text, text, strlen(text));
   return 0;
 }
@@ -476,7 +481,7 @@ static void free_tree(void *tree)
   json_decref(tree);
 }
 
-int cairn__lua_to_json(lua_State *L, int index, json_t **value,
+int cairn__lua_to_json(lua_State *L, int index, json_t **value, size_t *length,
                        struct cairn_error *err)
 {
   struct encoder e;
@@ -485,7 +490,7 @@ int cairn__lua_to_json(lua_State *L, int index, json_t **value,
   e.L = L;
   e.err = err;
   e.depth = 0;
-  e.bytes = 0;
+  e.length = 0;
   e.root = (json_t **)cairn__lua_box(L, free_tree);
   int box = lua_gettop(L);
   if (encode(&e, index) != 0) {
@@ -495,6 +500,7 @@ int cairn__lua_to_json(lua_State *L, int index, json_t **value,
     return -1;
   }
   *value = *e.root;
+  *length = e.length;
   lua_settop(L, box);
   return 0;
 }

@@ -46,7 +46,7 @@ union field {
 struct cairn__lua_view {
   size_t count, size;   /* fields; bytes of text */
   size_t present;       /* fields that have a value */
-  size_t values, bytes; /* present and size, with those of the views within */
+  size_t values, bytes; /* of all: with names, and what is within */
   int depth;            /* 1: there are none */
   uint8_t kinds[NAMES_MAX];
   union field fields[]; /* and the text */
@@ -59,8 +59,7 @@ static char *text_of(const struct cairn__lua_view *v)
   return (char *)&v->fields[v->count];
 }
 
-/* ---- reading: nothing is allocated in `from`, nothing raised there
- * --------------- */
+/* ---- reading: nothing is raised in `from` ------------------------------- */
 
 const struct cairn__lua_view *cairn__lua_test_view(lua_State *from, int index)
 {
@@ -80,6 +79,11 @@ size_t cairn__lua_view_values(const struct cairn__lua_view *v)
 size_t cairn__lua_view_bytes(const struct cairn__lua_view *v)
 {
   return v->bytes;
+}
+
+int cairn__lua_view_depth(const struct cairn__lua_view *v)
+{
+  return v->depth;
 }
 
 static void thaw(lua_State *from, int index, lua_State *to)
@@ -117,6 +121,10 @@ static void thaw(lua_State *from, int index, lua_State *to)
     lua_rawset(to, table);
   }
 }
+
+/* Each level has its view on one stack, and a table and a key on the other. */
+_Static_assert(CAIRN__LUA_VIEW_STACK >= 3 * NESTING_MAX + 4,
+               "too little stack");
 
 void cairn__lua_thaw(lua_State *from, int index, lua_State *to)
 {
@@ -220,8 +228,8 @@ static int fill(lua_State *L, const struct shape *shape,
     struct cairn_error err;
     v->kinds[i] = ABSENT;
     if (e->given != 0 && !lua_isnil(L, e->given)) {
-      if (e->p != NULL && !lua_toboolean(L, e->given))
-        continue;
+      if (lua_type(L, e->given) == LUA_TLIGHTUSERDATA)
+        continue; /* left out */
       if (put_given(L, e->given, view, &nested, v, room, i) != 0)
         return -1;
     } else if (e->p != NULL && job != NULL) {
@@ -243,6 +251,7 @@ static int make(lua_State *L)
   int nested = 0, depth = 1;
   luaL_argcheck(L, lua_gettop(L) <= shape->given + 1, shape->given + 2,
                 "more values than names");
+  luaL_checkstack(L, shape->given + 8, NULL);
   lua_settop(L, shape->given + 1);
   for (int i = 2; i <= shape->given + 1; i++) {
     const struct cairn__lua_view *inner;
@@ -254,10 +263,15 @@ static int make(lua_State *L)
     case LUA_TBOOLEAN:
     case LUA_TNUMBER:
       break;
+    case LUA_TLIGHTUSERDATA:
+      if (lua_touserdata(L, i) == NULL)
+        break;
+      return luaL_typeerror(L, i, "string, number, boolean, view, null or nil");
     default:
       inner = cairn__lua_test_view(L, i);
       if (inner == NULL)
-        return luaL_typeerror(L, i, "string, number, boolean, view or nil");
+        return luaL_typeerror(L, i,
+                              "string, number, boolean, view, null or nil");
       luaL_argcheck(L, inner->depth < NESTING_MAX, i, "too many views within");
       if (inner->depth >= depth)
         depth = inner->depth + 1;
@@ -278,10 +292,14 @@ static int make(lua_State *L)
       break;
     lua_pop(L, 1);
   }
-  for (size_t i = 0; i < v->count; i++)
-    v->present += v->kinds[i] != ABSENT;
-  v->values = v->present + values;
   v->bytes = v->size + bytes;
+  for (size_t i = 0; i < v->count; i++) {
+    if (v->kinds[i] == ABSENT)
+      continue;
+    v->present++;
+    v->bytes += strlen(shape->entries[i].name);
+  }
+  v->values = v->present + values;
   lua_pushvalue(L, lua_upvalueindex(1));
   lua_setiuservalue(L, -2, VALUE_SHAPE);
   lua_rawgetp(L, LUA_REGISTRYINDEX, &metatable_key);
@@ -303,6 +321,10 @@ static void add_names(lua_State *L, int list, struct shape *shape, char **text,
         if (strcmp(shape->entries[at].name, name) == 0)
           break;
     struct entry *e = &shape->entries[at];
+    if (at < shape->count && e->given != 0) {
+      lua_pop(L, 1); /* twice: the caller sees it by the count */
+      continue;
+    }
     if (at == shape->count) {
       shape->count++;
       *e = (struct entry){.name = *text};
@@ -321,7 +343,7 @@ static void add_names(lua_State *L, int list, struct shape *shape, char **text,
  * properties as job[name] gives them, none of them an array or a datetime, and
  * of the values that follow, in the order of these names: strings, numbers,
  * booleans and views. One that is nil is left out or, when a property has its
- * name, as the job has it; false leaves such a one out. */
+ * name, as the job has it; null leaves it out whatever the job has. */
 static int core_views(lua_State *L)
 {
   size_t count = 0, bytes = 0;
@@ -352,6 +374,8 @@ static int core_views(lua_State *L)
   shape->given = 0;
   add_names(L, 1, shape, &text, 0);
   add_names(L, 2, shape, &text, 1);
+  luaL_argcheck(L, shape->given == (int)lua_rawlen(L, 2), 2,
+                "each name once expected");
   lua_pushcclosure(L, make, 1);
   return 1;
 }

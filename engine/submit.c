@@ -620,13 +620,13 @@ static int reserve(struct cairn_engine *e, size_t jobs, struct cairn_error *err)
   return 0;
 }
 
-int cairn__submit(cairn_engine *e, json_t *spec, cairn_job *out,
+int cairn__submit(cairn_engine *e, json_t *spec, size_t length, cairn_job *out,
                   struct cairn_error *err)
 {
   struct cairn__job *j;
 
   *out = 0;
-  if (check_open(e, err) != 0)
+  if (check_open(e, err) != 0 || check_length(length, err) != 0)
     return -1;
   j = cairn__job_make(e, spec, err);
   if (!j)
@@ -659,7 +659,7 @@ int cairn_submit(cairn_engine *e, const char *json, size_t length,
   spec = parse(e, json, length, err);
   if (!spec)
     return -1;
-  code = cairn__submit(e, spec, out, err);
+  code = cairn__submit(e, spec, length, out, err);
   json_decref(spec);
   return code;
 }
@@ -713,13 +713,13 @@ static int make_all(struct cairn_engine *e, json_t *array,
   return -1;
 }
 
-int cairn__submit_all(cairn_engine *e, json_t *array, cairn_job *out,
-                      size_t count, struct cairn_error *err)
+int cairn__submit_all(cairn_engine *e, json_t *array, size_t length,
+                      cairn_job *out, size_t count, struct cairn_error *err)
 {
   struct cairn__job **jobs;
   int code;
 
-  if (check_open(e, err) != 0)
+  if (check_open(e, err) != 0 || check_length(length, err) != 0)
     return -1;
   if (!json_is_array(array))
     return cairn__fail(err, CAIRN_E_WRONG_TYPE,
@@ -750,7 +750,7 @@ int cairn_submit_all(cairn_engine *e, const char *json, size_t length,
 
   if (!array)
     return -1;
-  code = cairn__submit_all(e, array, out, count, err);
+  code = cairn__submit_all(e, array, length, out, count, err);
   json_decref(array);
   return code;
 }

@@ -59,7 +59,8 @@ local plan_view = core.views({}, { "Name", "policy", "queue", "Priority",
   table.unpack(given, 1, 5) })
 
 local function now_of(engine, zone)
-  return M.clock((core.now(engine) / 1e6), zone)
+  local us = core.now(engine)
+  return M.clock(us / 1e6, zone)
 end
 
 local function collection_id(spec)
@@ -69,12 +70,19 @@ local function collection_id(spec)
   return spec.CollectionId or spec.collection.CollectionId
 end
 
--- The job as its functions see it.
+-- The job as its functions see it, and its time.
 local function view_of(engine, job, decider, spec)
   local now = now_of(engine, job.zone)
-  if not spec then return job_view(job, decider.key, now) end
+  if not spec then return job_view(job, decider.key, now), now end
   return job_view(job, decider.key, now, spec.directory, spec.base,
-    collection_id(spec))
+    collection_id(spec)), now
+end
+
+-- What a view can have: nobody has checked what is only planned.
+local function plain(value)
+  local kind = type(value)
+  return (kind == "string" or kind == "number" or kind == "boolean")
+    and value or nil
 end
 
 -- The last records of the job's history, oldest first.
@@ -96,8 +104,9 @@ function M.with_trace(message, trace)
   return trace and trace ~= "" and message .. "\n" .. trace or message
 end
 
--- What became of a decision, with its up to three arguments: for
--- engine:decisions, and for replays. The table of the oldest one is used again.
+-- What became of a decision, with its arguments, of which there are at most
+-- three: for engine:decisions, and for replays. The table of the oldest one is
+-- used again.
 local function record(S, decider, name, answer, message, ...)
   local at = S.last_decision % M.RECORDS + 1
   local kept = S.decisions[at]
@@ -141,7 +150,7 @@ end
 
 -- Asks a function that is there. answer | nil, whether it failed. check(answer)
 -- -> message when it cannot be.
-local function ask_it(engine, S, decider, serial, name, check, ...)
+local function ask_present(engine, S, decider, serial, name, check, ...)
   local ok, answer, _, trace = decider.object:call(decider.key, name, ...)
   local message
   if not ok then
@@ -166,10 +175,10 @@ local function ask_it(engine, S, decider, serial, name, check, ...)
   return answer, message ~= nil
 end
 
--- The same, nil and false when there is none.
-local function ask(engine, S, decider, serial, name, ...)
+-- The same of one that may be there; nil and false when it is not.
+local function ask(engine, S, decider, serial, name, check, ...)
   if not decider.object:has(decider.key, name) then return nil, false end
-  return ask_it(engine, S, decider, serial, name, ...)
+  return ask_present(engine, S, decider, serial, name, check, ...)
 end
 
 -- ---- what they may say ------------------------------------------------------------------
@@ -334,7 +343,7 @@ end
 local function decided(engine, S, decider, ev)
   local spec = assert(core.spec(engine, ev.serial))
   return amend(engine, S, decider, ev.serial, spec,
-    view_of(engine, ev.job, decider, spec), history_of(engine, ev.InstanceID),
+    (view_of(engine, ev.job, decider, spec)), history_of(engine, ev.InstanceID),
     ev.job.zone) and spec or nil
 end
 
@@ -362,10 +371,13 @@ function M.plan(engine, S, spec, decider)
         copy.collection = farm
       end
       spec[kind] = copy
-      amend(engine, S, decider, nil, copy, plan_view(nil, spec.Name,
-        spec.policy, spec.queue, spec.Priority, 1, 1, "New", "waiting",
-        decider.key, now_of(engine, spec.zone), copy.directory, copy.base,
-        collection_id(copy)), {}, spec.zone)
+      local zone = type(spec.zone) == "string"
+        and pcall(core.zone_offset, 0, spec.zone) and spec.zone or nil
+      local view = plan_view(nil, plain(spec.Name), plain(spec.policy),
+        plain(spec.queue), plain(spec.Priority), 1, 1, "New", "waiting",
+        decider.key, now_of(engine, zone), plain(copy.directory),
+        plain(copy.base), plain(collection_id(copy)))
+      amend(engine, S, decider, nil, copy, view, {}, zone)
     end
   end
 end
@@ -376,9 +388,8 @@ local function throttle(engine, S, serial, decider)
     or not decider.object:has(decider.key, "throttle") then
     return
   end
-  local job = decider.job
-  local rate = ask(engine, S, decider, nil, "throttle", is_rate,
-    view_of(engine, job, decider), now_of(engine, job.zone))
+  local view, now = view_of(engine, decider.job, decider)
+  local rate = ask(engine, S, decider, nil, "throttle", is_rate, view, now)
   if core.throttle(engine, serial, rate and rate // 1 | 0 or 0) then
     E.start_timer(engine, S, THROTTLE_S * 1000000, function()
       throttle(engine, S, serial, decider)
@@ -426,7 +437,7 @@ function M.recover(engine, S, ev)
     if candidate.ErrorCode == job.ErrorCode then row = candidate end
   end
   local answer = ask(engine, S, decider, serial, "on_failure", is_action,
-    view_of(engine, job, decider), { code = row and row.code,
+    (view_of(engine, job, decider)), { code = row and row.code,
       ErrorCode = job.ErrorCode, MessageID = row and row.MessageID,
       message = job.ErrorSummaryDescription or job.ErrorDescription },
     job.attempts)
@@ -446,8 +457,8 @@ function M.notify(engine, S, ev, state, code, text)
   local decider = S.deciding[ev.serial] or S.deciders[ev.serial]
   local job = ev.job
   local view = job_view(job, decider.key, now_of(engine, job.zone), nil, nil,
-    nil, state, ev.run_number, code, text or false) -- of the run
-  return (ask_it(engine, S, decider, nil, "notify", is_name, view))
+    nil, state, ev.run_number, code, text or core.null) -- of the run
+  return (ask_present(engine, S, decider, nil, "notify", is_name, view))
 end
 
 -- After a good export of a policy that has retain and no prune job of its own:

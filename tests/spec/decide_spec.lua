@@ -467,9 +467,30 @@ describe("a policy decides", function()
     assert.equal(0, disks[1].changed_bytes)
     plan = assert(engine:plan(policy.jobs.tidy))
     assert.equal(1, #plan.kept)
+    local retain = engine:decisions()
+    retain = retain[#retain]
+    assert.equal("retain", retain.name)
+    assert.equal("integer", math.type(retain.arguments[1][1].time.year))
+    retain.arguments[1][1].time.year = 0 -- a list of its own each time
+    local again = engine:decisions()
+    assert.is_true(again[#again].arguments[1][1].time.year > 2000)
     assert.same({}, log)
     assert.is_nil(policy.jobs.nightly.export.collection.machines[1].disks[3])
     assert.equal(2, #policy.jobs.nightly.export.collection.machines[1].disks)
+    -- what the engine has to say of a specification, it says
+    local spec = policy.jobs.nightly
+    spec.queue = cairn.null -- as if it were not there
+    assert.equal("latest", assert(engine:plan(spec)).base)
+    for name, value in pairs { Name = {}, queue = 7, Priority = "x",
+      zone = "Mars/Olympus" } do
+      local old = spec[name]
+      spec[name] = value
+      local none, message, code = engine:plan(spec)
+      assert.is_nil(none, name)
+      assert.matches(name, message)
+      assert.is_string(code)
+      spec[name] = old
+    end
   end)
 
   it("about the runs of the engine that has the policy, and no other", function()

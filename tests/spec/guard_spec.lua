@@ -232,16 +232,20 @@ describe("views", function()
 
   it("are a job as it was then, but for what is given", function()
     local engine <close> = assert(cairn.open {})
-    local job = assert(engine:submit { Name = "n",
-      Priority = 4, run = function() end })
+    local job = assert(engine:submit { Name = "n", Caption = "c",
+      DeleteOnCompletion = true, Priority = 4, run = function() end })
     local make = core.views({ "Name", "JobState", "Priority", "ErrorCode",
       "DeleteOnCompletion", "Caption" }, { "key", "JobState", "ErrorCode",
       "Priority" })
-    local view = make(job, "k", nil, 7, false)
+    local view = make(job, "k", nil, 7, core.null)
     job.Priority = 5
     assert.same({ Name = "n", JobState = job.JobState, ErrorCode = 7,
-      DeleteOnCompletion = job.DeleteOnCompletion, key = "k",
-      Caption = job.Caption }, core.thaw(view))
+      DeleteOnCompletion = true, key = "k", Caption = "c" }, core.thaw(view))
+    assert.same({ key = "k" }, core.thaw(core.views({ "Name", "Priority",
+      "Notify" }, { "key", "Name", "Priority", "none" })(job, "k", core.null,
+      core.null, core.null)))
+    assert.is_false(core.thaw(core.views({ "DeleteOnCompletion" }, {
+      "DeleteOnCompletion" })(job, false)).DeleteOnCompletion)
     assert.equal(5, core.thaw(make(job)).Priority)
     assert.equal("Killed", core.thaw(make(job, "k", "Killed")).JobState)
     local long = ("ä"):rep(400) -- more than a job mostly has
@@ -272,14 +276,48 @@ describe("views", function()
     assert.error_matches(function() core.views({}, names) end, "too many")
     local make = core.views({ "Name" }, { "a" })
     assert.error_matches(function() make(nil, 1, 2) end, "more values")
-    assert.error_matches(function() make(nil, {}) end, "view or nil expected")
-    assert.error_matches(function() make(nil, print) end, "view or nil")
+    assert.error_matches(function() make(nil, {}) end, "view, null or nil expected")
+    assert.error_matches(function() make(nil, print) end, "view, null or")
     assert.error_matches(function() make({}) end, "cairn.job expected")
     local deep = make(nil, 1)
     assert.error_matches(function()
       for _ = 1, 9 do deep = make(nil, deep) end
     end, "too many views")
-    assert.same({ a = { a = 1 } }, core.thaw(make(nil, make(nil, 1))))
+    assert.error_matches(function() make(nil, io.stdout) end, "view, null or")
+    assert.error_matches(function() core.views({}, { "a", "a" }) end,
+      "each name once")
+    local _, message = select_of "return 1":call(nil, "select",
+      { [make(nil, 1)] = 1 })
+    assert.matches("a userdata as a key cannot be given", message)
+  end)
+
+  it("may have many names and levels", function()
+    local names, expected = {}, {}
+    for i = 1, 64 do
+      names[i] = "n" .. i
+      expected[names[i]] = i
+    end
+    local make, step = core.views({}, names), core.views({}, { "a" })
+    local values = {}
+    for i = 1, 64 do values[i] = i end
+    for _ = 1, 100 do -- the stacks of new coroutines are the smallest
+      assert.same({}, core.thaw(coroutine.wrap(function()
+        return make(nil)
+      end)()))
+      assert.same(expected, core.thaw(coroutine.wrap(function()
+        return make(nil, table.unpack(values))
+      end)()))
+    end
+    local deep, tables = step(nil, 1), { a = 1 }
+    for _ = 2, 8 do deep, tables = step(nil, deep), { a = tables } end
+    assert.same(tables, core.thaw(deep))
+    local d <close> = select_of "return (...)"
+    assert.same({ true, tables }, { d:call(nil, "select", deep) })
+    local outer, same = deep, tables
+    for _ = 9, 32 do outer, same = { outer }, { same } end
+    assert.same({ true, same }, { d:call(nil, "select", outer) })
+    local _, message = d:call(nil, "select", { outer })
+    assert.matches("argument 1: tables more than 32 levels deep", message)
   end)
 
   it("count for the limits of what may cross", function()

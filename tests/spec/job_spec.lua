@@ -471,3 +471,49 @@ describe("the errors of a job", function()
     assert.equal(3, warnings[1].PerceivedSeverity)
   end)
 end)
+
+describe("specifications", function()
+  it("have a limit that their text counts for, escapes too", function()
+    local engine <close> = support.engine(cairn)
+    local piece = ("\1"):rep(1 << 20) -- \u0001
+    local list = {}
+    for i = 1, 44 do list[i] = piece end -- 44 MiB, 264 as text
+    local job, message, code = engine:submit { Name = "a", verify = {
+      directory = "/x", source_directories = list } }
+    assert.is_nil(job)
+    assert.equal("out_of_range", code)
+    assert.matches("the specification has %d+ bytes, valid: at most 268435456",
+      message)
+    list[43], list[44] = nil, nil -- 252
+    job, message, code = engine:submit { Name = "a", verify = {
+      directory = "/x", source_directories = list } }
+    assert.is_nil(job)
+    assert.is_true(code ~= "out_of_range", message)
+  end)
+
+  it("that are refused are not kept", function()
+    local engine <close> = support.engine(cairn)
+    local function kib()
+      return tonumber(support.read "/proc/self/status":match
+        "VmRSS:%s*(%d+)")
+    end
+    local disk = { id = "vda", path = "/" .. ("x"):rep(4 << 20),
+      format = "raw" }
+    local spec = { Name = "a", export = { directory = "/x", collection = {
+      CollectionId = "11111111-2222-3333-4444-555555555555", machines = {
+        { VirtualMachineId = "11111111-2222-3333-4444-555555555556",
+          ElementName = "m", disks = { disk, disk } } } } } }
+    collectgarbage "stop"
+    local before
+    for i = 1, 40 do
+      local job, message = engine:submit(spec)
+      assert.is_nil(job)
+      assert.is_true(#message < 4096)
+      local jobs = engine:submit_all { spec }
+      assert.is_nil(jobs)
+      if i == 10 then before = kib() end
+    end
+    collectgarbage "restart"
+    assert.is_true(kib() - before < 200 << 10, kib() - before)
+  end)
+end)
