@@ -98,10 +98,10 @@ const struct cairn__lua_view *cairn__lua_test_view(lua_State *from, int index);
 size_t cairn__lua_view_values(const struct cairn__lua_view *v);
 size_t cairn__lua_view_bytes(const struct cairn__lua_view *v);
 int cairn__lua_view_depth(const struct cairn__lua_view *v);
+/* Values that both stacks need room for, to thaw it. */
+int cairn__lua_view_stack(const struct cairn__lua_view *v);
 /* Pushes the view at `index`, absolute, onto `to`, which may be the same state,
- * as a table. Raises in `to` only; `from` needs room for
- * CAIRN__LUA_VIEW_STACK values. */
-enum { CAIRN__LUA_VIEW_STACK = 40 };
+ * as a table. Raises in `to` only. */
 void cairn__lua_thaw(lua_State *from, int index, lua_State *to);
 
 /* ---- datetime.c

@@ -432,9 +432,20 @@ struct copy {
   struct cairn__guard *g;
   int depth, values;
   size_t bytes;
+  int is_short;                /* a stack could not grow */
   const void *path[DEPTH_MAX]; /* the tables around this one */
   char why[160];               /* "" or what cannot cross */
 };
+
+/* Makes room on both stacks, or notes that memory is lacking; never raises. */
+static int make_room(struct copy *c, lua_State *from, lua_State *to, int slots)
+{
+  if (lua_checkstack(from, slots) && lua_checkstack(to, slots))
+    return 0;
+  c->is_short = 1;
+  snprintf(c->why, sizeof c->why, "more than there is memory for");
+  return -1;
+}
 
 /* Notes what cannot cross; -1. */
 #define cannot(c, ...) (snprintf((c)->why, sizeof(c)->why, __VA_ARGS__), -1)
@@ -463,8 +474,8 @@ static int copy_table(struct copy *c, lua_State *from, int index, lua_State *to)
       return cannot(c, "a table that contains itself");
   if (c->depth == DEPTH_MAX)
     return cannot(c, "tables more than %d levels deep", DEPTH_MAX);
-  if (!lua_checkstack(from, 6) || !lua_checkstack(to, 6))
-    return cannot(c, "too much for the stack");
+  if (make_room(c, from, to, 6) != 0)
+    return -1;
   if (lua_getmetatable(from, index)) {
     lua_pop(from, 1);
     return cannot(c, "a table with a metatable");
@@ -509,8 +520,8 @@ static int copy_view(struct copy *c, lua_State *from, int index, lua_State *to)
   if (values > (size_t)(VALUES_MAX - c->values))
     return cannot(c, "more than %d values", VALUES_MAX);
   c->values += (int)values;
-  if (!lua_checkstack(from, CAIRN__LUA_VIEW_STACK))
-    return cannot(c, "too much for the stack");
+  if (make_room(c, from, to, cairn__lua_view_stack(v)) != 0)
+    return -1;
   cairn__lua_thaw(from, index, to);
   return 0;
 }
@@ -564,6 +575,8 @@ static int copy_in(lua_State *L, struct request *r)
     c.depth = 0;
     if (copy_value(&c, r->host, i, L) != 0) {
       lua_settop(r->host, r->last);
+      if (c.is_short)
+        cairn__guard_check(L, LUA_ERRMEM);
       char what[40] = "the settings";
       if (r->name != NULL)
         snprintf(what, sizeof what, "%.16s: argument %d", r->name,
@@ -962,7 +975,9 @@ static int copy_out(lua_State *L)
   struct result *result = lua_touserdata(L, 1);
   lua_State *co = result->g->thread;
   result->copy.g = result->g;
-  return copy_value(&result->copy, co, lua_gettop(co), L) == 0;
+  if (copy_value(&result->copy, co, lua_gettop(co), L) == 0)
+    return 1;
+  return result->copy.is_short ? luaL_error(L, "not enough memory") : 0;
 }
 
 /* ---- the class

@@ -65,7 +65,8 @@ struct step {
 struct encoder {
   lua_State *L;
   struct text text;
-  json_t **root;                 /* NULL: text is made */
+  int is_tree;                   /* not text, but values */
+  json_t **root;                 /* then: where the first one goes */
   json_t *around[DEPTH_MAX + 1]; /* the values that have this one */
   size_t length;                 /* then: bytes that the text would have */
   struct cairn_error *err;
@@ -199,7 +200,7 @@ static int encode_text(struct encoder *e, const char *s, size_t n)
 
 static int encode_string(struct encoder *e, const char *s, size_t n)
 {
-  if (e->root == NULL)
+  if (!e->is_tree)
     return encode_text(e, s, n);
   return check_string(e, s, n) == 0 ? attach(e, json_stringn_nocheck(s, n))
                                     : -1;
@@ -209,7 +210,7 @@ static int encode_integer(struct encoder *e, lua_Integer i)
 {
   char buffer[40];
   int n = snprintf(buffer, sizeof buffer, "%lld", (long long)i);
-  if (e->root != NULL) {
+  if (e->is_tree) {
     e->length += (size_t)n;
     return attach(e, json_integer(i));
   }
@@ -230,7 +231,7 @@ static int encode_number(struct encoder *e, int index)
                   "not a finite number (NaN or infinity)");
   if (lua_numbertointeger(x, &i) && (lua_Number)i == x)
     return encode_integer(e, i);
-  if (e->root != NULL) {
+  if (e->is_tree) {
     e->length += REAL_SIZE;
     return attach(e, json_real(x));
   }
@@ -274,10 +275,10 @@ static int encode(struct encoder *e, int index);
 static int encode_array(struct encoder *e, int index, lua_Integer count)
 {
   lua_State *L = e->L;
-  if (e->root == NULL)
+  if (!e->is_tree)
     text_char(&e->text, '[');
   for (lua_Integer i = 1; i <= count; i++) {
-    if (i > 1 && e->root == NULL)
+    if (i > 1 && !e->is_tree)
       text_char(&e->text, ',');
     e->path[e->depth - 1] = (struct step){NULL, i};
     lua_rawgeti(L, index, i);
@@ -285,7 +286,7 @@ static int encode_array(struct encoder *e, int index, lua_Integer count)
       return -1;
     lua_pop(L, 1);
   }
-  if (e->root == NULL)
+  if (!e->is_tree)
     text_char(&e->text, ']');
   return 0;
 }
@@ -312,19 +313,19 @@ static int encode_object(struct encoder *e, int index, lua_Integer count)
     }
     order[at] = base + 1 + i;
   }
-  if (e->root == NULL)
+  if (!e->is_tree)
     text_char(&e->text, '{');
   for (int i = 0; i < found; i++) {
     int slot = is_sorted ? order[i] : base + 1 + i;
     size_t length;
     const char *key = lua_tolstring(L, slot, &length);
-    if (i > 0 && e->root == NULL)
+    if (i > 0 && !e->is_tree)
       text_char(&e->text, ',');
     e->path[e->depth - 1] = (struct step){key, 0};
-    if (e->root != NULL ? check_string(e, key, length) != 0
-                        : encode_text(e, key, length) != 0)
+    if (e->is_tree ? check_string(e, key, length) != 0
+                   : encode_text(e, key, length) != 0)
       return -1;
-    if (e->root == NULL)
+    if (!e->is_tree)
       text_char(&e->text, ':');
     lua_pushvalue(L, slot);
     lua_rawget(L, index);
@@ -332,7 +333,7 @@ static int encode_object(struct encoder *e, int index, lua_Integer count)
       return -1;
     lua_pop(L, 1);
   }
-  if (e->root == NULL)
+  if (!e->is_tree)
     text_char(&e->text, '}');
   lua_settop(L, base);
   return 0;
@@ -386,7 +387,7 @@ static int encode_table(struct encoder *e, int index)
   int is_list =
       integers > 0 ||
       (strings == 0 && (is_list_key(key) || is_marked_list(L, index)));
-  if (e->root != NULL) {
+  if (e->is_tree) {
     json_t *value = is_list ? json_array() : json_object();
     e->length += 2 + (size_t)integers + 2 * (size_t)strings; /* [,,] {:,:,} */
     e->around[e->depth] = value;
@@ -404,7 +405,7 @@ static int encode_table(struct encoder *e, int index)
 static int encode_constant(struct encoder *e, const char *text,
                            json_t *(*make)(void))
 {
-  if (e->root != NULL) {
+  if (e->is_tree) {
     e->length += strlen(text);
     return attach(e, make());
   }
@@ -459,7 +460,7 @@ int cairn__lua_encode(lua_State *L, int index, const char **text,
   index = lua_absindex(L, index);
   luaL_checkstack(L, 16, NULL);
   e.L = L;
-  e.root = NULL;
+  e.is_tree = 0;
   e.err = err;
   e.depth = 0;
   e.text = (struct text){.L = L, .length = 0, .capacity = 512};
@@ -491,6 +492,7 @@ int cairn__lua_to_json(lua_State *L, int index, json_t **value, size_t *length,
   e.err = err;
   e.depth = 0;
   e.length = 0;
+  e.is_tree = 1;
   e.root = (json_t **)cairn__lua_box(L, free_tree);
   int box = lua_gettop(L);
   if (encode(&e, index) != 0) {

@@ -86,7 +86,7 @@ int cairn__lua_view_depth(const struct cairn__lua_view *v)
   return v->depth;
 }
 
-static void thaw(lua_State *from, int index, lua_State *to)
+void cairn__lua_thaw(lua_State *from, int index, lua_State *to)
 {
   const struct cairn__lua_view *v = lua_touserdata(from, index);
   lua_getiuservalue(from, index, VALUE_SHAPE);
@@ -114,7 +114,7 @@ static void thaw(lua_State *from, int index, lua_State *to)
       break;
     default:
       lua_getiuservalue(from, index, f->nested);
-      thaw(from, lua_gettop(from), to);
+      cairn__lua_thaw(from, lua_gettop(from), to);
       lua_remove(from, from == to ? -2 : -1); /* the view */
       break;
     }
@@ -122,14 +122,11 @@ static void thaw(lua_State *from, int index, lua_State *to)
   }
 }
 
-/* Each level has its view on one stack, and a table and a key on the other. */
-_Static_assert(CAIRN__LUA_VIEW_STACK >= 3 * NESTING_MAX + 4,
-               "too little stack");
-
-void cairn__lua_thaw(lua_State *from, int index, lua_State *to)
+/* Each level has its view on one stack, and a table and a key on the other,
+ * with a value or a shape for a moment. */
+int cairn__lua_view_stack(const struct cairn__lua_view *v)
 {
-  luaL_checkstack(to, CAIRN__LUA_VIEW_STACK, NULL);
-  thaw(from, index, to);
+  return 3 * v->depth + 2;
 }
 
 /* ---- making ------------------------------------------------------------- */
@@ -384,8 +381,11 @@ static int core_views(lua_State *L)
 static int core_thaw(lua_State *L)
 {
   lua_settop(L, 1);
-  if (cairn__lua_test_view(L, 1) != NULL)
+  const struct cairn__lua_view *v = cairn__lua_test_view(L, 1);
+  if (v != NULL) {
+    luaL_checkstack(L, cairn__lua_view_stack(v), NULL);
     cairn__lua_thaw(L, 1, L);
+  }
   return 1;
 }
 

@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 
 #include "small_chain.h"
+#include "sweep.h"
 
 static json_t *keep_spec(json_t *keep)
 {
@@ -556,13 +557,13 @@ static void is_whole_after_every_fault(void **state)
   assert_int_equal(run_prune_io(&f.io, fault_spec(), NULL), CAIRN_OK);
   calls = f.calls + 3;
   for (size_t k = 0; k < sizeof faults / sizeof *faults; k++) {
-    double end = seconds_now() + 5;
+    double end = seconds_now() + 3;
     uint64_t step = is_long ? 1 : 23, at = 1 + seed % step;
     unsigned here = 0;
     for (; at <= calls; at += step) {
       char what[160];
       int before = open_descriptors();
-      if (!is_long && here >= 25 && seconds_now() > end)
+      if (!is_long && here >= 24 / SWEEP_SLOWER && seconds_now() > end)
         break;
       here++;
       fresh();

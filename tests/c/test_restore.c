@@ -1,6 +1,7 @@
 /* restore: what comes out is judged by cmp and qemu-img, never by our own
  * reader; what cannot be proved, or would harm something, is not written. */
 #include "small_export.h"
+#include "sweep.h"
 
 #include <sys/file.h>
 #include <sys/wait.h>
@@ -672,8 +673,9 @@ static void leaves_only_whole_files_when_a_call_fails(void **state)
   expected("e1", c1, LENGTH1);
   expected("xml", (const unsigned char *)"<domain/>", 9);
   expected("save", c1, 100001);
+  uint64_t stride = sweep_stride(3);
   for (size_t k = 0; k < sizeof faults / sizeof *faults; k++) {
-    for (uint64_t at = 1;; at++) {
+    for (uint64_t at = sweep_first(stride);; at += stride) {
       struct cairn__fault_io fault;
       struct cairn__run *run = cairn__run_new(NULL);
       cairn__fault_io_init(&fault, at, faults[k].kind, faults[k].errnum);
@@ -723,7 +725,8 @@ static void survives_every_failing_allocation(void **state)
   json_t *spec = spec_of(POINT3, in_scratch("r"));
   MUST(cairn__kind_restore.check(spec, &small_err));
   cairn_set_allocator(failing_realloc, free);
-  for (long at = 1;; at++) {
+  long stride = (long)sweep_stride(4);
+  for (long at = (long)sweep_first((uint64_t)stride);; at += stride) {
     struct cairn__run *run = cairn__run_new(NULL);
     run->spec = json_deep_copy(spec);
     run->main = cairn__kind_restore.main;

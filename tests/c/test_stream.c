@@ -15,6 +15,7 @@
 #include <time.h>
 
 #include "skip.h"
+#include "sweep.h"
 
 /* ---- small things ------------------------------------------------------- */
 
@@ -1177,17 +1178,6 @@ static int open_descriptors(void)
   return count("/proc/self/fd", 0);
 }
 
-/* Which calls the sweeps visit: every fourth, all of them in the long form, few
- * under sanitizers. */
-static uint64_t stride(void)
-{
-#ifdef CAIRN_SANITIZED
-  return getenv("CAIRN_LONG") ? 1 : 16;
-#else
-  return getenv("CAIRN_LONG") ? 1 : 4;
-#endif
-}
-
 /* Every call of an import fails: it says so and leaves nothing, or it has
  * published a point that is whole. */
 static void sweep(int kind, int errnum, const char *what)
@@ -1195,9 +1185,10 @@ static void sweep(int kind, int errnum, const char *what)
   const char *in = at("in"), *s = at("s2");
   struct cairn__fault_io f;
   unsigned fired = 0, failed = 0;
+  uint64_t stride = sweep_stride(4);
   make_chain(at("out"), "xxh3-128");
   must_stream(at("out"), POINT2, NULL, s);
-  for (uint64_t call = 1 + seed() % stride();; call += stride()) {
+  for (uint64_t call = sweep_first(stride);; call += stride) {
     small_shell("rm -rf %s && mkdir %s && cp -r %s %s/", in, in,
                 at("out/%s", POINT1), in);
     int before = open_descriptors();
@@ -1221,7 +1212,7 @@ static void sweep(int kind, int errnum, const char *what)
     }
   }
   printf("# %s in %u calls of an import, %u failed\n", what, fired, failed);
-  assert_true(fired > 120 / stride());
+  assert_true(fired > 120 / stride);
   assert_int_equal(failed > 0, kind != CAIRN__FAULT_SHORT);
 }
 
@@ -1242,8 +1233,9 @@ static void is_not_disturbed_by_short_reads_and_writes(void **state)
   (void)state;
   const char *in = at("in");
   struct cairn__fault_io f;
+  uint64_t stride = sweep_stride(4);
   make_chain(at("out"), "xxh3-128");
-  for (uint64_t call = 1 + seed() % stride();; call += stride()) {
+  for (uint64_t call = sweep_first(stride);; call += stride) {
     small_shell("rm -rf %s %s", in, at("s"));
     cairn__fault_io_init(&f, call, CAIRN__FAULT_SHORT, 0);
     if (stream_to(&f.io, at("out"), POINT1, NULL, at("s")))
@@ -1264,9 +1256,10 @@ static void leaves_no_file_of_a_stream_that_failed(void **state)
   (void)state;
   struct cairn__fault_io f;
   unsigned fired = 0;
+  uint64_t stride = sweep_stride(4);
   make_chain(at("out"), "xxh3-128");
   mkdir(at("d"), 0700);
-  for (uint64_t call = 1 + seed() % stride();; call += stride()) {
+  for (uint64_t call = sweep_first(stride);; call += stride) {
     int before = open_descriptors();
     cairn__fault_io_init(&f, call, CAIRN__FAULT_ERRNO, EIO);
     int id = stream_to(&f.io, at("out"), POINT2, NULL, at("d/s"));
@@ -1289,7 +1282,7 @@ static void leaves_no_file_of_a_stream_that_failed(void **state)
       assert_int_equal(count(at("d"), 1), 0);
   }
   printf("# EIO in %u calls of a stream\n", fired);
-  assert_true(fired > 80 / stride());
+  assert_true(fired > 80 / stride);
 }
 
 /* ---- dry runs ----------------------------------------------------------- */

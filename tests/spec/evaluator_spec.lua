@@ -51,13 +51,15 @@ local function fails(pattern, s, source)
   return outcome.error
 end
 
--- Starts a chunk, interrupts it after ms, and returns its error and how long
+-- Starts a chunk, interrupts it after ms (and when is_enough() says so), and
+-- returns its error and how long
 -- that took from the interrupt on.
-local function interrupted(s, source, ms)
+local function interrupted(s, source, ms, is_enough)
   local outcome
   s:eval(source, function(o) outcome = o end)
   local timer, at = assert(uv.new_timer()), nil
-  timer:start(ms or 30, 0, function()
+  timer:start(ms or 30, 10, function()
+    if at or is_enough and not is_enough() then return end
     at = uv.hrtime()
     assert(s:interrupt())
   end)
@@ -283,8 +285,9 @@ describe("an evaluator's session", function()
       largest, total = math.max(largest, #text), total + #text
     end }
     assert.equal("interrupted", (interrupted(s,
-      "while true do print(('x'):rep(1e6)) end", 200)))
-    assert.is_true(total > 200000)
+      "while true do print(('x'):rep(1e6)) end", 100, function()
+        return total > 200000
+      end)))
     assert.is_true(largest < 300000)
     assert.equal("interrupted", (interrupted(s, "coroutine.wrap(function() "
       .. "while true do print(('x'):rep(1e4)) end end)()", 200)))
