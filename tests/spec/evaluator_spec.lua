@@ -52,8 +52,7 @@ local function fails(pattern, s, source)
 end
 
 -- Starts a chunk, interrupts it after ms (and when is_enough() says so), and
--- returns its error and how long
--- that took from the interrupt on.
+-- returns its error and how long that took from the interrupt on.
 local function interrupted(s, source, ms, is_enough)
   local outcome
   s:eval(source, function(o) outcome = o end)
