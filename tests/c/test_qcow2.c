@@ -12,6 +12,7 @@
 #include "export/image.h"
 #include "export/qcow2.h"
 #include "memory.h"
+#include "sweep.h"
 
 #define BLOCK CAIRN__BLOCK
 #define MIB   (UINT64_C(1) << 20)
@@ -1622,6 +1623,7 @@ static void every_call_can_fail(void **state)
 {
   static const int kinds[] = {CAIRN__FAULT_ERRNO, CAIRN__FAULT_ENOSPC_ON,
                               CAIRN__FAULT_SHORT};
+  uint64_t stride = sweep_stride(1);
   struct disk chain[2];
   int k, r, fds = count_fds();
 
@@ -1637,7 +1639,7 @@ static void every_call_can_fail(void **state)
       cairn__fault_io_init(&f, 0, CAIRN__FAULT_NONE, 0);
       assert_int_equal(whole_life(&f.io, chain, r ? "raw" : "qcow2", &err), 0);
       calls = f.calls;
-      for (at = 1; at <= calls; at++) {
+      for (at = sweep_first(stride); at <= calls; at += stride) {
         int rc;
 
         cairn__fault_io_init(&f, at, kinds[k], EIO);
@@ -1663,7 +1665,7 @@ static void every_call_can_fail(void **state)
         }
         assert_true(err.path[0] != '\0');
       }
-      assert_true(fired > 10);
+      assert_true(fired > 10 / stride);
       assert_true(unnoticed <= 2); /* the two layers */
       print_message("%s, fault %d: %d of %d calls failed\n",
                     r ? "raw" : "qcow2", kinds[k], (int)fired, (int)calls);

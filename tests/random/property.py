@@ -15,7 +15,7 @@ equals its shadow in every byte and in length; every log holds exactly the
 blocks that changed, each zero among them; `qemu-img check` and `cairn verify`
 are content; and any flipped bit makes verify fail.
 
-  --seconds N    go on for N seconds (default: CAIRN_RANDOM_SECONDS, or 75)
+  --seconds N    go on for N seconds (default: CAIRN_RANDOM_SECONDS, or 60)
   --sequences N  run N sequences, however long it takes
   --seed S       default: CAIRN_SEED, or 1
   --only N       sequence N of this seed alone
@@ -708,7 +708,7 @@ def main():
     options = parser.parse_args()
     options.seed = options.seed or os.environ.get("CAIRN_SEED") or "1"
     if options.seconds is None and options.sequences is None:
-        options.seconds = float(os.environ.get("CAIRN_RANDOM_SECONDS") or 75)
+        options.seconds = float(os.environ.get("CAIRN_RANDOM_SECONDS") or 60)
     if not os.access(CAIRN, os.X_OK):
         print("property.py: no %s; build first" % CAIRN, file=sys.stderr)
         return 3

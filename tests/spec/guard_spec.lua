@@ -145,12 +145,14 @@ describe("decisions", function()
   end)
 
   it("pay for settings", function()
-    local d, message, code = load_text([[
-      local all = {}
-      for i = 1, 60000 do all["n" .. i] = 1 end
-      pcall(require "cairn".settings, all, {})
-      while true do pcall(require "cairn".settings, all, { n1 = 1 }) end
-      return {}]])
+    local text = [[
+      local all, cairn = {}, require "cairn"
+      for i = 1, 64 do all["n" .. i] = 1 end
+      for _ = 1, %d do cairn.settings(nil, all) end
+      return {}]]
+    local limits = { instructions = 100000 }
+    assert(load_text(text:format(10), { limits = limits })):close()
+    local d, message, code = load_text(text:format(1000), { limits = limits })
     assert.is_nil(d)
     assert.equal("decision_budget", code)
     assert.matches("instructions", message)
