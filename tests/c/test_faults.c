@@ -206,7 +206,7 @@ static uint64_t calls_of_a_run(int with_qcow2)
 
 /* Which calls a sweep visits: every stride-th from a random start, then the
  * next residue class, until all have been seen or the time is over. */
-#define AT_LEAST 30u /* however slow the machine is; few calls transfer data */
+#define AT_LEAST 30u /* few of the calls can be short */
 
 struct sweep {
   uint64_t calls, at, start, classes, stride;
