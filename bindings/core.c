@@ -19,7 +19,7 @@
 
 #include "error.h"
 #include "memory.h"
-#include "settings.h"
+#include "policy_settings.h"
 
 /* ---- results
  * ----------------------------------------------------------------- */

@@ -570,7 +570,8 @@ static int copy_in(lua_State *L, struct request *r)
   struct cairn__guard *g = cairn__guard_of(L);
   struct copy c = {.g = g};
   int count = r->last - r->first + 1;
-  luaL_checkstack(L, count, "too many arguments");
+  if (!lua_checkstack(L, count))
+    cairn__guard_check(L, LUA_ERRMEM);
   for (int i = r->first; i <= r->last; i++) {
     c.depth = 0;
     if (copy_value(&c, r->host, i, L) != 0) {

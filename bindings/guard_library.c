@@ -20,7 +20,7 @@
 #include <lualib.h>
 
 #include "cairn.h"
-#include "settings.h"
+#include "policy_settings.h"
 
 enum {
   BYTES = 32,      /* that C does in the time of an instruction */

@@ -1,7 +1,7 @@
 /* cairn.settings: what --set or a table gives for the settings of a policy, or
  * their defaults, of the defaults' types. One function for both states that a
  * policy file is loaded in, which must agree. */
-#include "settings.h"
+#include "policy_settings.h"
 
 #include <math.h>
 #include <stdio.h>
