@@ -12,6 +12,7 @@
 #include "job.h"
 
 #define SCHEDULE "cairn.schedule"
+#define ZONE "cairn.zone"
 #define NEXT_MAX 100000
 
 struct schedule {
@@ -278,21 +279,6 @@ static void push_due(lua_State *L, const struct cairn__due *due)
 }
 
 /* schedule:next([n[, after]]) -> list */
-/* zone_offset(unix_us, zone) -> microseconds to add to UTC; raises for no zone.
- * "" is the host's. */
-static int zone_offset(lua_State *L)
-{
-  struct cairn_error err = {0};
-  struct cairn__zone *zone;
-  int64_t at = luaL_checkinteger(L, 1);
-  if (cairn__zone_load(luaL_checkstring(L, 2), &zone, &err) != 0)
-    return luaL_error(L, "%s", err.message);
-  at = cairn__zone_offset_us(zone, at);
-  cairn__zone_free(zone);
-  lua_pushinteger(L, at);
-  return 1;
-}
-
 static int schedule_next(lua_State *L)
 {
   struct schedule *p = check_schedule(L, 1);
@@ -363,6 +349,44 @@ static int schedule_index(lua_State *L)
   return 1;
 }
 
+/* ---- zones: those that were asked about stay loaded, as in an engine ---- */
+
+static const char zones_key = 'z';
+
+static int zone_gc(lua_State *L)
+{
+  struct cairn__zone **zone = lua_touserdata(L, 1);
+  cairn__zone_free(*zone);
+  *zone = NULL;
+  return 0;
+}
+
+/* zone_offset(unix_us, zone) -> microseconds to add to UTC; raises for no zone.
+ * "" is the host's. */
+static int zone_offset(lua_State *L)
+{
+  struct cairn_error err = {0};
+  int64_t at = luaL_checkinteger(L, 1);
+  const char *name = luaL_checkstring(L, 2);
+  lua_settop(L, 2);
+  lua_rawgetp(L, LUA_REGISTRYINDEX, &zones_key);
+  lua_pushvalue(L, 2);
+  struct cairn__zone **zone =
+      lua_rawget(L, 3) == LUA_TUSERDATA ? lua_touserdata(L, 4) : NULL;
+  if (!zone) {
+    zone = lua_newuserdatauv(L, sizeof *zone, 0);
+    *zone = NULL;
+    luaL_setmetatable(L, ZONE);
+    lua_pushvalue(L, 2);
+    lua_pushvalue(L, -2);
+    if (cairn__zone_load(name, zone, &err) != 0)
+      return luaL_error(L, "%s", err.message);
+    lua_rawset(L, 3);
+  }
+  lua_pushinteger(L, cairn__zone_offset_us(*zone, at));
+  return 1;
+}
+
 static const luaL_Reg metamethods[] = {
     {"__gc", schedule_gc}, {"__index", schedule_index}, {NULL, NULL}};
 
@@ -371,6 +395,12 @@ static const luaL_Reg functions[] = {
 
 void cairn__lua_open_schedule(lua_State *L)
 {
+  luaL_newmetatable(L, ZONE);
+  lua_pushcfunction(L, zone_gc);
+  lua_setfield(L, -2, "__gc");
+  lua_pop(L, 1);
+  lua_newtable(L);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &zones_key);
   luaL_newmetatable(L, SCHEDULE);
   luaL_setfuncs(L, metamethods, 0);
   lua_pop(L, 1);

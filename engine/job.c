@@ -846,7 +846,7 @@ static int is_same_member(const json_t *a, const json_t *b, const char *name)
 static int check_decision(const struct cairn__job *j, json_t *spec,
                           struct cairn_error *err)
 {
-  const json_t *own = j->work->run->spec;
+  const json_t *own = j->work ? j->work->run->spec : j->spec;
 
   if (!json_is_object(spec))
     return cairn__fail(err, CAIRN_E_WRONG_TYPE, "%s must be an object",
@@ -865,14 +865,22 @@ int cairn_job_decide(cairn_engine *e, cairn_job job, uint32_t number,
                      struct cairn_error *err)
 {
   struct cairn__job *j;
-  struct cairn__run *run;
+  struct cairn__run *run = NULL;
   json_t *spec = NULL;
 
   cairn__error_clear(err);
   j = cairn__engine_job(e, job, err);
-  run = j ? undecided(j, number, epoch, err) : NULL;
-  if (!run)
+  if (!j)
     return -1;
+  if (!e->is_simulated) {
+    run = undecided(j, number, epoch, err);
+    if (!run)
+      return -1;
+  } else if (!j->kind) {
+    return cairn__fail(err, CAIRN_E_INVALID_STATE,
+                       "%s: nothing is decided about a run job",
+                       j->instance_id);
+  }
   if (json) {
     spec = cairn__json_parse("decision", json, length, err);
     if (!spec)
@@ -882,7 +890,10 @@ int cairn_job_decide(cairn_engine *e, cairn_job job, uint32_t number,
       return -1;
     }
   }
-  cairn__run_decide(run, spec);
+  if (run)
+    cairn__run_decide(run, spec);
+  else
+    json_decref(spec);
   return 0;
 }
 

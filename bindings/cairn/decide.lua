@@ -8,6 +8,14 @@
 --
 -- S.deciders[serial] = { object =, key =, policy =, version =, prunes =, code =
 -- the name in the store }.
+--
+-- In a simulation there is S.simulated, which says what there would be, and is
+-- told what would be done:
+--   points(directory)           as core.points gives them
+--   history(job, records, most) with what only real runs leave in records
+--   submitted(job, by)          job prunes what retain lets go, for the job by
+--   told(job, notice)           instead of a handler
+--   given_up(job)               its run, which might have been tried again, is over
 
 local core = require "cairn.core"
 core.trust()
@@ -54,6 +62,8 @@ local properties = { "InstanceID", "Name", "policy", "queue", "Priority",
 local given = { "key", "now", "directory", "base", "CollectionId", "JobState",
   "run_number", "ErrorCode", "ErrorSummaryDescription" }
 local job_view = core.views(properties, given)
+local copying_view = core.views(properties, { "key", "now", "bytes_total",
+  "bytes_done", "rate" })
 local plan_view = core.views({}, { "Name", "policy", "queue", "Priority",
   "run_number", "attempts", "JobState", "phase",
   table.unpack(given, 1, 5) })
@@ -86,9 +96,10 @@ local function plain(value)
 end
 
 -- The last records of the job's history, oldest first.
-local function history_of(engine, id)
+local function history_of(engine, S, job, id)
   local records = core.history(engine, id, 0, HISTORY, true) or {}
-  return table.move(records, 1, #records, 1, {}) -- a plain one
+  records = table.move(records, 1, #records, 1, {}) -- a plain one
+  return S.simulated and S.simulated.history(job, records, HISTORY) or records
 end
 
 local disk_fields = { "id", "path", "format", "tracker" }
@@ -270,8 +281,9 @@ end
 -- The points of a directory that retain is asked about: exports, by sequence.
 -- Markers and damaged points are not among them: no prune removes these. nil,
 -- message when it cannot be read.
-local function points_of(spec, zone)
-  local all, message = core.points(spec.directory)
+local function points_of(S, spec, zone)
+  local read = S.simulated and S.simulated.points or core.points
+  local all, message = read(spec.directory)
   if not all then return nil, message end
   local farm = collection_id(spec)
   local list, known = {}, {}
@@ -297,7 +309,7 @@ end
 -- The ids that retain keeps: all of them when it fails, or says nothing.
 -- nil, message when the points cannot be read.
 local function kept(engine, S, decider, serial, spec, zone)
-  local points, known = points_of(spec, zone)
+  local points, known = points_of(S, spec, zone)
   if not points then return nil, known end
   local answer = ask(engine, S, decider, serial, "retain", is_set(known),
     points)
@@ -343,8 +355,8 @@ end
 local function decided(engine, S, decider, ev)
   local spec = assert(core.spec(engine, ev.serial))
   return amend(engine, S, decider, ev.serial, spec,
-    (view_of(engine, ev.job, decider, spec)), history_of(engine, ev.InstanceID),
-    ev.job.zone) and spec or nil
+    (view_of(engine, ev.job, decider, spec)),
+    history_of(engine, S, ev.job, ev.InstanceID), ev.job.zone) and spec or nil
 end
 
 -- The specification of a run about which nothing could be decided: nil, its
@@ -397,7 +409,9 @@ local function throttle(engine, S, serial, decider)
   end
 end
 
-E.task_events[event.TASK_DECIDE] = function(engine, S, ev)
+-- Asks what the run that begins is to do, and lets it begin. Its specification,
+-- or nil: the job's own.
+local function begin(engine, S, ev)
   local decider, serial = S.deciders[ev.serial], ev.serial
   local spec
   if decider then
@@ -405,7 +419,7 @@ E.task_events[event.TASK_DECIDE] = function(engine, S, ev)
     S.deciding[serial] = deciding
     local ok, err = xpcall(function()
       spec = decided(engine, S, decider, ev)
-      throttle(engine, S, serial, deciding)
+      if not S.simulated then throttle(engine, S, serial, deciding) end
     end, failure.traceback)
     if not ok then
       E.log(S, "policy " .. decider.policy .. ": " .. tostring(err))
@@ -414,7 +428,7 @@ E.task_events[event.TASK_DECIDE] = function(engine, S, ev)
   end
   local ok, message, code = core.decide(engine, serial, ev.run_number,
     ev.status, spec)
-  if ok or code == "invalid_state" or code == "not_found" then return end
+  if ok or code == "invalid_state" or code == "not_found" then return spec end
   shown_log(S, decider, "base, select or retain", message)
   warn(engine, serial, ("policy %s: what it decided cannot be (%s); as without "
     .. "it"):format(decider.policy, message))
@@ -423,6 +437,29 @@ E.task_events[event.TASK_DECIDE] = function(engine, S, ev)
   if not ok then -- the run waits, until a client ends it
     shown_log(S, decider, "base, select or retain", message)
   end
+  return spec
+end
+
+E.task_events[event.TASK_DECIDE] = begin
+
+-- Of a job's run in a simulation, which has begun: as above, where there are
+-- functions.
+function M.simulate(engine, S, job)
+  local _, serial, id = core.job_engine(job)
+  if not S.deciders[serial] then return nil end
+  return begin(engine, S, { serial = serial, job = job, InstanceID = id,
+    run_number = job.run_number, status = 0 })
+end
+
+-- How fast a run would be held to be at a time, in Unix microseconds: bytes per
+-- second, or nil. It has done so many bytes of its total, at a rate.
+function M.simulate_rate(engine, S, job, us, total, done, rate)
+  local _, serial = core.job_engine(job)
+  local decider = S.deciding[serial]
+  if not decider then return nil end
+  local now = M.clock(us / 1e6, job.zone)
+  return (ask(engine, S, decider, nil, "throttle", is_rate,
+    copying_view(job, decider.key, now, total, done, rate), now))
 end
 
 -- ---- after a run -------------------------------------------------------------------------------
@@ -477,7 +514,7 @@ local function prune(engine, S, decider, job, spec)
     return name == "retain" and decider.object:has(key, name)
   end, call = function(_, ...) return decider.object:call(...) end }
   local made, message = engine:submit { Name = job.Name .. ": retain",
-    queue = job.queue, volatile = true, wait = false,
+    queue = job.queue, volatile = true, wait = false, zone = job.zone,
     DeleteOnCompletion = true,
     decisions = { object = object, key = decider.key, policy = decider.policy,
       version = decider.version },
@@ -485,6 +522,8 @@ local function prune(engine, S, decider, job, spec)
       collection = spec.collection.CollectionId } }
   if not made then
     E.log(S, ("policy %s: retain: %s"):format(decider.policy, message))
+  elseif S.simulated then
+    S.simulated.submitted(made, job)
   end
 end
 

@@ -89,7 +89,7 @@ local function property(job, name) return job[name] end
 -- wrong is looked up only when somebody may be told: of the run, since its job
 -- may have begun another.
 local function tell(engine, S, ev, state, is_run)
-  if S.simulate then return end -- nothing has happened
+  if S.simulate and not S.simulated then return end -- nothing has happened
   local job, serial = ev.job, ev.serial
   local ok, name = pcall(property, job, "Notify")
   local decides = E.decide.decides(S, serial, "notify")
@@ -109,6 +109,7 @@ local function tell(engine, S, ev, state, is_run)
   local notice = { InstanceID = ev.InstanceID, Name = job.Name,
     JobState = state, run_number = ev.run_number, time = ev.time,
     ErrorCode = code, ErrorSummaryDescription = text, Notify = name }
+  if S.simulated then return S.simulated.told(job, notice) end
   local own = S.handlers_of[serial] -- its policy's
   local handler = own and own[name] or S.notify[name]
     or name:find "^mailto:." and name or "log"

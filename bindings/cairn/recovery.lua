@@ -52,6 +52,7 @@ function M.settle(engine, S, ev, action, delay)
   if is_over then
     E.notify.decided(engine, S, ev)
     E.decide.over(S, ev.serial)
+    if S.simulated then S.simulated.given_up(ev.job) end
   end
   return true
 end

@@ -3,15 +3,18 @@
 --
 -- What the engine decides is decided by the engine's own code: when a job is
 -- due, who waits for a place or a directory, what is skipped, tried again or
--- made up, which points a prune keeps. What a run would do to the world is
--- assumed: how long it takes (from sizes and a rate, from history, or as the
--- caller says), whether it fails (as the caller says), and what it leaves: an
--- export one point, in full or on the newest one; a prune what its rules keep.
--- Nothing is exported, and nothing is written.
+-- made up, which points a prune keeps; and the functions of policies are asked
+-- by the code that asks them for real runs, about the points and the history that
+-- there would be. What a run would do to the world is assumed: how long it takes
+-- (from sizes and a rate, from history, or as the caller says), whether it fails
+-- (as the caller says), and what it leaves: an export one point, in full or on
+-- the base that it is to have; a prune what its rules keep. Nothing is exported,
+-- nobody is told, and nothing is written.
 
 local core = require "cairn.core"
 core.trust()
 local E = require "cairn.engine"
+local decide = E.decide
 local failure = require "cairn.failure"
 local schedule = require "cairn.schedule"
 
@@ -23,6 +26,8 @@ M.CHANGED = 5      -- percent of a disk between two increments
 M.SECONDS = 60     -- of a run that nothing is known of
 local LEAST_S = 1  -- of a run that something is known of
 local DEPTH_LIMIT = 32
+local ASK_S = 60   -- between questions about the rate
+local RETAIN = ": retain" -- of the name of a job that decide.lua submits
 local TURNS_MAX = 50000000
 
 local kinds = { "export", "verify", "restore", "stream", "import", "merge",
@@ -37,7 +42,7 @@ end
 
 -- ---- assumptions ---------------------------------------------------------------------
 
-local assumed = { "seconds", "fails", "attempts", "changed" }
+local assumed = { "seconds", "fails", "attempts", "error", "changed" }
 
 local function number_in(value, low, high)
   local n = tonumber(value)
@@ -69,12 +74,14 @@ local readers = {
     if value == "all" then return math.huge end
     return math.tointeger(number_in(value, 1, 1000))
   end,
+  error = function(value) return failure.errors[value] and value end,
   changed = function(value) return number_in(value, 0, 100) end,
 }
 local valid = {
   seconds = "seconds, or an interval such as 2h",
   fails = "a run's number (2, 2nd), every:N, first:N, all or none",
   attempts = "1 to 1000 attempts, or all",
+  error = "the code of an error, such as disk_full or source_missing,",
   changed = "0 to 100 percent",
 }
 
@@ -85,8 +92,8 @@ function M.assume(list)
   for _, text in ipairs(list) do
     local key, what, value = text:match "^(.+)%.([%a_]+)=(.*)$"
     if not key then
-      return nil, ("%s: KEY.seconds=, KEY.fails=, KEY.attempts= or "
-        .. "KEY.changed= expected"):format(failure.shown(text))
+      return nil, ("%s: KEY.seconds=, KEY.fails=, KEY.attempts=, KEY.error= "
+        .. "or KEY.changed= expected"):format(failure.shown(text))
     elseif not readers[what] then
       return nil, ("%s: nothing is assumed of '%s'; did you mean '%s'? "
         .. "(valid: %s)"):format(failure.shown(text), failure.shown(what),
@@ -124,6 +131,51 @@ local function durations_of(history)
   return by_name
 end
 
+-- What docs/policies.md says that a record has; base is given nothing else.
+local record_fields = { "InstanceID", "Name", "run_number", "attempt",
+  "JobState", "ErrorCode", "ErrorDescription", "due", "due_last", "StartTime",
+  "time", "ElapsedTime", "bytes_done", "ReferencePointGroupId", "skipped",
+  "reason" }
+
+-- The records from before the window, by the job's name, as base gets them.
+local function records_of(history, from_us)
+  local by_name = {}
+  for _, record in ipairs(history or {}) do
+    local t = type(record.time) == "string" and core.datetime(record.time)
+    if t and t.kind == "timestamp" and t.microseconds <= from_us
+      and type(record.Name) == "string" then
+      local copy = {}
+      for _, name in ipairs(record_fields) do
+        local value = record[name]
+        if type(value) == "string" or type(value) == "number" then
+          copy[name] = value
+        end
+      end
+      by_name[record.Name] = by_name[record.Name] or {}
+      table.insert(by_name[record.Name], copy)
+    end
+  end
+  return by_name
+end
+
+-- The history of a job, oldest first, with what is from before the window and
+-- the points that its runs would have made.
+local function history_for(sim, job, records, most)
+  local work = sim.by_job[job]
+  for _, record in ipairs(records) do
+    local run = record.run_number
+      and work.attempts[record.run_number .. "." .. record.attempt]
+    if run then
+      record.ReferencePointGroupId = run.made and run.made.id
+      record.bytes_done = run.bytes // 1 | 0
+    end
+  end
+  local earlier = sim.records[work.entry.spec.Name] or {}
+  local out = table.move(earlier, math.max(1, #earlier + #records - most + 1),
+    #earlier, 1, {})
+  return table.move(records, 1, #records, #out + 1, out)
+end
+
 -- ---- points that would exist ------------------------------------------------------------
 
 -- A directory's points, oldest first, as the simulation left them.
@@ -131,7 +183,7 @@ local function directory_of(sim, name)
   local d = sim.directories[name]
   if d then return d end
   d = { name = name, points = {}, made = 0, pruned = 0, most = 0,
-    most_bytes = 0 }
+    most_bytes = 0, sequence = 0 }
   sim.directories[name] = d
   sim.directory_names[#sim.directory_names + 1] = name
   local by_id = {}
@@ -142,10 +194,12 @@ local function directory_of(sim, name)
       and us <= sim.from_us then
       local point = { unix_us = us, time = found.time, is_old = true,
         id = found.ReferencePointGroupId, collection = found.CollectionId,
+        sequence = math.tointeger(found.sequence) or 0,
         bytes = math.tointeger(found.bytes) or 0 }
       point.base = by_id[found.BaseReferencePointGroupId]
       by_id[point.id] = point
       d.points[#d.points + 1] = point
+      d.sequence = math.max(d.sequence, point.sequence)
     end
   end
   d.found = #d.points
@@ -168,22 +222,72 @@ local function note_size(d)
   d.most_bytes = math.max(d.most_bytes, bytes)
 end
 
--- The newest point that an increment of this export would be based on.
-local function base_of(d, spec)
-  if spec.base == nil or spec.base == "none" then return nil end
-  local id = spec.collection.CollectionId
-  for i = #d.points, 1, -1 do
-    local point = d.points[i]
-    if point.collection:upper() == id:upper() and (spec.base == "latest"
-      or point.id and point.id:upper():find(spec.base:upper(), 1, true) == 1)
-    then
-      if depth_of(point) >= (spec.depth_limit or DEPTH_LIMIT) then
-        return nil, "the chain is at its limit"
+-- A GUID that the n-th simulated point has, each time: its beginnings differ, as
+-- those of real ones do.
+local function id_of(n)
+  return ("%08X-%04X-4000-8000-%012X"):format(n * 0x9E3779B1 & 0xFFFFFFFF,
+    n & 0xFFFF, n)
+end
+
+-- The points of a directory, as cairn.points gives exports.
+local function listed(sim, name)
+  local list = {}
+  for i, point in ipairs(directory_of(sim, name).points) do
+    list[i] = { ReferencePointGroupId = point.id, kind = "export",
+      BaseReferencePointGroupId = point.base and point.base.id,
+      CollectionId = point.collection, sequence = point.sequence,
+      time = point.time }
+  end
+  return list
+end
+
+local function is_id(point, beginning)
+  return point.id:sub(1, #beginning):upper() == beginning:upper()
+end
+
+-- The point that has an id, or the beginning of one; raises as an export does.
+local function wanted(d, spec)
+  local found
+  for _, point in ipairs(d.points) do
+    if is_id(point, spec.base) then
+      if found then
+        failure.raise("invalid_argument", "\"%s\" is the beginning of more "
+          .. "than one reference point in %s", spec.base, d.name)
       end
-      return point
+      found = point
     end
   end
-  return nil, "there is no base yet"
+  if not found then
+    failure.raise("not_found", "%s holds no reference point \"%s\"", d.name,
+      spec.base)
+  elseif found.collection ~= spec.collection.CollectionId then
+    failure.raise("invalid_argument", "export.base: the reference point %s is "
+      .. "of collection %s, not of %s", found.id, found.collection,
+      spec.collection.CollectionId)
+  end
+  return found
+end
+
+-- The point that an increment of this export would be based on | nil, why it is
+-- a full one.
+local function base_of(d, spec)
+  if spec.base == "none" then return nil end
+  local base
+  if spec.base ~= "latest" then
+    base = wanted(d, spec)
+  else
+    for i = #d.points, 1, -1 do
+      if d.points[i].collection == spec.collection.CollectionId then
+        base = d.points[i]
+        break
+      end
+    end
+  end
+  if not base then return nil, "there is no base yet" end
+  if depth_of(base) >= (spec.depth_limit or DEPTH_LIMIT) then
+    return nil, "the chain is at its limit"
+  end
+  return base
 end
 
 -- Which points of a directory go: a set, the reasons of the others, and what
@@ -191,13 +295,23 @@ end
 local function judge(d, spec)
   local groups, order = {}, {}
   for _, point in ipairs(d.points) do
-    local id = point.collection:upper()
-    if not spec.collection or spec.collection:upper() == id then
+    local id = point.collection
+    if not spec.collection or spec.collection == id then
       if not groups[id] then
         groups[id] = {}
         order[#order + 1] = id
       end
       table.insert(groups[id], point)
+    end
+  end
+  for _, beginning in ipairs(spec.keep.ids or {}) do
+    local is_there = false
+    for _, point in ipairs(d.points) do
+      is_there = is_there or is_id(point, beginning)
+    end
+    if not is_there then
+      failure.raise("not_found", "prune: \"ids\" names \"%s\", and %s holds no "
+        .. "such reference point", beginning, d.name)
     end
   end
   local goes, reasons, merges = {}, {}, {}
@@ -208,7 +322,7 @@ local function judge(d, spec)
     end
     local kept, message = core.keep(assert(core.json_encode {
       keep = spec.keep, points = list }))
-    if not kept then return nil, message end
+    if not kept then failure.raise("invalid_argument", "%s", message) end
     for i, point in ipairs(groups[id]) do
       if #kept[i] == 0 then goes[point] = true else reasons[point] = kept[i] end
     end
@@ -257,34 +371,39 @@ local function is_tracked(spec)
   return true
 end
 
--- plans[kind](sim, entry) -> bytes to be read, or nil and why that is not known;
--- and a function that does to the points what the run would have done.
+-- plans[kind](sim, work, spec) -> bytes to be read, or nil and why that is not
+-- known; and a function that does to the points what the run would have done.
+-- spec is the object of the kind, as it is for this run. Raises what the run fails
+-- with.
 local plans = {}
 
-function plans.export(sim, entry)
-  local spec = entry.spec.export
+function plans.export(sim, work, spec)
   local d = directory_of(sim, spec.directory)
   local base, why = base_of(d, spec)
+  if spec.base == "none" and work.plan.base ~= "none" then
+    why = "as base decided"
+  end
   local whole, missing = size_of(sim, spec.collection)
-  local changed = (entry.assume.changed or M.CHANGED) / 100
+  local changed = (work.entry.assume.changed or M.CHANGED) / 100
   local bytes = whole and (base and is_tracked(spec) and whole * changed
     or whole)
   local started_us = core.now(sim.engine)
   return bytes, missing and missing .. " is not there", function(run)
+    sim.last_id, d.sequence = sim.last_id + 1, d.sequence + 1
     local point = { unix_us = started_us, time = sim.clock:local_time(started_us),
+      id = id_of(sim.last_id), sequence = d.sequence,
       collection = spec.collection.CollectionId, base = base,
       whole = whole or 0, bytes = (whole or 0) * (base and changed or 1) // 1,
-      by = entry }
+      by = work.entry }
     d.points[#d.points + 1] = point
     d.made = d.made + 1
     note_size(d)
-    run.point, run.why_full = base and "increment" or "full", not base and why
-    or nil
+    run.made, run.point = point, base and "increment" or "full"
+    run.why_full = not base and why or nil
   end
 end
 
-function plans.verify(sim, entry)
-  local spec = entry.spec.verify
+function plans.verify(sim, _, spec)
   if spec.depth == "set" or spec.depth == "chain" then return 0 end
   local d = directory_of(sim, spec.directory)
   local bytes = 0
@@ -293,43 +412,86 @@ function plans.verify(sim, entry)
   return not spec.point and bytes or nil, "it is of one point"
 end
 
-function plans.prune(sim, entry)
-  local spec = entry.spec.prune
+-- What a prune says of what it removes.
+local function rules_of(keep)
+  local rules = {}
+  for _, name in ipairs { "last", "daily", "weekly", "monthly", "yearly",
+    "within", "ids" } do
+    local value = keep[name]
+    if type(value) == "table" then
+      rules[#rules + 1] = ("%d ids"):format(#value)
+    elseif value ~= nil then
+      rules[#rules + 1] = ("%s %s"):format(name, value)
+    end
+  end
+  return "kept by no rule: " .. table.concat(rules, ", ")
+end
+
+function plans.prune(sim, work, spec)
   local d = directory_of(sim, spec.directory)
   local goes, reasons, merges = judge(d, spec)
-  if not goes then failure.raise("invalid_argument", "%s", reasons) end
-  local bytes = 0
+  local bytes, is_decided = 0, spec ~= work.plan
   for _, merge in ipairs(merges) do bytes = bytes + merge.bytes end
   return bytes, nil, function(run)
-    local left, removed = {}, {}
+    local left, removed, first, last = {}, {}, nil, nil
     for _, merge in ipairs(merges) do
       merge.point.base, merge.point.bytes = merge.onto, merge.bytes
     end
     for _, point in ipairs(d.points) do
       if goes[point] then
         removed[#removed + 1] = point.time
+        first, last = first or point, point
         point.base = nil
       else
         left[#left + 1] = point
-        point.reasons = reasons[point] or point.reasons
+        local why = reasons[point]
+        for i, reason in ipairs(is_decided and why or {}) do
+          if reason == "ids" then why[i] = "retain" end -- whose ids they are
+        end
+        point.reasons = why or point.reasons
       end
     end
     d.points, d.pruned = left, d.pruned + #removed
     note_size(d)
     run.pruned, run.merged, run.kept = #removed, #merges, #left
     if #removed > 0 then
-      table.insert(sim.prunes, { unix_us = core.now(sim.engine), entry = entry,
-        directory = d.name, removed = removed, merged = #merges,
-        kept = #left })
+      table.insert(sim.prunes, { unix_us = core.now(sim.engine),
+        entry = work.entry, directory = d.name, removed = removed,
+        first_us = first.unix_us, last_us = last.unix_us,
+        merged = #merges, kept = #left, reason = is_decided
+        and "retain does not keep them" or rules_of(spec.keep) })
     end
   end
 end
 
+-- Seconds for so many bytes from now on, and where they are from: as fast as the
+-- caller says, and no faster than throttle says, which is asked for each minute.
+local function transfer(sim, work, bytes)
+  local S, rate = core.state(sim.engine), sim.rate
+  local _, serial = core.job_engine(work.job)
+  if work.entry.kind == "prune" or not decide.decides(S, serial, "throttle") then
+    return bytes / rate, "size and rate"
+  end
+  local from_us, done = core.now(sim.engine), 0
+  local us = from_us
+  while us < sim.to_us do -- what is after the window is as it is at its end
+    local limit = decide.simulate_rate(sim.engine, S, work.job, us,
+      bytes // 1 | 0, done // 1 | 0, rate // 1 | 0)
+    rate = math.min(limit or sim.rate, sim.rate)
+    if bytes - done <= rate * ASK_S then break end
+    done, us = done + rate * ASK_S, us + ASK_S * 1000000
+  end
+  return (us - from_us) / 1e6 + (bytes - done) / rate, "size, rate and throttle"
+end
+
 -- Seconds, where they are from, and what a good end leaves.
-local function length_of(sim, entry)
-  local kind = entry.kind
+local function length_of(sim, work, spec)
+  local entry = work.entry
   local bytes, why, finish
-  if plans[kind] then bytes, why, finish = plans[kind](sim, entry) end
+  if plans[entry.kind] then
+    bytes, why, finish = plans[entry.kind](sim, work, spec)
+  end
+  work.run.bytes = bytes or 0
   if entry.assume.seconds then
     return entry.assume.seconds, "as assumed", finish
   end
@@ -338,7 +500,8 @@ local function length_of(sim, entry)
     return math.max(known.seconds, 0.001), ("the middle of %d run%s in the "
       .. "history"):format(known.count, known.count == 1 and "" or "s"), finish
   elseif bytes then
-    return math.max(LEAST_S, bytes / sim.rate), "size and rate", finish
+    local seconds, from = transfer(sim, work, bytes)
+    return math.max(LEAST_S, seconds), from, finish
   end
   return M.SECONDS, why and "assumed, " .. why or "assumed", finish
 end
@@ -346,17 +509,20 @@ end
 -- ---- the bodies ----------------------------------------------------------------------------
 
 local function body(sim, job)
-  local entry = sim.by_job[job]
-  if not entry then return end
-  local run = entry.current
-  local seconds, from, finish = length_of(sim, entry)
+  local work = sim.by_job[job]
+  if not work then return end
+  local entry, run = work.entry, work.run
+  local spec = entry.kind ~= "run"
+    and decide.simulate(sim.engine, core.state(sim.engine), job) or work.plan
+  local seconds, from, finish = length_of(sim, work, spec)
   run.length, run.length_from = seconds, from
   entry.length_from = from
   if seconds > 0 then job:sleep(seconds) end
   local fails = entry.assume.fails
   if fails and fails(job.run_number)
     and job.attempts <= (entry.assume.attempts or 1) then
-    error { code = "job_failed", message = "assumed to fail" }
+    error { code = entry.assume.error or "job_failed",
+      message = "assumed to fail" }
   end
   if finish then finish(run) end
 end
@@ -392,14 +558,16 @@ local function blockers_of(sim, entry, now_us)
   return "queue", names
 end
 
-local function began(sim, entry, ev)
-  local now_us = ev.time
-  local could_us = entry.retry_us or ev.due or entry.could_us or now_us
+local function began(sim, work, ev)
+  local now_us, entry = ev.time, work.entry
+  local could_us = work.retry_us or ev.due or work.could_us or now_us
   local run = { entry = entry, run_number = ev.run_number, due_us = ev.due,
-    start_us = now_us, attempt = entry.job.attempts,
+    start_us = now_us, attempt = work.job.attempts, bytes = 0,
     wait_us = math.max(0, now_us - could_us) }
-  entry.retry_us, entry.could_us = nil, nil
-  sim.undecided[entry] = nil
+  if work.is_passing then run.run_number = #entry.runs + 1 end -- of the row
+  work.retry_us, work.could_us = nil, nil
+  work.attempts[run.run_number .. "." .. run.attempt] = run
+  sim.undecided[work] = nil
   if run.wait_us > 0 then
     local hole = sim.last_down
     if hole and could_us < hole.to_us and now_us - hole.to_us < 1000000 then
@@ -412,7 +580,7 @@ local function began(sim, entry, ev)
     run.overlaps = run.overlaps or {}
     table.insert(run.overlaps, other)
   end
-  entry.current = run
+  work.run = run
   sim.running[run], sim.running_count = true, sim.running_count + 1
   run.concurrency = sim.running_count
   sim.runs[#sim.runs + 1] = run
@@ -447,28 +615,28 @@ local function end_overlaps(sim, run, now_us)
   run.overlaps = nil
 end
 
-local function over(sim, entry, ev)
-  local run = entry.current
+local function over(sim, work, ev)
+  local run = work.run
   if not run or run.end_us then return end
   run.end_us, run.state = ev.time, ev.JobState
   run.is_retried = ev.is_retried or nil
   sim.running[run], sim.running_count = nil, sim.running_count - 1
   end_overlaps(sim, run, ev.time)
   if sim.ended_us ~= ev.time then sim.ended_us, sim.ended = ev.time, {} end
-  table.insert(sim.ended, entry)
-  if ev.is_retried then sim.undecided[entry] = run end
+  table.insert(sim.ended, work.entry)
+  if ev.is_retried then sim.undecided[work] = run end
 end
 
 -- When what has failed is tried again: the engine knows it at once, or when a
 -- policy's function has answered, some turns later.
 local function note_retries(sim)
   local now_us = core.now(sim.engine)
-  for entry, run in pairs(sim.undecided) do
-    local retry = entry.job:number "ScheduledStartTime"
+  for work, run in pairs(sim.undecided) do
+    local retry = work.job:number "ScheduledStartTime"
     if math.type(retry) == "integer" and retry > now_us then
-      entry.retry_us, run.retry_us = retry, retry
+      work.retry_us, run.retry_us = retry, retry
     end
-    sim.undecided[entry] = nil
+    sim.undecided[work] = nil
   end
 end
 
@@ -481,23 +649,28 @@ local function listen(sim)
     end)
   end
   on("JobState", function(ev)
-    local entry = sim.by_job[ev.job]
-    if not entry then return end
-    entry.state = ev.JobState
-    if ev.JobState == "Starting" then began(sim, entry, ev) end
+    local work = sim.by_job[ev.job]
+    if not work then return end
+    work.entry.state = ev.JobState
+    if ev.JobState == "Starting" then began(sim, work, ev) end
   end)
   on("RunEnded", function(ev)
-    local entry = sim.by_job[ev.job]
-    if entry then over(sim, entry, ev) end
+    local work = sim.by_job[ev.job]
+    if work then over(sim, work, ev) end
   end)
   on("Skipped", function(ev)
-    local entry = sim.by_job[ev.job]
-    if not entry then return end
+    local work = sim.by_job[ev.job]
+    if not work then return end
+    local entry = work.entry
     local skip = { entry = entry, unix_us = ev.time, first_us = ev.due,
       last_us = ev.due_last, count = ev.count, reason = ev.reason }
     sim.skips[#sim.skips + 1] = skip
     entry.skipped[ev.reason] = (entry.skipped[ev.reason] or 0) + ev.count
     entry.skip_count = entry.skip_count + ev.count
+  end)
+  on("Removed", function(ev)
+    local work = sim.by_job[ev.job]
+    if work and work.is_passing then sim.by_job[ev.job] = nil end
   end)
 end
 
@@ -545,24 +718,56 @@ local function assumed_of(options, policy, key)
   return out
 end
 
+local function add_entry(sim, policy, policy_key, key, spec, kind)
+  local entry = { number = #sim.entries + 1, key = key, policy = policy,
+    policy_key = policy_key, spec = spec, kind = kind,
+    queue = is_set(spec.queue) and spec.queue or "default", runs = {},
+    skipped = {}, skip_count = 0, moved = {}, state = "New",
+    assume = assumed_of(sim.options, policy, policy_key) }
+  if kind == "export" or kind == "prune" or kind == "import"
+    or kind == "merge" then
+    entry.directory = spec[kind].to or spec[kind].directory
+  end
+  sim.entries[entry.number] = entry
+  return entry
+end
+
+-- What there is of a job: its entry, the run that is on, and when it could have
+-- begun. plan is its specification as the engine has it.
+local function add_work(sim, entry, job)
+  local _, serial = core.job_engine(job)
+  local work = { entry = entry, job = job, attempts = {},
+    plan = entry.kind ~= "run" and core.spec(sim.engine, serial) or nil }
+  sim.by_job[job] = work
+  return work
+end
+
+-- A job that prunes what retain lets go after an export: those of one job are one
+-- row.
+local function add_retain(sim, job, by)
+  local parent = sim.by_job[by].entry
+  local entry = parent.retain
+  if not entry then
+    local plan = parent.spec.export
+    entry = add_entry(sim, parent.policy, parent.policy_key .. RETAIN,
+      parent.key .. RETAIN, { Name = job.Name, queue = job.queue,
+        prune = { directory = plan.directory } }, "prune")
+    parent.retain = entry
+  end
+  entry.job = job
+  local work = add_work(sim, entry, job)
+  work.could_us, work.is_passing = core.now(sim.engine), true
+end
+
 local function add_job(sim, policy, key, spec, is_one)
   local copy = {}
   for name, value in pairs(spec) do copy[name] = value end
   local origin = failure.origin[spec]
   failure.origin[copy] = origin
   if not is_set(copy.zone) then copy.zone = sim.options.zone end
-  copy.Notify, copy.wait = nil, nil
-  local kind = M.kind_of(copy)
-  local entry = { number = #sim.entries + 1,
-    key = is_one and key or policy.name .. ":" .. key,
-    policy = policy.name, policy_key = key, spec = copy, kind = kind,
-    queue = is_set(copy.queue) and copy.queue or "default", runs = {},
-    skipped = {}, skip_count = 0, moved = {}, state = "New",
-    assume = assumed_of(sim.options, policy.name, key) }
-  if kind == "export" or kind == "prune" or kind == "import"
-    or kind == "merge" then
-    entry.directory = copy[kind].to or copy[kind].directory
-  end
+  copy.wait = nil
+  local entry = add_entry(sim, policy.name, key, is_one and key
+    or policy.name .. ":" .. key, copy, M.kind_of(copy))
   local message
   entry.schedule, message = schedule_of(copy)
   if message then
@@ -574,21 +779,10 @@ local function add_job(sim, policy, key, spec, is_one)
     copy.RecoveryJob = nil
     sim.note("%s: RecoveryJob is a job of another engine, left out", entry.key)
   end
-  -- on_failure is asked as ever; these are about disks, points and people
-  local unasked = kind == "export" and { "base", "select", "throttle", "notify" }
-    or kind == "prune" and { "retain", "notify" } or { "notify" }
-  for _, name in ipairs(unasked) do
-    local decider = copy.decisions
-    if decider and decider.object:has(decider.key, name) then
-      sim.note("%s: its function %s is not asked; the run is as without it",
-        entry.key, name)
-    end
-  end
   if copy.RecoveryAction == "Other" or copy.RecoveryAction == 1 then
     sim.note("%s: its recovery handler is not called; a failed run goes on "
       .. "with the next", entry.key)
   end
-  sim.entries[entry.number] = entry
   sim.specs[entry.number] = copy
   return entry
 end
@@ -603,10 +797,17 @@ end
 -- An assumption about nobody is a mistake of the caller's.
 local function check_assume(sim)
   local names, list = { ["*"] = true }, {}
+  local function add(entry, key)
+    names[key], names[entry.policy .. ":" .. key] = true, true
+    list[#list + 1] = key
+  end
   for _, entry in ipairs(sim.entries) do
-    names[entry.policy_key] = true
-    names[entry.policy .. ":" .. entry.policy_key] = true
-    list[#list + 1] = entry.policy_key
+    add(entry, entry.policy_key)
+    local decider = entry.kind == "export" and entry.spec.decisions
+    if decider and not decider.prunes
+      and decider.object:has(decider.key, "retain") then
+      add(entry, entry.policy_key .. RETAIN)
+    end
   end
   for _, key in ipairs(keys_of(sim.options.assume or {})) do
     if not names[key] then
@@ -687,10 +888,15 @@ function M.run(policies, options)
     running = {}, running_count = 0, directories = {}, directory_names = {},
     sizes = {}, undecided = {}, peak = { count = 0, jobs = {} }, turns = 0,
     rate = options.rate or M.RATE, durations = durations_of(options.history),
+    records = records_of(options.history, options.from_us), notices = {},
+    last_id = 0, noted = {},
     from_us = options.from_us,
     to_us = options.from_us + (days * DAY_S * 1e6) // 1 | 0 }
   function sim.note(format, ...)
-    sim.notes[#sim.notes + 1] = format:format(...)
+    local text = format:format(...)
+    if sim.noted[text] then return end -- a function that fails does so again
+    sim.noted[text] = true
+    sim.notes[#sim.notes + 1] = text
   end
   for _, policy in ipairs(policies) do
     for _, key in ipairs(keys_of(policy.jobs)) do
@@ -712,24 +918,40 @@ function M.run(policies, options)
   local engine
   engine, message, code = E.open { clock = "virtual",
     start = core.datetime(sim.from_us / 1e6), queues = options.queues,
-    log = function(text) sim.notes[#sim.notes + 1] = text end,
+    log = function(text) sim.note("%s", text) end,
     simulate = function(job) body(sim, job) end }
   if not engine then return nil, message, code end
   sim.engine = engine
   -- a datetime has no more than the float it came from
   if core.now(engine) ~= sim.from_us then sim.from_us = core.now(engine) end
   listen(sim)
+  core.state(engine).simulated = {
+    points = function(name) return listed(sim, name) end,
+    history = function(job, list, most) return history_for(sim, job, list, most) end,
+    submitted = function(job, by) add_retain(sim, job, by) end,
+    given_up = function(job)
+      local work = sim.by_job[job]
+      if work then work.run.is_retried, sim.undecided[work] = nil, nil end
+    end,
+    told = function(job, notice)
+      local work = sim.by_job[job]
+      if not work or sim.is_over then return end
+      sim.notices[#sim.notices + 1] = { entry = work.entry,
+        unix_us = core.now(engine), Notify = notice.Notify,
+        state = notice.JobState, run_number = notice.run_number }
+    end,
+  }
   local ok, err = pcall(function()
     local jobs, why, id = engine:submit_all(sim.specs)
     if not jobs then failure.raise(id, "%s", why) end
     for i, job in ipairs(jobs) do
       local entry = sim.entries[i]
       entry.job = job
-      sim.by_job[job] = entry
-      entry.could_us = job:number "ScheduledStartTime"
-      if math.type(entry.could_us) ~= "integer"
-        or entry.could_us < sim.from_us then
-        entry.could_us = sim.from_us
+      local work = add_work(sim, entry, job)
+      work.could_us = job:number "ScheduledStartTime"
+      if math.type(work.could_us) ~= "integer"
+        or work.could_us < sim.from_us then
+        work.could_us = sim.from_us
       end
       moved_of(sim, entry)
     end

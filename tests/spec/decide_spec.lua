@@ -297,7 +297,7 @@ describe("a policy decides", function()
   it("which points stay after an export", function()
     local policy = load_text [[
       return cairn.policy { jobs = { nightly = { JobRunTimes = 4,
-          RunStartInterval = "1h",
+          RunStartInterval = "1h", zone = "Pacific/Kiritimati", -- UTC+14
           export = { collection = farm, directory = "out", base = "latest" } } },
         retain = function(points)
           local keep = {}
@@ -314,6 +314,15 @@ describe("a policy decides", function()
     local points = assert(cairn.points(directory .. "/out"))
     assert.equal(2, #points)
     assert.equal(3, points[1].sequence)
+    -- the prune of its own asks with times in the job's zone, too
+    local asked = 0
+    for _, decision in ipairs(engine:decisions()) do
+      for _, point in ipairs(decision.arguments[1]) do
+        assert.equal((point.time.unix // 3600 + 14) % 24, point.time.hour)
+      end
+      asked = asked + 1
+    end
+    assert.equal(6, asked) -- after each of four, and before two prunes
     local code, _, out = support.run { support.build .. "/bin/cairn", "verify",
       directory .. "/out" }
     assert.equal(0, code, out)

@@ -3,6 +3,7 @@
 -- things go wrong on known days. qemu-img and cmp judge what is left.
 
 local cairn = require "cairn"
+local simulate = require "cairn.simulate"
 local uv = require "luv"
 local support = _G.support
 
@@ -786,6 +787,92 @@ sys.stdin.read()]], path } }, function() is_over = true end))
       expect_content(point, kept[point.ReferencePointGroupId])
     end
   end)
+
+  -- What the engine made of a policy by real exports and prunes, in which every
+  -- ninth night's disk is away, against what cairn simulate said of it before.
+  local simulated = {
+    nightly = { zone = "Europe/Berlin", keep_days = "10" },
+    monthly_gfs = { zone = "Europe/Berlin", sons = "3", fathers = "2",
+      grandfathers = "2" },
+  }
+  for name, settings in pairs(simulated) do
+    it(name .. ": comes to what its simulation says", function()
+      local days = 50
+      local from = NEW_YEAR + 60 * DAY -- with a change of the clock
+      settings.directory = "mnt/out"
+      local function line(key, run, state, point)
+        return ("%s %d %s %s"):format(key, run, state, point or "-")
+      end
+      local sim = assert(simulate.run({ (load(name, settings)) }, {
+        from_us = from * 1000000, days = days, zone = settings.zone,
+        assume = assert(simulate.assume { "*.seconds=0", "*.fails=every:9",
+          "*.attempts=all", "*.error=source_missing" }) }))
+      local said = { runs = {}, points = {} }
+      for _, run in ipairs(sim.runs) do
+        local key = run.entry.key
+        if not run.is_retried and not key:find ": retain" then
+          table.insert(said.runs, ("%d "):format(run.end_us // 1000000)
+            .. line(key, run.run_number, run.state, run.point))
+        end
+      end
+      for _, point in ipairs(sim.directories[directory .. "/mnt/out"].points) do
+        table.insert(said.points, ("%d %s"):format(point.unix_us // 1000000,
+          point.base and "increment" or "full"))
+      end
+      said.pruned = {}
+      for i, prune in ipairs(sim.prunes) do
+        said.pruned[i] = ("%d by %s: %d left"):format(prune.unix_us // 1000000,
+          prune.entry.spec.Name, prune.kept)
+      end
+
+      local done, is_away = { runs = {}, points = {}, pruned = {} }, false
+      local policy = load(name, settings)
+      local engine, jobs, log = start(policy, { start = from })
+      local key_of = {}
+      for key, job in pairs(jobs) do key_of[job.InstanceID] = key end
+      local function move(to_away)
+        if to_away == is_away then return end
+        is_away = to_away
+        local disk, other = images .. "/data.raw", directory .. "/data.away"
+        assert(uv.fs_rename(to_away and disk or other,
+          to_away and other or disk))
+      end
+      engine:on("RunEnded", function(event)
+        local key = key_of[event.InstanceID]
+        if event.job.Name:find ": retain" then
+          table.insert(done.pruned, ("%d by %s: %d left"):format(event.time
+            // 1000000, event.job.Name, #points()))
+        end
+        if not key or event.is_retried and event.attempt < 3 then
+          return -- three, as RecoveryAction has it
+        end
+        local id = event.JobState == "Completed"
+          and event.job.ReferencePointGroupId
+        table.insert(done.runs, ("%d "):format(event.time // 1000000)
+          .. line(key, event.run_number, event.JobState, id
+          and (is_full(id) and "full" or "increment")))
+        move(false)
+        change(#done.runs)
+        local next_job, next_us = nil, math.huge
+        for _, job in pairs(jobs) do -- a failed one has not been settled yet
+          local us = job:number "ScheduledStartTime" or math.huge
+          if us < next_us then next_job, next_us = job, us end
+        end
+        move(next_job ~= nil and (next_job.run_number + 1) % 9 == 0)
+      end)
+      run_until(engine, from + days * DAY - 1)
+      assert(engine:close())
+      for _, point in ipairs(points()) do
+        table.insert(done.points, ("%d %s"):format(
+          cairn.datetime(point.time).seconds, point.BaseReferencePointGroupId
+          and "increment" or "full"))
+      end
+      assert.same({}, log)
+      assert.is_true(#done.runs > days - 2)
+      assert.is_true(#done.pruned > 3)
+      assert.same(done, said)
+    end)
+  end
 
   it("throttle: an export takes as long as its rate says", function()
     image("web1.raw", ("not zero"):rep(1024 * 1024)) -- 8 MiB

@@ -185,7 +185,7 @@ describe("a simulation", function()
     assert.equal("done", of "never".phase)
   end)
 
-  it("asks a policy's on_failure, and says what it does not ask", function()
+  it("asks a policy's on_failure", function()
     local path = support.write(directory .. "/p.lua", FARM .. [[
       return cairn.policy { jobs = {
         nightly = { RunStartInterval = daily, JobRunTimes = 0,
@@ -193,8 +193,7 @@ describe("a simulation", function()
         on_failure = function(_, _, attempt)
           return attempt < 3 and { action = "Re-run Job", delay = 600 }
             or { action = "Do Not Continue" }
-        end,
-        select = function() return true end } ]])
+        end } ]])
     local arguments = { "--assume", "nightly.fails=2", "--assume",
       "nightly.attempts=all", "--assume", "nightly.seconds=60", "--days", "4" }
     local out = berlin(path, table.unpack(arguments))
@@ -203,9 +202,251 @@ describe("a simulation", function()
     assert.equal("20250329021100.000000+060", out.run[2].retry)
     assert.equal(0, out.run[3].wait_seconds)
     assert.equal("Exception", out.job[1].JobState)
-    local _, _, output = command(path)
-    assert.matches("nightly: its function select is not asked", output)
-    assert.is_nil(output:find("retain", 1, true))
+    assert.equal(2, out.job[1].retried)
+    assert.equal(1, out.job[1].failed)
+    assert.is_nil(out.run[4].is_retried)
+  end)
+
+  -- A policy with one nightly export and functions.
+  local function deciding(functions, fields)
+    return support.write(directory .. "/p.lua", ("%s return cairn.policy { "
+      .. "jobs = { nightly = { RunStartInterval = daily, JobRunTimes = 0, %s "
+      .. "export = { collection = farm, directory = 'out', base = 'latest' } "
+      .. "} }, %s }"):format(FARM, fields or "", functions))
+  end
+  local function kinds_of(out)
+    local kinds = {}
+    for i, run in ipairs(out.run) do
+      kinds[i] = run.point and run.point:sub(1, 1) or run.JobState
+    end
+    return table.concat(kinds, " ")
+  end
+
+  it("asks base, with the history that there would be", function()
+    local out = berlin(deciding [[
+      base = function(job, history)
+        assert(job.run_number == #history + 1 and job.base == "latest")
+        assert(job.CollectionId == "6F1D0000-0000-4000-8000-000000000001")
+        local last = history[#history]
+        if job.run_number == 6 then -- three, by its id
+          return history[3].ReferencePointGroupId:sub(1, 8)
+        end
+        return last and last.bytes_done > 0 and last.run_number % 3 == 0
+          and "none" or "latest"
+      end ]], "--days", "8", "--assume", "*.seconds=60")
+    -- there is no disk, so that no run has read anything
+    assert.equal("f i i i i i i i", kinds_of(out))
+    local disk = assert(io.open(directory .. "/disk.raw", "wb"))
+    disk:write(("x"):rep(100000)):close()
+    out = berlin(directory .. "/p.lua", "--days", "8", "--assume",
+      "*.seconds=60")
+    assert.equal("f i i f i i f i", kinds_of(out))
+    assert.equal("as base decided", out.run[4].why_full)
+    assert.equal("there is no base yet", out.run[1].why_full)
+    assert.same({}, out.total[1].notes)
+  end)
+
+  it("gives base what --history has, of before the window", function()
+    local history = support.write(directory .. "/history", table.concat({
+      '{"Name":"nightly","JobState":"Completed","run_number":4,"attempt":1,'
+        .. '"time":"20250326010000.000000+000","junk":[1]}',
+      '{"Name":"other","JobState":"Completed","run_number":9,"attempt":1,'
+        .. '"time":"20250326010000.000000+000"}',
+      '{"Name":"nightly","JobState":"Completed","run_number":77,"attempt":1,'
+        .. '"time":"20260326010000.000000+000"}', "" }, "\n"))
+    local path = deciding [[
+      base = function(_, history)
+        assert(history[1].run_number == 4 and not history[1].junk)
+        return #history == 2 and "none" or nil
+      end ]]
+    local out = berlin(path, "--days", "3", "--history", history)
+    assert.equal("f f i", kinds_of(out))
+    assert.same({}, out.total[1].notes)
+  end)
+
+  it("fails a run whose base is not there, and warns of one that cannot be",
+    function()
+      local out = berlin(deciding [[
+        base = function(job)
+          return ({ "none", "ABCDEF01", "the last", {} })[job.run_number]
+        end,
+        on_failure = function(_, err)
+          assert(err.code == "not_found", err.code)
+          return "Continue With Next Job"
+        end ]], "--days", "4")
+      assert.equal("f Exception i i", kinds_of(out))
+      assert.equal("Completed With Warnings", out.run[3].JobState)
+      assert.equal("Completed With Warnings", out.run[4].JobState)
+      assert.equal(2, #out.total[1].notes)
+      assert.matches('export.base must be .*not "the last"',
+        out.total[1].notes[1])
+      assert.matches("latest", out.total[1].notes[2])
+    end)
+
+  it("asks select, which says what is read", function()
+    local file = assert(io.open(directory .. "/disk.raw", "wb"))
+    file:write(("x"):rep(3000000)):close()
+    file = assert(io.open(directory .. "/more.raw", "wb"))
+    file:write(("x"):rep(6000000)):close()
+    local path = support.write(directory .. "/p.lua", [[
+      local cairn = require "cairn"
+      return cairn.policy { jobs = { nightly = {
+        RunStartInterval = "2h", JobRunTimes = 0,
+        export = { directory = "out", collection = {
+          CollectionId = "{6f1d0000-0000-4000-8000-000000000001}", machines = { {
+            VirtualMachineId = "6F1D0000-0000-4000-8000-000000000002",
+            disks = { { id = "vda", path = "disk.raw", format = "raw" },
+              { id = "vdb", path = "more.raw", format = "raw" } } } } } } } },
+        select = function(job, disk)
+          assert(disk.path:find "^/" and disk.VirtualMachineId)
+          return job.run_number == 1 or disk.id == "vda"
+        end } ]])
+    local out = berlin(path, "--days", "2", "--rate", "0.1")
+    assert.is_true(math.abs(out.run[1].length_seconds - 90) < 2)
+    assert.is_true(math.abs(out.run[2].length_seconds - 30) < 2)
+    assert.is_true(math.abs(out.point[2].bytes - 3000000) < 20000)
+    assert.equal("6F1D0000-0000-4000-8000-000000000001",
+      out.point[1].CollectionId)
+  end)
+
+  it("asks retain after an export, and prunes by a job of its own", function()
+    local retain = [[
+      retain = function(points)
+        local keep = {}
+        for i = math.max(1, #points - 3), #points do
+          assert(points[i].time.hour == 2 or points[i].time.hour == 3)
+          assert(points[i].sequence == points[1].sequence + i - 1)
+          keep[points[i].ReferencePointGroupId] = true
+        end
+        return keep
+      end ]]
+    local out = berlin(deciding(retain), "--days", "8", "--assume",
+      "*.seconds=60", "--assume", "nightly: retain.seconds=120")
+    assert.equal(4, #out.prune)
+    for i, prune in ipairs(out.prune) do
+      assert.equal("nightly: retain", prune.job)
+      assert.equal("retain does not keep them", prune.reason)
+      assert.same({ ("202503%02d"):format(27 + i) },
+        { prune.removed[1]:sub(1, 8) })
+      assert.equal(4, prune.kept)
+      assert.equal(1, prune.merged)
+    end
+    assert.same({ "010203", "020203", "030203", "040203" },
+      (function()
+        local times = {}
+        for i, prune in ipairs(out.prune) do times[i] = prune.time:sub(7, 12) end
+        return times
+      end)())
+    assert.equal(4, out.directory[1].points)
+    assert.same({ "retain" }, out.point[1].reasons)
+    assert.same({ "newest", "retain" }, out.point[4].reasons)
+    assert.equal("full", out.point[1].type)
+    assert.equal(2, #out.job)
+    assert.equal(4, out.job[2].runs)
+
+    -- the prune waits for the directory, and so does the next export
+    out = berlin(deciding(retain), "--days", "8", "--assume", "*.seconds=60",
+      "--assume", "nightly: retain.seconds=30h")
+    assert.equal("directory", out.run[7].wait_reason)
+    assert.same({ "nightly: retain" }, out.run[7].waited_for)
+    local code, _, output = command(directory .. "/p.lua", "--days", "8",
+      "--assume", "nightly: retain.secs=1")
+    assert.equal(2, code)
+    assert.matches("nothing is assumed of 'secs'", output)
+    code, _, output = command(deciding "", "--assume",
+      "nightly: retain.seconds=1")
+    assert.equal(2, code)
+    assert.matches("there is no such job", output)
+  end)
+
+  it("asks retain before a prune job, and what fails keeps all", function()
+    local path = support.write(directory .. "/p.lua", FARM .. [[
+      return cairn.policy { jobs = {
+        nightly = { RunStartInterval = daily, JobRunTimes = 0,
+          export = { collection = farm, directory = "out" } },
+        clean = { RunStartInterval = "00000000030000.000000:000",
+          JobRunTimes = 0, prune = { directory = "out" } } },
+        retain = function(points)
+          if #points == 5 then error "no idea" end
+          local keep = { [points[#points].ReferencePointGroupId] = true }
+          if #points > 5 then keep[points[1].ReferencePointGroupId] = true end
+          return keep
+        end } ]])
+    local out = berlin(path, "--days", "7", "--assume", "*.seconds=60",
+      "--assume", "clean.fails=first:4")
+    local counts = {}
+    for _, run in ipairs(out.run) do
+      if run.job == "clean" then counts[#counts + 1] = run.kept or run.JobState end
+    end
+    assert.same({ "Exception", "Exception", "Exception", "Exception", 5, 2, 1 },
+      counts)
+    assert.equal(14, #out.run)
+    assert.equal("Completed With Warnings", out.run[10].JobState)
+    assert.matches("no idea", out.total[1].notes[1])
+    assert.equal(1, #out.total[1].notes)
+  end)
+
+  it("asks throttle all along a run", function()
+    local file = assert(io.open(directory .. "/disk.raw", "wb"))
+    file:write(("x"):rep(7200000)):close()
+    local path = deciding [[
+      throttle = function(job, now)
+        assert(now.unix == job.now.unix and job.bytes_done < job.bytes_total)
+        return now.hour == 2 and 1000 or nil
+      end ]]
+    local out = berlin(path, "--days", "1", "--rate", "0.002")
+    -- an hour of 1000 bytes a second, the rest at 2000
+    local rest = out.point[1].bytes - 3600000
+    assert.is_true(rest > 3500000)
+    assert.equal(3600 + rest / 2000, out.run[1].length_seconds)
+    assert.equal("size, rate and throttle", out.run[1].length_from)
+    out = berlin(path, "--days", "1", "--assume", "nightly.seconds=50")
+    assert.equal(50, out.run[1].length_seconds)
+    -- nothing is faster than the rate, and no end is further than the window
+    out = berlin(deciding "throttle = function() return 1e9 end", "--days", "1",
+      "--rate", "0.002")
+    assert.equal(out.point[1].bytes / 2000, out.run[1].length_seconds)
+    out = berlin(deciding "throttle = function() return 1 end", "--days", "2")
+    assert.equal("Running", out.run[1].JobState)
+    assert.equal(1, #out.run)
+  end)
+
+  it("says who would be told, and tells nobody", function()
+    local path = support.write(directory .. "/p.lua", FARM .. ([[
+      return cairn.policy {
+        jobs = {
+          asked = { RunStartInterval = daily, JobRunTimes = 0, run = print,
+            RecoveryAction = "Re-run Job", Notify = "never" },
+          plain = { RunStartInterval = daily, JobRunTimes = 0, run = print,
+            Notify = "mailto:ops@example.org" } },
+        on_failure = function(job) if job.key == "plain" then return nil end end,
+        notify = function(job)
+          if job.key == "plain" then return nil end
+          if job.JobState == "Exception" then
+            assert(job.ErrorCode == 19)
+            return "pager"
+          end
+          return "told"
+        end,
+        handlers = { told = function() io.open(%q, "w"):close() end,
+          pager = { "/bin/touch", %q } } }]]):format(directory .. "/told",
+      directory .. "/told"))
+    local out = berlin(path, "--days", "3", "--queue", "default=9", "--assume",
+      "asked.fails=2", "--assume", "asked.attempts=all", "--assume",
+      "*.error=disk_full")
+    assert.is_nil(io.open(directory .. "/told"))
+    local said = {}
+    for i, notice in ipairs(out.notice) do
+      said[i] = ("%s %d %s %s"):format(notice.job, notice.run_number,
+        notice.Notify, notice.JobState)
+    end
+    table.sort(said)
+    assert.same({ "asked 1 told Completed", "asked 2 pager Exception",
+      "asked 3 told Completed", "plain 1 mailto:ops@example.org Completed",
+      "plain 2 mailto:ops@example.org Completed",
+      "plain 3 mailto:ops@example.org Completed" }, said)
+    local _, _, output = command(path, "--days", "2")
+    assert.matches("Notices\n.*told  +asked  +Completed  +2  ", output)
   end)
 
   it("makes up for what a host that sleeps has missed, by catch_up", function()
@@ -322,6 +563,7 @@ describe("a simulation", function()
     assert.equal(6, out.directory[1].found)
     assert.equal(2, out.directory[1].points)
     assert.equal(4, #out.prune[1].removed)
+    assert.equal("kept by no rule: last 2", out.prune[1].reason)
     assert.equal(0, records(path, "--from", from, "--days", "2", "--fresh")
       .directory[1].found)
     assert.equal(6, #cairn.points(directory .. "/out"))
@@ -464,6 +706,16 @@ describe("a simulation", function()
       .. "2025%-03%-30 02:00:00", output)
     assert.matches("its directory was in use: a", output)
     assert.matches("\n  b  +3  1:00:00", output)
+    code, _, output = command(policy [[
+      a = { RunStartInterval = daily, JobRunTimes = 0,
+        export = { collection = farm, directory = "out" } },
+      c = { RunStartInterval = "00000000120000.000000:000", JobRunTimes = 0,
+        prune = { directory = "out", keep = { last = 1, weekly = 1 } } } ]],
+      "--days", "3", table.unpack(BERLIN))
+    assert.equal(0, code)
+    assert.matches("Prunes\n[^\n]*\n  Sat 2025%-03%-29 12:00[^\n]* c +1 "
+      .. "+Fri 2025%-03%-28 02:00  Fri 2025%-03%-28 02:00 +%- +1  "
+      .. "kept by no rule: last 1, weekly 1", output)
   end)
 
   local refused = {
@@ -474,6 +726,8 @@ describe("a simulation", function()
     { "an assumption that is none", "KEY.seconds=, KEY.fails=", "--assume",
       "5" },
     { "a failure that is none", "a run's number", "--assume", "a.fails=often" },
+    { "an error that is none", "the code of an error", "--assume",
+      "a.error=full" },
     { "a length that is none", "seconds, or an interval", "--assume",
       "a.seconds=-1" },
     { "no days", "1 to 3660 days", "--days", "0" },
@@ -513,27 +767,6 @@ describe("a simulation", function()
     assert.equal(2, code)
     assert.matches("p%.lua.*: jobs%.a: RunDay 31 with RunMonth April",
       output)
-  end)
-end)
-
-describe("a simulated end", function()
-  it("is told to nobody, whatever the policy's notify says", function()
-    local directory, remove = support.directory()
-    local path = support.write(directory .. "/p.lua", ([[
-      local cairn = require "cairn"
-      return cairn.policy {
-        jobs = { j = { run = function() end, RunStartInterval = "1h" } },
-        notify = function() return "told" end,
-        handlers = { told = function() io.open(%q, "w"):close() end } }]])
-      :format(directory .. "/told"))
-    local code, _, output = support.run { support.build .. "/bin/cairn",
-      "simulate", path, "--days", "1" }
-    local told = io.open(directory .. "/told")
-    if told then told:close() end
-    remove()
-    assert.equal(0, code)
-    assert.is_nil(told)
-    assert.matches("its function notify is not asked", output)
   end)
 end)
 

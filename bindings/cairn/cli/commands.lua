@@ -182,25 +182,30 @@ As in a job, JobRunTimes is 1 unless the policy gives it.]],
 Loads POLICY.lua, or all *.lua of a directory, and runs the jobs for 30 days on a
 clock that jumps from one event to the next: what starts, waits and for whom, is
 skipped, fails and is tried again, what a change of the clock moves, which points
-are made and which a prune keeps. The engine that decides all this is the real
-one; only what runs do is assumed. Nothing is exported, no program is started,
-nothing is written; the policy file itself is run, as always.
+are made, which are pruned and why, and who is told. The engine that decides all
+this is the real one, and the functions of the policy are asked as for real runs,
+with the points and the history that there would be; only what runs do is assumed.
+Nothing is exported, no program is started, nobody is told, nothing is written; the
+policy file itself is run, as always.
 
 How long a run takes: what --assume says; else the middle of the last 20 good
 runs of a job of that Name in --history; else, for an export, the bytes that its
 disks take on this host, read at --rate (an increment by clone or bitmap reads
-5 percent of them), for a verify or prune the bytes of the points; else 60
-seconds. No run fails but as --assume says:
+5 percent of them), for a verify or prune the bytes of the points, and no faster
+than throttle says, which is asked for each minute; else 60 seconds. No run fails
+but as --assume says, or because base named no point:
  KEY.seconds=N    how long each run takes: 600, 2h
  KEY.fails=WHICH  runs that fail: 3 or 3rd, every:N, first:N, all, none
  KEY.attempts=N   so many attempts of such a run fail: 1 (default), ..., all
+ KEY.error=CODE   with this error: job_failed (default), disk_full, ...
  KEY.changed=P    percent of its disks that change between two increments
-KEY is the key of a job, POLICY:KEY, or * for all jobs.
+KEY is the key of a job, POLICY:KEY, or * for all jobs; "KEY: retain" is the prune
+after an export whose policy has retain.
 
-An increment is made where the export would make one: base = latest, with a point
-of its collection there and the chain below its limit. Points that exist in the
-export directories are read and count, unless --fresh is given. Recovery handlers
-are not called.]],
+An increment is made where the export would make one: on the point that base
+names, or for latest the newest of the collection, with the chain below its limit.
+Points that exist in the export directories are read and count, unless --fresh is
+given. Recovery handlers are not called, and the bodies of run jobs do nothing.]],
     arguments = {
       { name = "POLICY.lua|DIR", key = "policy",
         help = "a Lua file that returns cairn.policy{...}, or a directory of "
@@ -224,8 +229,8 @@ are not called.]],
         help = "megabytes (10^6 bytes) that a run reads in a second (default "
           .. "100)" },
       { name = "history", value = "FILE",
-        help = "take how long runs take from this: what cairn history --json "
-          .. "prints; - is standard input" },
+        help = "what cairn history --json prints: how long runs take, and what "
+          .. "base is given of runs before; - is standard input" },
       queue,
       { name = "down", value = "START/DURATION", is_repeated = true,
         help = "the host sleeps then, such as 2025-03-10T01:00/6h; catch_up "
@@ -233,8 +238,8 @@ are not called.]],
       { name = "fresh", help = "as if the export directories were empty" },
       { name = "runs", help = "list every run too" },
       { name = "json", help = "print records instead, one JSON object a line: "
-        .. "run, skip, prune, day, job, overlap, point, directory, total (its "
-        .. "member record says which)" },
+        .. "run, skip, prune, notice, day, job, overlap, point, directory, "
+        .. "total (its member record says which)" },
     },
     exits = {
       { 0, "simulated; notes are on standard error" },
@@ -246,7 +251,7 @@ are not called.]],
       "cairn simulate nightly.lua",
       "cairn simulate /etc/cairn/policies --days 60 --from 2025-03-01",
       "cairn simulate nightly.lua --assume web.seconds=2h --assume "
-        .. "web.fails=every:5",
+        .. "web.fails=every:5 --assume web.error=disk_full",
     },
   },
   {

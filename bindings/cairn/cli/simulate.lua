@@ -230,7 +230,12 @@ local function print_json(cairn, sim, days, total)
   for _, prune in ipairs(sim.prunes) do
     out("prune", job_fields(prune.entry, { time = time(prune.unix_us),
       directory = prune.directory, removed = prune.removed,
-      merged = prune.merged, kept = prune.kept }))
+      merged = prune.merged, kept = prune.kept, reason = prune.reason }))
+  end
+  for _, notice in ipairs(sim.notices) do
+    out("notice", job_fields(notice.entry, { time = time(notice.unix_us),
+      Notify = notice.Notify, JobState = notice.state,
+      run_number = notice.run_number }))
   end
   for _, day in ipairs(days) do
     out("day", { day = moment.day(time(day.from_us), day.from_us):sub(5),
@@ -292,6 +297,8 @@ local function section(title, columns, rows)
     say.result(("  ... and %d more (--json prints all)"):format(left))
   end
 end
+
+local function n(count) return count > 0 and ("%d"):format(count) or "-" end
 
 local function duration(us) return us > 0 and text.duration(us / 1e6) or "-" end
 
@@ -364,6 +371,45 @@ local function print_runs(sim, short)
   end
 end
 
+local function print_prunes(sim, short)
+  local rows = {}
+  for i, prune in ipairs(sim.prunes) do
+    rows[i] = { short(prune.unix_us), text.printable(prune.entry.key),
+      ("%d"):format(#prune.removed), short(prune.first_us),
+      short(prune.last_us), n(prune.merged), n(prune.kept),
+      prune.reason }
+  end
+  section("Prunes", { { title = "AT" }, { title = "JOB" },
+    { title = "REMOVED", is_number = true }, { title = "FROM" },
+    { title = "TO" }, { title = "MERGED", is_number = true },
+    { title = "LEFT", is_number = true }, { title = "WHY" } }, rows)
+end
+
+-- Who would be told what how often: { entry, Notify, state, count, first_us }.
+local function print_notices(sim, short)
+  local by_id, list, rows = {}, {}, {}
+  for _, notice in ipairs(sim.notices) do
+    local id = ("%d\0%s\0%s"):format(notice.entry.number, notice.Notify,
+      notice.state)
+    local row = by_id[id]
+    if not row then
+      row = { notice = notice, count = 0 }
+      by_id[id] = row
+      list[#list + 1] = row
+    end
+    row.count, row.last_us = row.count + 1, notice.unix_us
+  end
+  for i, row in ipairs(list) do
+    local notice = row.notice
+    rows[i] = { text.printable(notice.Notify),
+      text.printable(notice.entry.key), notice.state, n(row.count),
+      short(notice.unix_us), short(row.last_us) }
+  end
+  section("Notices", { { title = "WHOM" }, { title = "JOB" },
+    { title = "STATE" }, { title = "TIMES", is_number = true },
+    { title = "FIRST" }, { title = "LAST" } }, rows)
+end
+
 local function print_points(sim)
   local rows, kept, has_pruned = {}, {}, false
   for _, name in ipairs(sim.directory_names) do
@@ -401,7 +447,7 @@ local function print_text(sim, days, total, options)
   end
   say.result(("%s to %s (%s): %s, %s, %d failed, %d tried again, %d skipped")
     :format(short(sim.from_us), short(sim.to_us), text.printable(sim.zone),
-      text.count(#sim.entries, "job"), text.count(total.runs, "run"),
+      text.count(#sim.specs, "job"), text.count(total.runs, "run"),
       total.failed, total.retried, total.skipped))
   if sim.peak.count > 0 then
     say.result(("At most %d at the same time, first at %s: %s"):format(
@@ -409,7 +455,6 @@ local function print_text(sim, days, total, options)
   end
   heading "Days"
   local rows = {}
-  local function n(count) return count > 0 and ("%d"):format(count) or "-" end
   for i, day in ipairs(days) do
     local at = sim.clock:local_time(day.from_us)
     rows[i] = { moment.day(at, day.from_us), n(day.runs), n(day.failed),
@@ -481,6 +526,8 @@ local function print_text(sim, days, total, options)
   section("At the same time", { { title = "JOBS" },
     { title = "TIMES", is_number = true }, { title = "IN ALL",
     is_number = true } }, rows)
+  print_notices(sim, short)
+  print_prunes(sim, short)
   print_points(sim)
 end
 
