@@ -12,7 +12,7 @@
 #include "job.h"
 
 #define SCHEDULE "cairn.schedule"
-#define ZONE "cairn.zone"
+#define ZONE     "cairn.zone"
 #define NEXT_MAX 100000
 
 struct schedule {

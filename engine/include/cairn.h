@@ -618,9 +618,9 @@ CAIRN_API int cairn_job_recover(cairn_engine *engine, cairn_job job, int action,
  * must be answered. This lets the run `number`, `epoch` begin, with another
  * specification for this run alone (the object of its kind, as JSON, with the
  * same directories), or with NULL its job's. An error changes nothing;
- * CAIRN_E_INVALID_STATE when that run waits for nothing (any more). In an engine
- * that simulates no TASK_DECIDE comes, since the program has the bodies: there
- * this only says whether a specification can be. */
+ * CAIRN_E_INVALID_STATE when that run waits for nothing (any more). In an
+ * engine that simulates no TASK_DECIDE comes, since the program has the bodies:
+ * there this only says whether a specification can be. */
 CAIRN_API int cairn_job_decide(cairn_engine *engine, cairn_job job,
                                uint32_t number, uint32_t epoch,
                                const char *json, size_t length,
