@@ -361,7 +361,7 @@ function engine:advance(seconds) end
 ---@return cairn.datetime
 function engine:now() end
 
----What has become of runs. Each attempt that has ended: InstanceID, Name, time (of its end), due (nil: a client wanted it), StartTime, ElapsedTime, run_number, attempt, JobState (how it ended), ErrorCode, ErrorDescription, bytes_done, ReferencePointGroupId. Due times without a run: InstanceID, Name, time, due, due_last, skipped (how many), reason (`"missed"`, `"running"`, `"held"`, `"ended"`, `"queued"`: longer than MaxTimeOnQueue). Times are CIM datetimes. The latest history_limit of cairn.open (10000) are kept, with a store in it.
+---What has become of runs. Each attempt that has ended: InstanceID, Name, time (of its end), due (nil: a client wanted it), StartTime, ElapsedTime, run_number, attempt, JobState (how it ended), ErrorCode, ErrorDescription, warnings (a list of texts, or nil), bytes_done, ReferencePointGroupId, policy_version (of the policy's file when the attempt began). Due times without a run: InstanceID, Name, time, due, due_last, skipped (how many), reason (`"missed"`, `"running"`, `"held"`, `"ended"`, `"queued"`: longer than MaxTimeOnQueue). Times are CIM datetimes. The latest history_limit of cairn.open (10000) are kept, with a store in it.
 ---@param id? string|cairn.job of this job, which may be gone; of all when left out
 ---@param options? table max (at most so many) or last (the newest so many), and after (only later ones than where an earlier call ended, which it gave as next)
 ---@return table[]? # oldest first

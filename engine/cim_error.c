@@ -96,6 +96,13 @@ static int tells_error(int state)
          state == CAIRN_KILLED || state == CAIRN_EXCEPTION;
 }
 
+/* The warnings of a run are told when it is over. */
+static int tells_warnings(const struct cairn__job *j)
+{
+  return cairn_state_is_final(j->state) ||
+         (j->state == CAIRN_SUSPENDED && !j->is_live);
+}
+
 uint32_t cairn_job_get_errors(cairn_engine *e, cairn_job job, int is_ex,
                               char **out, struct cairn_error *err)
 {
@@ -117,7 +124,7 @@ uint32_t cairn_job_get_errors(cairn_engine *e, cairn_job job, int is_ex,
   if (is_ok && j->error_id != CAIRN_OK && tells_error(j->state))
     is_ok = add(errors, cim_error(j, j->error_id, cairn__job_message(j),
                                   severity_of(j->error_id), j->failure)) == 0;
-  if (is_ok && is_ex && cairn_state_is_final(j->state))
+  if (is_ok && is_ex && tells_warnings(j))
     is_ok = add_warnings(j, errors) == 0;
   if (is_ok && json_array_size(errors) == 0) {
     json_decref(errors);

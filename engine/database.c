@@ -338,7 +338,11 @@ static int create(struct cairn__database *db, struct cairn_error *err)
 }
 
 /* What makes a file of version i + 1 one of version i + 2. */
-static const char *const migrations[] = {NULL};
+static const char *const migrations[] = {
+    "ALTER TABLE job ADD COLUMN policy_version INTEGER NOT NULL DEFAULT 0; "
+    "ALTER TABLE history ADD COLUMN policy_version INTEGER NOT NULL "
+    "DEFAULT 0; "
+    "ALTER TABLE history ADD COLUMN warnings TEXT"};
 
 static int migrate(struct cairn__database *db, int64_t version,
                    struct cairn_error *err)

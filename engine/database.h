@@ -23,7 +23,7 @@
  * of a table is a new version, and a step in database.c that makes an older
  * file the same. */
 #define CAIRN__STORE_APPLICATION 0x4361726e /* "Carn" */
-#define CAIRN__STORE_VERSION     1
+#define CAIRN__STORE_VERSION     2
 
 /* Columns bear the class's names where they are the class's properties. Times
  * are microseconds, of the Unix epoch or long. What is 1 + a position in a
@@ -34,7 +34,7 @@
 /* What was submitted. */
 #define CAIRN__JOB_INTEGERS(X)                                                 \
   X(serial) X(TimeSubmitted) X(RecoveryAction) X(gap) X(overlap)               \
-  X(catch_up) X(once) X(held)
+  X(catch_up) X(once) X(held) X(policy_version)
 #define CAIRN__JOB_TEXTS(X)                                                    \
   X(InstanceID) X(Name) X(kind) X(spec) X(queue) X(Caption) X(Description)     \
   X(ElementName) X(OtherRecoveryAction) X(RecoveryJob) X(zone) X(policy)       \
@@ -68,9 +68,10 @@
 #define CAIRN__HISTORY_INTEGERS(X)                                             \
   X(id) X(time) X(due) X(due_last) X(StartTime) X(ElapsedTime) X(bytes_done)   \
   X(run_number) X(attempt) X(count) X(JobState) X(ErrorCode) X(skipped)        \
-  X(reason)
+  X(reason) X(policy_version)
 #define CAIRN__HISTORY_TEXTS(X)                                                \
-  X(InstanceID) X(Name) X(ErrorDescription) X(ReferencePointGroupId)
+  X(InstanceID) X(Name) X(ErrorDescription) X(ReferencePointGroupId)           \
+  X(warnings)
 
 /* The events of one turn of the engine: `first` is the sequence of the first of
  * them; `events` are bytes (store.c). */

@@ -1,6 +1,8 @@
 /* history.c: see history.h. */
 #include "history.h"
 
+#include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include <uuid/uuid.h>
@@ -12,19 +14,23 @@
 #include "job.h"
 #include "memory.h"
 
+enum { WARNINGS_BYTES = 4096 }; /* of the warnings that a record keeps */
+
 struct cairn__record {
   uint64_t id;
   int64_t time; /* when it was made: the end of the run; Unix */
   int64_t due, due_last;
   int64_t started, elapsed;
   uint64_t bytes_done;
+  uint64_t policy_version;
   uint32_t run, attempt, count;
   uint16_t state, error_id;
   uint8_t is_skipped, reason;
   char instance_id[48];
   unsigned char point[16];
-  char *message; /* into text; NULL: none */
-  char text[];   /* the job's name, the message */
+  char *message;  /* into text; NULL: none */
+  char *warnings; /* into text; a JSON array of texts; NULL: none */
+  char text[];    /* the job's name, the message, the warnings */
 };
 
 static struct cairn__record *record_at(const struct cairn__history *h, size_t i)
@@ -91,25 +97,38 @@ static int reserve(struct cairn__history *h)
   return 0;
 }
 
-/* A record that is in no list yet. */
-static struct cairn__record *make(const char *id, const char *name,
-                                  size_t name_length, const char *message,
-                                  size_t message_length)
+static size_t size_of(const struct cairn__text *t)
 {
-  size_t more = message ? message_length + 1 : 0;
-  struct cairn__record *r = cairn__malloc(sizeof *r + name_length + 1 + more);
+  return t->bytes ? t->length + 1 : 0;
+}
+
+/* Copies a text to where it has room, and a zero; NULL where there is none. */
+static char *put_behind(char *to, const struct cairn__text *t)
+{
+  if (!t->bytes)
+    return NULL;
+  memcpy(to, t->bytes, t->length);
+  to[t->length] = '\0';
+  return to;
+}
+
+/* A record that is in no list yet. The name has bytes. */
+static struct cairn__record *make(const char *id,
+                                  const struct cairn__text *name,
+                                  const struct cairn__text *message,
+                                  const struct cairn__text *warnings)
+{
+  size_t size = size_of(name) + size_of(message) + size_of(warnings);
+  struct cairn__record *r = cairn__malloc(sizeof *r + size);
 
   if (!r)
     return NULL;
   memset(r, 0, sizeof *r);
   memcpy(r->instance_id, id, sizeof r->instance_id - 1);
-  memcpy(r->text, name, name_length);
-  r->text[name_length] = '\0';
-  if (message) {
-    r->message = r->text + name_length + 1;
-    memcpy(r->message, message, message_length);
-    r->message[message_length] = '\0';
-  }
+  (void)put_behind(r->text, name);
+  r->message = put_behind(r->text + size_of(name), message);
+  r->warnings =
+      put_behind(r->text + size_of(name) + size_of(message), warnings);
   return r;
 }
 
@@ -124,12 +143,19 @@ static int append(struct cairn__history *h, struct cairn__record *r)
   return 0;
 }
 
-static struct cairn__record *
-add(struct cairn_engine *e, const struct cairn__job *j, const char *message)
+static struct cairn__text text(const char *bytes)
+{
+  return (struct cairn__text){bytes, bytes ? strlen(bytes) : 0};
+}
+
+static struct cairn__record *add(struct cairn_engine *e,
+                                 const struct cairn__job *j,
+                                 const char *message, const char *warnings)
 {
   struct cairn__history *h = &e->history;
-  struct cairn__record *r = make(j->instance_id, j->name, strlen(j->name),
-                                 message, message ? strlen(message) : 0);
+  struct cairn__text name = text(j->name), error = text(message),
+                     more = text(warnings);
+  struct cairn__record *r = make(j->instance_id, &name, &error, &more);
 
   if (!r)
     return NULL;
@@ -145,17 +171,46 @@ add(struct cairn_engine *e, const struct cairn__job *j, const char *message)
   return r;
 }
 
+/* The warnings of the job's run as a JSON array, of as many as a record keeps:
+ * freed by the caller (cairn_free). NULL: none, or no memory. */
+static char *warnings_of(const struct cairn__job *j)
+{
+  size_t count = json_array_size(j->warnings), i, bytes = 0;
+  json_t *array, *warning;
+  char *out = NULL, more[80];
+
+  if (count + j->lost_warnings == 0)
+    return NULL;
+  array = json_array();
+  json_array_foreach(j->warnings, i, warning)
+  {
+    bytes += json_string_length(warning);
+    if (!array || (i > 0 && bytes > WARNINGS_BYTES) ||
+        json_array_append(array, warning) != 0)
+      break;
+  }
+  if (i < count || j->lost_warnings > 0) {
+    snprintf(more, sizeof more, "%zu more warnings",
+             count - i + j->lost_warnings);
+    (void)json_array_append_new(array, json_string(more));
+  }
+  (void)cairn__json_give(array, &out, NULL);
+  return out;
+}
+
 void cairn__history_run(struct cairn_engine *e, struct cairn__job *j, int state)
 {
   int64_t due = j->due.run_us == CAIRN__NEVER_US ? 0 : j->due.run_us;
   struct cairn_event *event = cairn__event_push(e, CAIRN_EVENT_RUN_ENDED, j);
   struct cairn__record *r;
+  char *warnings = warnings_of(j);
 
   event->new_state = (uint16_t)state;
   event->code = j->error_id;
   event->count = j->attempts;
   event->due = due;
-  r = add(e, j, cairn__job_message(j));
+  r = add(e, j, cairn__job_message(j), warnings);
+  cairn_free(warnings);
   if (!r)
     return;
   r->due = due;
@@ -166,13 +221,14 @@ void cairn__history_run(struct cairn_engine *e, struct cairn__job *j, int state)
   r->attempt = j->attempts;
   r->state = (uint16_t)state;
   r->error_id = j->error_id;
+  r->policy_version = j->run_version;
   memcpy(r->point, j->point, sizeof r->point);
 }
 
 void cairn__history_skipped(struct cairn_engine *e, const struct cairn__job *j,
                             const struct cairn_event *event)
 {
-  struct cairn__record *r = add(e, j, NULL);
+  struct cairn__record *r = add(e, j, NULL, NULL);
 
   if (!r)
     return;
@@ -208,16 +264,16 @@ static int put_record(const struct cairn__record *r, struct cairn__rows *rows)
       [CAIRN__HISTORY_ErrorCode] = r->error_id,
       [CAIRN__HISTORY_skipped] = r->is_skipped,
       [CAIRN__HISTORY_reason] = r->reason,
+      [CAIRN__HISTORY_policy_version] = (int64_t)r->policy_version,
   };
   struct cairn__text t[CAIRN__HISTORY_TEXT_COUNT] = {
-      [CAIRN__HISTORY_InstanceID] = {r->instance_id, strlen(r->instance_id)},
-      [CAIRN__HISTORY_Name] = {r->text, strlen(r->text)},
+      [CAIRN__HISTORY_InstanceID] = text(r->instance_id),
+      [CAIRN__HISTORY_Name] = text(r->text),
+      [CAIRN__HISTORY_ErrorDescription] = text(r->message),
+      [CAIRN__HISTORY_warnings] = text(r->warnings),
   };
   char point[37];
 
-  if (r->message)
-    t[CAIRN__HISTORY_ErrorDescription] =
-        (struct cairn__text){r->message, strlen(r->message)};
   if (!uuid_is_null(r->point)) {
     uuid_unparse_upper(r->point, point);
     t[CAIRN__HISTORY_ReferencePointGroupId] = (struct cairn__text){point, 36};
@@ -250,7 +306,6 @@ int cairn__history_load(struct cairn_engine *e, const int64_t *v,
 {
   const struct cairn__text *id = &t[CAIRN__HISTORY_InstanceID];
   const struct cairn__text *name = &t[CAIRN__HISTORY_Name];
-  const struct cairn__text *message = &t[CAIRN__HISTORY_ErrorDescription];
   const struct cairn__text *point = &t[CAIRN__HISTORY_ReferencePointGroupId];
   struct cairn__record *r;
   char instance_id[48] = "", point_id[37] = "";
@@ -264,8 +319,8 @@ int cairn__history_load(struct cairn_engine *e, const int64_t *v,
                        "the store is damaged: record %lld of its history",
                        (long long)v[CAIRN__HISTORY_id]);
   memcpy(instance_id, id->bytes, id->length);
-  r = make(instance_id, name->bytes, name->length, message->bytes,
-           message->length);
+  r = make(instance_id, name, &t[CAIRN__HISTORY_ErrorDescription],
+           &t[CAIRN__HISTORY_warnings]);
   if (!r)
     return cairn__fail_memory(err);
   r->id = (uint64_t)v[CAIRN__HISTORY_id];
@@ -282,6 +337,7 @@ int cairn__history_load(struct cairn_engine *e, const int64_t *v,
   r->error_id = (uint16_t)v[CAIRN__HISTORY_ErrorCode];
   r->is_skipped = v[CAIRN__HISTORY_skipped] != 0;
   r->reason = (uint8_t)v[CAIRN__HISTORY_reason];
+  r->policy_version = (uint64_t)v[CAIRN__HISTORY_policy_version];
   if (point->bytes && point->length == 36) {
     memcpy(point_id, point->bytes, 36);
     if (uuid_parse(point_id, r->point) != 0)
@@ -327,6 +383,23 @@ static json_t *point_json(const unsigned char point[16])
   return json_string(text);
 }
 
+static json_t *warnings_json(const struct cairn__record *r)
+{
+  json_t *array = r->warnings ? json_loads(r->warnings, 0, NULL) : NULL;
+
+  return array ? array : json_null();
+}
+
+static json_t *version_json(uint64_t version)
+{
+  char text[17];
+
+  if (version == 0)
+    return json_null();
+  snprintf(text, sizeof text, "%016" PRIx64, version);
+  return json_string(text);
+}
+
 static json_t *record_json(const struct cairn__record *r)
 {
   static const char *const reasons[] = {"missed", "running", "held", "ended",
@@ -339,16 +412,18 @@ static json_t *record_json(const struct cairn__record *r)
                      time_json(r->due_last), "skipped", (int)r->count, "reason",
                      reasons[r->reason]);
   return json_pack(
-      "{s:s, s:s, s:o, s:o, s:o, s:o, s:I, s:I, s:s?, s:i, s:s?, s:I, s:o}",
+      "{s:s, s:s, s:o, s:o, s:o, s:o, s:I, s:I, s:s?, s:i, s:s?, s:o, s:I, "
+      "s:o, s:o}",
       "InstanceID", r->instance_id, "Name", r->text, "time", time_json(r->time),
       "due", time_json(r->due), "StartTime", time_json(r->started),
       "ElapsedTime", interval_json(r->elapsed), "run_number",
       (json_int_t)r->run, "attempt", (json_int_t)r->attempt, "JobState",
       cairn_value_label(cairn_property_at(CAIRN_PROPERTY_JobState - 1),
                         r->state),
-      "ErrorCode", (int)r->error_id, "ErrorDescription", r->message,
-      "bytes_done", (json_int_t)r->bytes_done, "ReferencePointGroupId",
-      point_json(r->point));
+      "ErrorCode", (int)r->error_id, "ErrorDescription", r->message, "warnings",
+      warnings_json(r), "bytes_done", (json_int_t)r->bytes_done,
+      "ReferencePointGroupId", point_json(r->point), "policy_version",
+      version_json(r->policy_version));
 }
 
 /* Whose records are wanted: a job that exists, or one that records tell of. */

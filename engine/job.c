@@ -773,6 +773,7 @@ static void start_first_time(struct cairn_engine *e, struct cairn__job *j)
     j->attempts = j->epoch = 1;
     cairn__due_run(e, j);
   }
+  j->run_version = j->policy_version;
   clear_error(j);
   cairn__store_touch(e, j, CAIRN__TOUCHED_TEXT);
   json_decref(j->warnings);

@@ -143,6 +143,9 @@ struct cairn__job {
   int64_t executing_since_us; /* monotonic; of the part not yet in elapsed */
   int64_t elapsed_us, finished_us; /* monotonic */
 
+  uint64_t policy_version; /* of the file that it is from; 0: none */
+  uint64_t run_version;    /* the same when its last attempt began */
+
   struct cairn__job_due due;
   int64_t retry_us; /* monotonic: backing off until then */
 

@@ -254,6 +254,7 @@ static int put_job(const struct cairn__job *j, struct cairn__rows *rows)
 
   v[CAIRN__JOB_serial] = (int64_t)j->by_serial.key;
   v[CAIRN__JOB_TimeSubmitted] = j->submitted_us;
+  v[CAIRN__JOB_policy_version] = (int64_t)j->policy_version;
   v[CAIRN__JOB_RecoveryAction] =
       j->has_recovery_action ? 1 + j->recovery_action : 0;
   v[CAIRN__JOB_gap] = j->gap;
@@ -391,6 +392,8 @@ static const char *load_integers(struct cairn__job *j, const int64_t *v)
   j->is_once = v[CAIRN__JOB_once] != 0;
   j->is_on_demand = v[CAIRN__JOB_held] != 0;
   j->submitted_us = v[CAIRN__JOB_TimeSubmitted];
+  j->policy_version = (uint64_t)v[CAIRN__JOB_policy_version];
+  j->run_version = j->policy_version; /* an update may have come since */
   return NULL;
 }
 

@@ -26,6 +26,7 @@ enum what {
   RECOVERY,
   RECOVERY_JOB,
   ZONE,
+  VERSION,
   QUEUE,
   KIND
 };
@@ -65,6 +66,7 @@ static const struct key {
     {"policy", TEXT, DETAIL(policy)},
     {"policy_key", TEXT, DETAIL(policy_key)},
     {"policy_file", TEXT, DETAIL(policy_file)},
+    {"policy_version", VERSION, 0},
     {"decisions", TEXT, DETAIL(decisions)},
     {"once", FLAG, MEMBER(is_once)},
     {"volatile", FLAG, MEMBER(is_volatile)},
@@ -220,6 +222,20 @@ static int read_zone(struct cairn_engine *e, struct cairn__job *j,
     return -1;
   return read_text(j, "zone", value, offsetof(struct cairn__details, zone),
                    err);
+}
+
+/* A fingerprint: 16 hexadecimal digits, of which not all are 0. */
+static int read_version(struct cairn__job *j, const json_t *value,
+                        struct cairn_error *err)
+{
+  const char *text = json_string_value(value);
+
+  if (!text || strlen(text) != 16 ||
+      strspn(text, "0123456789abcdefABCDEF") != 16)
+    return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
+                       "policy_version: 16 hexadecimal digits expected");
+  j->policy_version = strtoull(text, NULL, 16);
+  return 0;
 }
 
 static int read_queue(struct cairn_engine *e, const json_t *value,
@@ -396,6 +412,8 @@ static int read_key(struct cairn_engine *e, struct cairn__job *j,
     return read_recovery_job(e, j, value, err);
   case ZONE:
     return read_zone(e, j, value, err);
+  case VERSION:
+    return read_version(j, value, err);
   case QUEUE:
     return read_queue(e, value, &parts->queue, err);
   default: /* KIND */
@@ -799,6 +817,7 @@ static void exchange(struct cairn_engine *e, struct cairn__job *j,
   SWAP(j->queue, other->queue);
   SWAP(j->directory, other->directory);
   SWAP(j->due.zone, other->due.zone);
+  j->policy_version = other->policy_version;
   j->gap = other->gap;
   j->overlap = other->overlap;
   j->catch_up = other->catch_up;

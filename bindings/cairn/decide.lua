@@ -99,6 +99,11 @@ end
 local function history_of(engine, S, job, id)
   local records = core.history(engine, id, 0, HISTORY, true) or {}
   records = table.move(records, 1, #records, 1, {}) -- a plain one
+  for _, record in ipairs(records) do
+    local warnings = E.warnings_of(record)
+    record.warnings = warnings[1]
+      and table.move(warnings, 1, #warnings, 1, {}) or nil
+  end
   return S.simulated and S.simulated.history(job, records, HISTORY) or records
 end
 

@@ -1074,6 +1074,11 @@ function M.record_of(engine, id, run, attempt)
   end
 end
 
+-- The warnings of a record (nil: there is none), a list.
+function M.warnings_of(record)
+  return record and type(record.warnings) == "table" and record.warnings or {}
+end
+
 local history_fields = { after = "number", max = "number", last = "number" }
 
 -- history([id[, { after =, max = } | { last = }]]) -> list of records, next
@@ -1507,20 +1512,20 @@ local function queue_of(engine, name)
   end
 end
 
--- What is to be said of the last run that was not in time, or not at all.
-local function lateness(engine, job)
-  local last = (core.history(engine, job.InstanceID, 0, 1, true) or {})[1]
+-- What is to be said of the last run (its record, or nil) that was not in time,
+-- or not at all.
+local function lateness(last)
   if not last then return nil end
   if last.skipped then
     return ("%d time%s up to %s had no run: %s"):format(last.skipped,
-      last.skipped == 1 and "" or "s", last.due_last, last.reason), last
+      last.skipped == 1 and "" or "s", last.due_last, last.reason)
   end
   if last.due and last.StartTime then
     local due, began = core.datetime(last.due), core.datetime(last.StartTime)
     local late = (began.microseconds - due.microseconds) / 1e6
     if late > 60 then
       return ("its last run began %.0f s after it was due (%s)"):format(late,
-        last.due), last
+        last.due)
     end
   end
 end
@@ -1563,10 +1568,17 @@ function methods.why(engine, id)
   if (data.ErrorCode or 0) ~= 0 and data.ErrorSummaryDescription then
     parts[#parts + 1] = "Last error: " .. data.ErrorSummaryDescription
   end
-  local late, record = lateness(engine, job)
+  local last = (core.history(engine, job.InstanceID, 0, 1, true) or {})[1]
+  local late = lateness(last)
   if late then
-    data.late = record
+    data.late = last
     parts[#parts + 1] = late:sub(1, 1):upper() .. late:sub(2)
+  end
+  local warnings = M.warnings_of(last)
+  if warnings[1] then
+    data.warnings = warnings
+    parts[#parts + 1] = "Warnings of its last run: "
+      .. table.concat(warnings, "; ")
   end
   if data.store_error then
     parts[#parts + 1] = "The store fails, nothing starts: " .. data.store_error

@@ -294,6 +294,7 @@ function M.load(name, settings)
     spec.policy = result.name
     spec.policy_key = key
     spec.policy_file = set.file
+    spec.policy_version = result.version
     failure.origin[spec] = ("%s: jobs.%s"):format(name, failure.shown(key))
   end
   return result

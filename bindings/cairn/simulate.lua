@@ -134,8 +134,8 @@ end
 -- What docs/policies.md says that a record has; base is given nothing else.
 local record_fields = { "InstanceID", "Name", "run_number", "attempt",
   "JobState", "ErrorCode", "ErrorDescription", "due", "due_last", "StartTime",
-  "time", "ElapsedTime", "bytes_done", "ReferencePointGroupId", "skipped",
-  "reason" }
+  "time", "ElapsedTime", "bytes_done", "ReferencePointGroupId",
+  "policy_version", "skipped", "reason" }
 
 -- The records from before the window, by the job's name, as base gets them.
 local function records_of(history, from_us)
@@ -151,6 +151,11 @@ local function records_of(history, from_us)
           copy[name] = value
         end
       end
+      local warnings = {}
+      for i, warning in ipairs(E.warnings_of(record)) do
+        warnings[i] = type(warning) == "string" and warning or nil
+      end
+      copy.warnings = warnings[1] and warnings
       by_name[record.Name] = by_name[record.Name] or {}
       table.insert(by_name[record.Name], copy)
     end

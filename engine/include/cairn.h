@@ -527,13 +527,14 @@ CAIRN_API int cairn_job_json(cairn_engine *engine, cairn_job job,
                              struct cairn_error *err);
 /* What has become of runs, oldest first: a JSON array that the caller frees, of
  * one job, which may be gone (`id` as for cairn_job_find()), or of all (NULL).
- * The latest history_limit of the engine are kept. Each
- * attempt at a run that has ended: InstanceID, Name, time (of its end), due
- * (null: a client wanted it), StartTime, ElapsedTime, run_number, attempt,
- * JobState (how it ended), ErrorCode, ErrorDescription, bytes_done,
- * ReferencePointGroupId. Due times without a run: InstanceID, Name, time, due,
- * due_last, skipped (how many), reason ("missed", "running", "held",
- * "ended"). */
+ * The latest history_limit of the engine are kept. Each attempt at a run that
+ * has ended: InstanceID, Name, time (of its end), due (null: a client wanted
+ * it), StartTime, ElapsedTime, run_number, attempt, JobState (how it ended),
+ * ErrorCode, ErrorDescription, warnings (an array of texts, of some KiB at
+ * most, or null), bytes_done, ReferencePointGroupId, policy_version (as the job
+ * had it when the attempt began, or null). Due times without a run: InstanceID,
+ * Name, time, due, due_last, skipped (how many), reason ("missed", "running",
+ * "held", "ended"). */
 CAIRN_API int cairn_history(cairn_engine *engine, const char *id, char **out,
                             struct cairn_error *err);
 /* Some of it. *next (NULL: not wanted) is what `after` goes on with, 0: there

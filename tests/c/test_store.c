@@ -716,6 +716,151 @@ static void history_has_its_limit(void **state)
              "50|71|120");
 }
 
+/* The last record of the history, a new reference. */
+static json_t *last_record(cairn_engine *e)
+{
+  char *history;
+  json_t *records, *last;
+
+  assert_int_equal(cairn_history(e, NULL, &history, NULL), 0);
+  records = json_loads(history, 0, NULL);
+  cairn_free(history);
+  last = json_array_get(records, json_array_size(records) - 1);
+  assert_non_null(last);
+  json_incref(last);
+  json_decref(records);
+  return last;
+}
+
+static const char *member(const json_t *record, const char *name)
+{
+  return json_string_value(json_object_get(record, name));
+}
+
+/* Lets the run of a task begin, and says so many warnings in it. */
+static void warn_in_run(cairn_engine *e, cairn_job job, int count)
+{
+  char text[1001];
+
+  settle(e);
+  assert_int_equal(state_of(e, job), CAIRN_RUNNING);
+  for (int i = 1; i <= count; i++) {
+    snprintf(text, sizeof text, "%-1000d", i);
+    assert_int_equal(cairn_task_warn(e, job, text, NULL), 0);
+  }
+}
+
+static void end_run(cairn_engine *e, cairn_job job)
+{
+  assert_int_equal(cairn_task_finish(e, job, NULL, NULL), 0);
+  settle(e);
+}
+
+#define VERSIONED(version)                                                     \
+  "{\"Name\":\"v\",\"run\":true,\"policy_version\":\"" version "\"}"
+
+static void history_has_warnings_and_versions(void **state)
+{
+  struct cairn_error err;
+  cairn_engine *e;
+  cairn_job job;
+  json_t *record, *warnings;
+
+  (void)state;
+  e = new_store();
+  for (int i = 0; i < 3; i++) {
+    static const char *const wrong[] = {VERSIONED("00f"),
+                                        VERSIONED("000000000000000g"),
+                                        VERSIONED("00000000000000000")};
+
+    assert_int_equal(cairn_submit(e, wrong[i], strlen(wrong[i]), &job, &err),
+                     -1);
+    assert_non_null(strstr(err.message, "policy_version: 16 hexadecimal"));
+  }
+  job = submit(e, VERSIONED("00ffEEdd00000001"));
+  warn_in_run(e, job, 2);
+  /* the run keeps its version */
+  assert_int_equal(cairn_job_update(e, job, VERSIONED("fedcba9876543210"),
+                                    strlen(VERSIONED("fedcba9876543210")),
+                                    &err),
+                   0);
+  end_run(e, job);
+  for (int life = 0; life < 2; life++) {
+    record = last_record(e);
+    warnings = json_object_get(record, "warnings");
+    assert_int_equal(json_array_size(warnings), 2);
+    assert_int_equal(atoi(json_string_value(json_array_get(warnings, 1))), 2);
+    assert_string_equal(member(record, "policy_version"), "00ffeedd00000001");
+    assert_string_equal(member(record, "JobState"), "Completed With Warnings");
+    json_decref(record);
+    e = crash(e, "a.db");
+  }
+  /* of very many, the first ones and how many there are */
+  job = submit(e, VERSIONED("fedcba9876543210"));
+  warn_in_run(e, job, 30);
+  end_run(e, job);
+  e = crash(e, "a.db");
+  record = last_record(e);
+  warnings = json_object_get(record, "warnings");
+  assert_int_equal(json_array_size(warnings), 5);
+  assert_string_equal(json_string_value(json_array_get(warnings, 4)),
+                      "26 more warnings");
+  assert_string_equal(member(record, "policy_version"), "fedcba9876543210");
+  json_decref(record);
+  /* and none is none */
+  job = submit(e, TASK);
+  settle(e);
+  end_run(e, job);
+  record = last_record(e);
+  assert_true(json_is_null(json_object_get(record, "warnings")));
+  assert_true(json_is_null(json_object_get(record, "policy_version")));
+  json_decref(record);
+  cairn_engine_free(e);
+}
+
+static void a_file_of_version_1_is_brought_up_to_date(void **state)
+{
+  cairn_engine *e;
+  cairn_job job;
+  json_t *record;
+  int runs = 0;
+
+  (void)state;
+  e = new_store();
+  submit(e, TASK);
+  finish_tasks(e, &runs);
+  job = submit(e, HOURLY);
+  flush(e);
+  open_at = cairn_engine_now(e);
+  cairn_engine_free(e);
+  must_run("sqlite3 a.db 'ALTER TABLE job DROP COLUMN policy_version; "
+           "ALTER TABLE history DROP COLUMN policy_version; "
+           "ALTER TABLE history DROP COLUMN warnings; "
+           "PRAGMA user_version = 1'");
+  for (int life = 0; life < 2; life++) {
+    e = open_store("a.db");
+    assert_int_equal(state_of(e, job), CAIRN_NEW);
+    record = last_record(e);
+    assert_string_equal(member(record, "Name"), "task");
+    assert_true(json_is_null(json_object_get(record, "warnings")));
+    json_decref(record);
+    flush(e);
+    cairn_engine_free(e);
+  }
+  e = open_store("a.db");
+  job = submit(e, VERSIONED("fedcba9876543210"));
+  warn_in_run(e, job, 1);
+  end_run(e, job);
+  flush(e);
+  cairn_engine_free(e);
+  assert_sql("a.db", "PRAGMA user_version", "2");
+  assert_sql("a.db", "PRAGMA integrity_check", "ok");
+  assert_sql(
+      "a.db",
+      "SELECT count(*), count(warnings), min(policy_version) FROM history",
+      "2|1|-81985529216486896");
+}
+
 static void volatile_jobs_are_not_kept(void **state)
 {
   cairn_engine *e;
@@ -1590,6 +1735,8 @@ int main(void)
       cmocka_unit_test(a_retry_survives),
       cmocka_unit_test(removal_survives),
       cmocka_unit_test(history_has_its_limit),
+      cmocka_unit_test(history_has_warnings_and_versions),
+      cmocka_unit_test(a_file_of_version_1_is_brought_up_to_date),
       cmocka_unit_test(volatile_jobs_are_not_kept),
       cmocka_unit_test(events_follow_the_commit),
       cmocka_unit_test(progress_keeps_its_place),

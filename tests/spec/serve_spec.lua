@@ -517,6 +517,46 @@ describe("cairn serve", function()
     assert.is_nil(succeeds "jobs":find("0000-00-00", 1, true))
   end)
 
+  it("says what a run warned of, in the log and as long as its history is kept",
+    function()
+      policy("web", head .. [[
+        return cairn.policy { jobs = { warns = { held = true, JobRunTimes = 0,
+          RunStartInterval = "2h", run = function(job)
+            job:warn "one disk\27 was slow"
+            job:warn "so was another"
+          end } } }]])
+      local service = start { "--policies", "policies" }
+      service.is_up()
+      succeeds("start", jobs()[1].InstanceID)
+      service.says "warning warns: run 1, attempt 1: one disk"
+      service.says "warning warns: run 1, attempt 1: so was another"
+      assert.truthy(service.err:find "policy web: version %x+")
+      local version = service.err:match "policy web: version (%x+)"
+      local function check()
+        local record = assert(cairn_module.json_decode(succeeds("history",
+          "--json")))
+        assert.equal("one disk\27 was slow", record.warnings[1])
+        assert.equal(2, #record.warnings)
+        assert.equal(version, record.policy_version)
+        assert.truthy(succeeds("history"):find("Completed With Warnings: one "
+          .. "disk\\x1b was slow (and 1 more)", 1, true))
+        local why = succeeds("why", jobs()[1].InstanceID)
+        assert.truthy(why:find("Warnings of its last run: one disk\\x1b was "
+          .. "slow; so was another", 1, true), why)
+        assert.truthy(succeeds("show", jobs()[1].InstanceID):find(
+          "%[CAIRN%d+%] one disk\\x1b was slow\n"))
+      end
+      check()
+      service.kill "sigterm"
+      assert.equal(0, service.wait())
+      -- a new version of the file, another life: the record says what was
+      policy("web", head .. [[
+        return cairn.policy { jobs = { warns = { held = true, JobRunTimes = 0,
+          RunStartInterval = "2h", run = print } } }]])
+      start({ "--policies", "policies" }).is_up()
+      check()
+    end)
+
   it("refuses the beginning of several ids", function()
     local service = start()
     service.is_up()

@@ -251,7 +251,7 @@ given. Recovery handlers are not called, and the bodies of run jobs do nothing.]
       "cairn simulate nightly.lua",
       "cairn simulate /etc/cairn/policies --days 60 --from 2025-03-01",
       "cairn simulate nightly.lua --assume web.seconds=2h --assume "
-        .. "web.fails=every:5 --assume web.error=disk_full",
+        .. "web.fails=every:5",
     },
   },
   {

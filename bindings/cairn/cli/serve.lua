@@ -221,19 +221,22 @@ function Service:watch_jobs()
     self:about(event, levels[state] or "info", message)
   end)
   engine:on("RunEnded", function(event)
-    if event.ErrorCode == 0 then return end
-    self:about(event, "error", ("run %d, attempt %d: %s"):format(
-      event.run_number, event.attempt, property(event,
-        "ErrorSummaryDescription") or "error " .. event.ErrorCode))
+    if event.JobState == "Completed" then return end -- there is nothing more
+    local record = E.record_of(engine, event.InstanceID, event.run_number,
+      event.attempt)
+    local what = ("run %d, attempt %d: "):format(event.run_number,
+      event.attempt)
+    for _, warning in ipairs(E.warnings_of(record)) do
+      self:about(event, "warning", what .. warning)
+    end
+    if event.ErrorCode ~= 0 then
+      self:about(event, "error", what .. (record and record.ErrorDescription
+        or "error " .. event.ErrorCode))
+    end
   end)
   engine:on("Skipped", function(event)
     self:about(event, "warning", ("%s had no run: %s"):format(
       text.count(event.count, "time"), event.reason))
-  end)
-  engine:on("Warning", function(event)
-    local ok, _, list = pcall(event.job.GetErrorEx, event.job)
-    local last = ok and type(list) == "table" and list[#list]
-    self:about(event, "warning", last and last.Message or "a warning")
   end)
 end
 

@@ -234,10 +234,13 @@ function Session:run_ended(event)
     event.run_number, event.JobState == "Exception" and "failed"
       or event.JobState:lower(),
     event.attempt > 1 and (" (attempt %d)"):format(event.attempt) or ""))
-  if not is_failed then return end
+  if event.JobState == "Completed" then return end
   local record = E.record_of(self.engine, event.InstanceID, event.run_number,
     event.attempt)
-  if record then
+  for _, warning in ipairs(E.warnings_of(record)) do
+    self.view:say("  warning: " .. text.printable_lines(warning))
+  end
+  if record and is_failed then
     self.view:say("  " .. text.printable_lines(record.ErrorDescription
       or "unknown error"))
   end
