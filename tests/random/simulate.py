@@ -3,7 +3,9 @@
 near a change of the zone's clock. Every due time that the calendar of a job has
 in the window, as Python's zoneinfo sees it (schedule.py), must be a run that
 began then or later, or be told as skipped; and nothing else may be either. What
-runs do at the same time is counted again from the list of runs.
+runs do at the same time is counted again from the list of runs. Some jobs are
+exports whose functions base and retain decide by the local day: which points are
+made, in full or not, pruned and left is found again from the list of runs.
 
     tests/random/simulate.py [--seconds N | --cases N] [--seed S]
 
@@ -29,6 +31,52 @@ import schedule as oracle
 CAIRN = os.path.join(oracle.BUILD, "bin", "cairn")
 DAY, HOUR, SECOND = oracle.DAY, oracle.HOUR, oracle.SECOND
 DAYS = 30
+
+
+RETAIN = {
+    "last": """for i = math.max(1, #points - %(count)d + 1), #points do
+      keep[points[i].ReferencePointGroupId] = true
+    end""",
+    "chains": """local by_id = {}
+    for _, p in ipairs(points) do by_id[p.ReferencePointGroupId] = p end
+    for i = math.max(1, #points - %(count)d + 1), #points do
+      local p = points[i]
+      while p do
+        keep[p.ReferencePointGroupId] = true
+        p = by_id[p.BaseReferencePointGroupId]
+      end
+    end""",
+    "days": """local count, day = 0, nil
+    for i = #points, 1, -1 do
+      local t = points[i].time
+      if day ~= t.year * 1000 + t.yday and count < %(count)d then
+        count, day = count + 1, t.year * 1000 + t.yday
+        keep[points[i].ReferencePointGroupId] = true
+      end
+    end""",
+}
+
+
+def random_decisions(rng):
+    return {"full_wday": rng.randint(1, 7), "rule": rng.choice(list(RETAIN)),
+            "count": rng.randint(1, 12)}
+
+
+def export_text(key, number, d):
+    """What an export's specification has besides its schedule."""
+    return """export = { directory = "/nonexistent/%s", base = "latest",
+      collection = { CollectionId = "6F1D0000-0000-4000-8000-%012X",
+        machines = { { VirtualMachineId = "6F1D0001-0000-4000-8000-%012X",
+          disks = { { id = "a", path = "/nonexistent/a", format = "raw" }
+          } } } } },
+    base = function(job)
+      return job.now.wday == %d and "none" or nil
+    end,
+    retain = function(points)
+      local keep = {}
+      %s
+      return keep
+    end""" % (key, number, number, d["full_wday"], RETAIN[d["rule"]] % d)
 
 
 def random_job(rng, clock, change):
@@ -80,7 +128,7 @@ def random_case(rng, zones):
     start = change - rng.randrange(DAYS * DAY) if change and \
         rng.random() < 0.8 else oracle.us_of(year) + rng.randrange(300 * DAY)
     start -= start % SECOND
-    jobs, arguments = {}, []
+    jobs, arguments, decisions = {}, [], {}
     for i in range(rng.randint(1, 6)):
         s, at = random_job(rng, clock, change)
         s["JobRunTimes"] = 0
@@ -91,22 +139,30 @@ def random_case(rng, zones):
             s["RecoveryAction"] = "Re-run Job"
             arguments += ["--assume", "%s.fails=every:%d" % (
                 key, rng.randint(1, 4))]
-        arguments += ["--assume", "%s.seconds=%d" % (key, rng.choice(
-            [0, 1, 60, 3600, 20000, 90000, 200000]))]
+        lengths = [0, 1, 60, 3600, 20000, 90000, 200000]
+        if rng.random() < 0.5:
+            decisions[key] = random_decisions(rng)
+            arguments += ["--assume", "%s: retain.seconds=%d" % (
+                key, rng.choice(lengths[1:]))]
+            lengths = lengths[1:4]
+        arguments += ["--assume", "%s.seconds=%d" % (key, rng.choice(lengths))]
         jobs[key] = (s, at)
     queue = rng.randint(1, 4)
     arguments += ["--queue", "default=%d" % queue]
     return {"zone": zone, "from": start, "jobs": jobs, "arguments": arguments,
-            "queue": queue}
+            "queue": queue, "decisions": decisions}
 
 
 def simulate(case, path):
     with open(path, "w", encoding="utf-8") as file:
         file.write("local cairn = require 'cairn'\nreturn cairn.policy { "
                    "jobs = {\n")
-        for key, (s, _) in case["jobs"].items():
-            file.write("  %s = { %s, run = print },\n" % (key, ", ".join(
-                "%s = %s" % (name, lua(v)) for name, v in s.items())))
+        for number, (key, (s, _)) in enumerate(case["jobs"].items()):
+            d = case["decisions"].get(key)
+            file.write("  %s = { %s, %s },\n" % (
+                key, ", ".join("%s = %s" % (name, lua(v))
+                               for name, v in s.items()),
+                export_text(key, number, d) if d else "run = print"))
         file.write("} }\n")
     done = subprocess.run(
         [CAIRN, "simulate", path, "--json", "--from",
@@ -139,7 +195,8 @@ def overlaps(runs, until):
 
 
 def idle_wait(case, runs, until):
-    """A run that waited although there was a place and its job was free."""
+    """A run that waited although there was a place, and its job and its
+    directory were free."""
     spans = [(instant(r["start"]), instant(r["end"]) if "end" in r else until)
              for r in runs]
     busy = {}
@@ -148,13 +205,21 @@ def idle_wait(case, runs, until):
         begin, last = busy.get(key, (start, end))
         busy[key] = (min(begin, start), max(last, end))
     for run, (start, _) in zip(runs, spans):
-        due = instant(run["due"] if run["attempt"] == 1 else busy_retry(
-            runs, run))
+        if run["attempt"] > 1:
+            due = instant(busy_retry(runs, run))
+        elif "due" in run:
+            due = instant(run["due"])
+        else:  # a prune, which begins when the export has ended
+            due = start - round(run["wait_seconds"] * SECOND)
+        place = run["job"].split(":")[0]
         moments = [due] + [e for _, e in spans if due < e < start]
         for t in moments if start > due else []:
             on = sum(a <= t < b for a, b in spans)
             own = any(a <= t < b for (job, number), (a, b) in busy.items()
                       if job == run["job"] and number != run["run_number"])
+            own = own or any(a <= t < b for r, (a, b) in zip(runs, spans)
+                             if r["job"] != run["job"] and
+                             r["job"].split(":")[0] == place)
             if on < case["queue"] and not own:
                 return "%s: nothing kept it from starting at %s" % (
                     run, oracle.timestamp(t))
@@ -166,6 +231,91 @@ def busy_retry(runs, run):
     return next(r["retry"] for r in runs if r["job"] == run["job"] and
                 r["run_number"] == run["run_number"] and
                 r["attempt"] == run["attempt"] - 1)
+
+
+def local_day(clock, us):
+    """Days since 1970 of what the clock shows; 1970-01-01 was a Thursday."""
+    return (us + clock.offset(us)) // DAY
+
+
+def depth_of(point):
+    depth = 0
+    while point:
+        depth, point = depth + 1, point["base"]
+    return depth
+
+
+def kept_of(points, d, clock):
+    """What retain answers: a list of points, oldest first."""
+    if d["rule"] == "days":
+        keep, day = [], None
+        for p in reversed(points):
+            if local_day(clock, p["time"]) != day and len(keep) < d["count"]:
+                day = local_day(clock, p["time"])
+                keep.insert(0, p)
+        return keep
+    keep = points[-d["count"]:]
+    if d["rule"] == "chains":
+        needed = []
+        for p in keep:
+            while p and p not in needed:
+                needed.append(p)
+                p = p["base"]
+        keep = [p for p in points if p in needed]
+    return keep
+
+
+def check_points(case, key, records, totals):
+    """The points of an export from the runs that made and pruned them."""
+    d, clock = case["decisions"][key], oracle.Clock(case["zone"])
+    points, wanted = [], 0
+    runs = [r for r in records if r["record"] == "run" and
+            r["job"] in (key, key + ": retain")]
+    pruned = {(r["time"], tuple(r["removed"])) for r in records
+              if r["record"] == "prune" and r["job"] == key + ": retain"}
+    seen = 0
+    for r in runs:
+        if r["JobState"] == "Running" or r["JobState"] == "Exception":
+            continue
+        if r["job"] == key:
+            start = instant(r["start"])
+            is_full = (local_day(clock, start) + 4) % 7 + 1 == d["full_wday"]
+            base = points[-1] if points and not is_full else None
+            if depth_of(base) >= 32:
+                base = None
+            if r["point"] != ("increment" if base else "full"):
+                return "%s: a %s was to be expected" % (
+                    r, "increment" if base else "full")
+            points.append({"time": start, "base": base})
+            wanted += kept_of(points, d, clock) != points
+            totals["fulls"] += base is None
+            continue
+        keep = kept_of(points, d, clock)
+        gone = [p for p in points if p not in keep]
+        told = [t for t in pruned if t[0] == r["end"]]
+        if r["pruned"] != len(gone) or r["kept"] != len(keep) or \
+                ([[instant(t) for t in x[1]] for x in told] if gone else
+                 [[]]) != [[p["time"] for p in gone]]:
+            return "%s: %s removed, and was to be %s" % (r, told, gone)
+        for p in keep:
+            while p["base"] and p["base"] not in keep:
+                p["base"] = p["base"]["base"]
+        points, seen = keep, seen + 1
+        totals["pruned"] += len(gone)
+    left = [(instant(r["time"]), r["type"]) for r in records
+            if r["record"] == "point" and
+            r["directory"] == "/nonexistent/" + key]
+    expected = [(p["time"], "increment" if p["base"] else "full")
+                for p in points]
+    if left != expected:
+        return "%s: the points are %s, and were to be %s" % (key, left,
+                                                             expected)
+    begun = sum(r["job"] != key for r in runs)
+    # one prune may wait for the directory at the end, or several
+    if begun > wanted or (begun < wanted and runs[-1]["JobState"] !=
+                          "Running" and case["queue"] > 3):
+        return "%s: %d prunes, and %d were to be" % (key, begun, wanted)
+    return None
 
 
 def check(case, records, totals):
@@ -202,6 +352,10 @@ def check(case, records, totals):
         totals["due"] += len(wanted)
         totals["skipped"] += len(settled) - len(first)
         totals["moved"] += sum(r["due_kind"] != "normal" for r in first)
+        why = key in case["decisions"] and check_points(case, key, records,
+                                                        totals)
+        if why:
+            return why
     runs = [r for r in records if r["record"] == "run"]
     idle = idle_wait(case, runs, until)
     if idle:
@@ -238,7 +392,8 @@ def main():
         print("1..1\nok 1 - simulations # SKIP no zone database")
         return 0
     rng = random.Random("simulate %s" % seed)
-    totals = dict.fromkeys(["due", "skipped", "moved", "pairs"], 0)
+    totals = dict.fromkeys(["due", "skipped", "moved", "pairs", "fulls",
+                            "pruned"], 0)
     end, count, wrong = time.monotonic() + seconds, 0, []
     with tempfile.TemporaryDirectory(prefix="cairn-simulate-") as directory:
         path = os.path.join(directory, "policy.lua")
@@ -253,9 +408,11 @@ def main():
             count += 1
     print("1..1")
     is_good = oracle.result(1, "%d policies: %d due times, %d of them skipped, "
-                            "%d moved by a change of the clock, %d pairs" % (
+                            "%d moved by a change of the clock, %d pairs, "
+                            "%d fulls, %d points pruned" % (
                                 count, totals["due"], totals["skipped"],
-                                totals["moved"], totals["pairs"]), wrong)
+                                totals["moved"], totals["pairs"],
+                                totals["fulls"], totals["pruned"]), wrong)
     return 0 if is_good else 1
 
 
