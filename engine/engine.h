@@ -66,8 +66,13 @@ struct cairn_engine {
   uint64_t next_serial;
   struct cairn__queue *queues;
   struct cairn__zone_entry *zones; /* those that jobs have named */
-  struct cairn__name *codes;       /* bodies of tasks that there are */
-  struct cairn__name *handlers;    /* of OtherRecoveryAction */
+
+  struct { /* the specification that was last looked at */
+    const struct cairn__job *job;
+    json_t *value;
+  } spec;
+  struct cairn__name *codes;    /* bodies of tasks that there are */
+  struct cairn__name *handlers; /* of OtherRecoveryAction */
   struct cairn__history history;
   struct cairn__table directories;
   struct cairn__work *works;

@@ -686,7 +686,7 @@ static int start_thread(struct cairn_engine *e, struct cairn__job *j,
   run->main = j->kind->main;
   run->io = e->io;
   run->clock = e->clock;
-  run->spec = json_deep_copy(j->spec);
+  run->spec = cairn__job_copy_spec(j);
   if (!run->spec) {
     cairn__run_release(run);
     cairn__free(work);
@@ -740,9 +740,12 @@ static void pass_directory_on(struct cairn_engine *e, struct cairn__job *j)
 static int settle_point(struct cairn_engine *e, struct cairn__job *j,
                         struct cairn_error *error)
 {
-  const char *id = json_string_value(json_object_get(j->spec, "point"));
+  const json_t *spec = cairn__job_spec(e, j);
+  const char *id = json_string_value(json_object_get(spec, "point"));
 
   memset(j->point, 0, sizeof j->point);
+  if (!spec)
+    return cairn__fail_memory(error);
   if (!id)
     return cairn__engine_id(e, j->point, error);
   if (uuid_parse(id, j->point) != 0)
@@ -844,11 +847,13 @@ static int is_same_member(const json_t *a, const json_t *b, const char *name)
 
 /* A specification for one run: of its kind, for the directory that it has
  * taken. Its job may have been given another meanwhile. */
-static int check_decision(const struct cairn__job *j, json_t *spec,
-                          struct cairn_error *err)
+static int check_decision(struct cairn_engine *e, const struct cairn__job *j,
+                          json_t *spec, struct cairn_error *err)
 {
-  const json_t *own = j->work ? j->work->run->spec : j->spec;
+  const json_t *own = j->work ? j->work->run->spec : cairn__job_spec(e, j);
 
+  if (!own)
+    return cairn__fail_memory(err);
   if (!json_is_object(spec))
     return cairn__fail(err, CAIRN_E_WRONG_TYPE, "%s must be an object",
                        j->kind->name);
@@ -886,7 +891,7 @@ int cairn_job_decide(cairn_engine *e, cairn_job job, uint32_t number,
     spec = cairn__json_parse("decision", json, length, err);
     if (!spec)
       return -1;
-    if (check_decision(j, spec, err) != 0) {
+    if (check_decision(e, j, spec, err) != 0) {
       json_decref(spec);
       return -1;
     }
@@ -938,17 +943,19 @@ char *cairn_job_spec(cairn_engine *e, cairn_job job, struct cairn_error *err)
 {
   struct cairn__job *j;
   char *text = NULL;
-  json_t *spec;
 
   cairn__error_clear(err);
   j = cairn__engine_job(e, job, err);
   if (!j)
     return NULL;
   /* the thread of a run that waits leaves it alone */
-  spec = j->work && cairn__run_is_undecided(j->work->run) ? j->work->run->spec
-                                                          : j->spec;
-  if (cairn__json_give(json_incref(spec), &text, err) != 0)
-    return NULL;
+  if (j->work && cairn__run_is_undecided(j->work->run)) {
+    (void)cairn__json_give(json_incref(j->work->run->spec), &text, err);
+    return text;
+  }
+  text = cairn__strdup(j->spec);
+  if (!text)
+    cairn__fail_memory(err);
   return text;
 }
 
@@ -1776,6 +1783,7 @@ static void details_free(struct cairn__details *d)
   cairn__free(d->policy_key);
   cairn__free(d->policy_file);
   cairn__free(d->decisions);
+  cairn__free(d->code);
   cairn__free(d->question);
   cairn__free(d->answer);
   json_decref(d->choices);
@@ -1792,7 +1800,8 @@ void cairn__job_free(struct cairn_engine *e, struct cairn__job *j)
   if (j->queue)
     cairn__queue_remove_job(j->queue);
   details_free(j->details);
-  json_decref(j->spec);
+  cairn__job_forget_spec(e, j);
+  cairn_free(j->spec);
   json_decref(j->warnings);
   json_decref(j->report);
   cairn__free(j->failure);

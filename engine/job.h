@@ -28,6 +28,7 @@
 #include "cairn.h"
 #include "due.h"
 #include "export/kinds.h"
+#include "json.h"
 #include "queue.h"
 #include "run.h"
 #include "table.h"
@@ -78,6 +79,7 @@ struct cairn__details {
   char *caption, *description, *element_name, *other_recovery, *recovery_job;
   char *zone, *policy, *policy_key, *policy_file;
   char *decisions; /* the name under which the embedding program decides */
+  char *code;      /* of a task: the name of its body, from its specification */
   char *question, *answer;
   json_t *choices; /* NULL = free text */
 };
@@ -125,7 +127,7 @@ struct cairn__job {
   char *name;
   struct cairn__details *details;
   const struct cairn__kind *kind; /* NULL: a task ("run") */
-  json_t *spec;
+  char *spec; /* checked; compact JSON, as the store has it */
   struct cairn__settings settings;
 
   struct cairn__queue *queue;
@@ -212,8 +214,16 @@ struct cairn__job *cairn__job_blank(void);
  * build lacks becomes one whose runs say so, a queue that the engine was not
  * opened with is made. */
 int cairn__job_place(struct cairn_engine *e, struct cairn__job *j,
-                     const char *kind, const char *queue,
+                     const char *kind, const char *queue, const json_t *spec,
                      struct cairn_error *err);
+/* Its specification as a value, which lives until the next call for another
+ * job, or until the job is freed or gets another. NULL: out of memory. */
+const json_t *cairn__job_spec(struct cairn_engine *e,
+                              const struct cairn__job *j);
+/* Nobody may have the value of that job any more; NULL: of any. */
+void cairn__job_forget_spec(struct cairn_engine *e, const struct cairn__job *j);
+/* A value of its own, which the caller frees. NULL: out of memory. */
+json_t *cairn__job_copy_spec(const struct cairn__job *j);
 /* The engine knows it from now on. There must be room for its timers. */
 void cairn__job_link(struct cairn_engine *e, struct cairn__job *j,
                      uint64_t serial);
@@ -301,6 +311,10 @@ const char *cairn__job_message(const struct cairn__job *j);
 /* An object or array; duplicates are refused. `what` begins the message. */
 json_t *cairn__json_parse(const char *what, const char *text, size_t length,
                           struct cairn_error *err);
+/* The same in a region, or NULL. */
+json_t *cairn__json_parse_in(struct cairn__json_region *region,
+                             const char *what, const char *text, size_t length,
+                             struct cairn_error *err);
 /* Prints a value and drops it; NULL: out of memory. The caller frees *out. */
 int cairn__json_give(json_t *json, char **out, struct cairn_error *err);
 

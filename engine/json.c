@@ -3,6 +3,8 @@
 
 #include <errno.h>
 #include <setjmp.h>
+#include <stddef.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,15 +16,31 @@ struct blocks {
   size_t count, capacity;
 };
 
+enum {
+  CHUNK_MIN =
+      8 << 10, /* bytes of a region's first one; each is twice the last */
+  CHUNK_MAX = 8 << 20,
+  ALIGNMENT = _Alignof(max_align_t)
+};
+
+struct cairn__json_chunk {
+  struct cairn__json_chunk *next;
+  char *end;
+  _Alignas(max_align_t) char bytes[];
+};
+
 /* What the parser has taken while it reads, so that it can be left at any
  * allocation. What it gives back stays until it is done: then all is known to
- * go, or only that. Belongs to the thread that reads. */
+ * go, or only that. In a region nothing has to be known. Belongs to the thread
+ * that reads. */
 struct load {
   jmp_buf out;
+  struct cairn__json_region *region; /* or NULL */
   struct blocks taken, given;
 };
 
 static _Thread_local struct load *current;
+static _Thread_local struct cairn__json_region *region_of_thread;
 /* Below ours: what is set now, and what was there before us. Changed only while
  * no other thread is here (cairn_set_allocator). */
 static json_malloc_t under_malloc = malloc, before_malloc = malloc;
@@ -49,11 +67,56 @@ static void free_all(const struct blocks *b)
     under_free(b->list[i]);
 }
 
+/* Room for so many bytes in a region; NULL: out of memory. */
+static void *take(struct cairn__json_region *r, size_t size)
+{
+  size_t next =
+      r->chunks ? 2 * (size_t)(r->chunks->end - r->chunks->bytes) : CHUNK_MIN;
+  struct cairn__json_chunk *c;
+  char *block = r->at;
+
+  if (size > SIZE_MAX / 2)
+    return NULL;
+  size = (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+  if (r->chunks && size <= (size_t)(r->end - r->at)) {
+    r->at += size;
+    return block;
+  }
+  if (next > CHUNK_MAX)
+    next = CHUNK_MAX;
+  if (next < size)
+    next = size;
+  c = under_malloc(sizeof *c + next);
+  if (!c)
+    return NULL;
+  c->next = r->chunks;
+  c->end = c->bytes + next;
+  r->chunks = c;
+  r->at = c->bytes + size;
+  r->end = c->end;
+  return c->bytes;
+}
+
+/* Whether a block is in a region of this thread. */
+static int is_in_region(const void *block)
+{
+  uintptr_t at = (uintptr_t)block;
+
+  for (const struct cairn__json_region *r = region_of_thread; r; r = r->outer)
+    for (const struct cairn__json_chunk *c = r->chunks; c; c = c->next)
+      if (at >= (uintptr_t)c->bytes && at < (uintptr_t)c->end)
+        return 1;
+  return 0;
+}
+
 static void *guarded_malloc(size_t size)
 {
   struct load *load = current;
-  void *block = under_malloc(size);
+  void *block =
+      load && load->region ? take(load->region, size) : under_malloc(size);
 
+  if (load && load->region && block)
+    return block;
   if (!load)
     return block;
   if (block && append(&load->taken, block) == 0)
@@ -67,6 +130,8 @@ static void guarded_free(void *block)
 {
   struct load *load = current;
 
+  if (region_of_thread && block && is_in_region(block))
+    return;
   if (!load)
     under_free(block);
   else if (block && append(&load->given, block) != 0)
@@ -83,10 +148,33 @@ static int read_text(struct load *load, const char *text, size_t length,
   return 0;
 }
 
+void cairn__json_region_open(struct cairn__json_region *region)
+{
+  *region = (struct cairn__json_region){.outer = region_of_thread};
+  region_of_thread = region;
+}
+
+void cairn__json_region_close(struct cairn__json_region *region)
+{
+  region_of_thread = region->outer;
+  while (region->chunks) {
+    struct cairn__json_chunk *c = region->chunks;
+
+    region->chunks = c->next;
+    under_free(c);
+  }
+}
+
 json_t *cairn__json_load(const char *text, size_t length, size_t flags,
                          json_error_t *error)
 {
-  struct load load = {.taken = {0}};
+  return cairn__json_load_in(NULL, text, length, flags, error);
+}
+
+json_t *cairn__json_load_in(struct cairn__json_region *region, const char *text,
+                            size_t length, size_t flags, json_error_t *error)
+{
+  struct load load = {.region = region};
   json_error_t unused;
   json_t *value = NULL;
   int result;

@@ -18,6 +18,24 @@
 json_t *cairn__json_load(const char *text, size_t length, size_t flags,
                          json_error_t *error);
 
+/* Memory of values that go together: a million small blocks taken and given
+ * back as few large ones. While it is open, on the thread that opened it,
+ * values of cairn__json_load_in are in it; they are used and released
+ * (json_decref) as any others, and others may be put into them, but none of
+ * them may be left when it is closed. One that is opened within another is
+ * closed first. */
+struct cairn__json_region {
+  struct cairn__json_region *outer;
+  struct cairn__json_chunk *chunks; /* the last one first */
+  char *at, *end;                   /* what is free of it */
+};
+
+void cairn__json_region_open(struct cairn__json_region *region);
+void cairn__json_region_close(struct cairn__json_region *region);
+/* As cairn__json_load, with the value in the region that was opened last. */
+json_t *cairn__json_load_in(struct cairn__json_region *region, const char *text,
+                            size_t length, size_t flags, json_error_t *error);
+
 /* For cairn_set_allocator, which names the functions under the parser's; NULL:
  * those that it had before us. */
 void cairn__json_set_allocator(void *(*malloc_fn)(size_t),

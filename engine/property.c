@@ -428,7 +428,7 @@ static int give_exported(struct cairn_engine *e, const struct cairn__job *j,
 static int give_machines(struct cairn_engine *e, const struct cairn__job *j,
                          struct cairn_value *v, struct cairn_error *err)
 {
-  const json_t *collection = json_object_get(j->spec, "collection");
+  const json_t *spec = NULL;
   const json_t *exported = json_object_get(
       json_object_get(j->report, "properties"), "VirtualMachineId");
 
@@ -439,8 +439,12 @@ static int give_machines(struct cairn_engine *e, const struct cairn__job *j,
   /* A run that ended well may have left out a machine: the arrays pair. */
   if (j->is_last_well && exported)
     return give_strings(e, v, exported, NULL, err);
-  return give_strings(e, v, json_object_get(collection, "machines"),
-                      "VirtualMachineId", err);
+  spec = cairn__job_spec(e, j);
+  if (!spec)
+    return cairn__fail_memory(err);
+  return give_strings(
+      e, v, json_object_get(json_object_get(spec, "collection"), "machines"),
+      "VirtualMachineId", err);
 }
 
 static void give_base(const struct cairn__job *j, struct cairn_value *v)
@@ -471,24 +475,40 @@ static void give_point(struct cairn_engine *e, const struct cairn__job *j,
   give_string(v, e->text);
 }
 
-static void give_spec_string(const json_t *object, const char *name,
-                             struct cairn_value *v)
+/* Of a point that exists only its id may have been given. */
+static int give_collection(struct cairn_engine *e, const struct cairn__job *j,
+                           struct cairn_value *v, struct cairn_error *err)
 {
-  give_string(v, json_string_value(json_object_get(object, name)));
+  const json_t *spec, *collection;
+
+  if (!j->kind ||
+      !(makes_point(j) || strcmp(j->kind->name, "reference_point") == 0)) {
+    give_null(v);
+    return 0;
+  }
+  spec = cairn__job_spec(e, j);
+  if (!spec)
+    return cairn__fail_memory(err);
+  collection = json_object_get(spec, "collection");
+  give_string(v, json_string_value(json_object_get(
+                     collection ? collection : spec, "CollectionId")));
+  return 0;
 }
 
-/* Of a point that exists only its id may have been given. */
-static void give_collection(const struct cairn__job *j, struct cairn_value *v)
+static int give_directory(struct cairn_engine *e, const struct cairn__job *j,
+                          struct cairn_value *v, struct cairn_error *err)
 {
-  const json_t *collection = json_object_get(j->spec, "collection");
+  const json_t *spec;
 
-  int is_known = j->kind && (makes_point(j) ||
-                             strcmp(j->kind->name, "reference_point") == 0);
-
-  give_spec_string(!is_known    ? NULL
-                   : collection ? collection
-                                : j->spec,
-                   "CollectionId", v);
+  if (!makes_point(j)) {
+    give_null(v);
+    return 0;
+  }
+  spec = cairn__job_spec(e, j);
+  if (!spec)
+    return cairn__fail_memory(err);
+  give_string(v, json_string_value(json_object_get(spec, "directory")));
+  return 0;
 }
 
 static void give_label(const struct cairn_property_info *p, int place,
@@ -699,8 +719,7 @@ static int get(struct cairn_engine *e, const struct cairn__job *j,
     give_string(v, cairn__job_message(j));
     break;
   case CAIRN_PROPERTY_CollectionId:
-    give_collection(j, v);
-    break;
+    return give_collection(e, j, v, err);
   case CAIRN_PROPERTY_ReferencePointGroupId:
     give_point(e, j, v);
     break;
@@ -710,8 +729,7 @@ static int get(struct cairn_engine *e, const struct cairn__job *j,
   case CAIRN_PROPERTY_VirtualMachineId:
     return give_machines(e, j, v, err);
   case CAIRN_PROPERTY_ExportDirectory:
-    give_spec_string(makes_point(j) ? j->spec : NULL, "directory", v);
-    break;
+    return give_directory(e, j, v, err);
   case CAIRN_PROPERTY_ExportedDisks:
   case CAIRN_PROPERTY_ExportedLogFilePaths:
   case CAIRN_PROPERTY_ExportedConfigFilePaths:
@@ -797,10 +815,18 @@ int cairn_job_get(cairn_engine *e, cairn_job job, int id,
 json_t *cairn__json_parse(const char *what, const char *text, size_t length,
                           struct cairn_error *err)
 {
+  return cairn__json_parse_in(NULL, what, text, length, err);
+}
+
+json_t *cairn__json_parse_in(struct cairn__json_region *region,
+                             const char *what, const char *text, size_t length,
+                             struct cairn_error *err)
+{
   json_error_t where;
   json_t *json;
 
-  json = cairn__json_load(text, length, JSON_REJECT_DUPLICATES, &where);
+  json =
+      cairn__json_load_in(region, text, length, JSON_REJECT_DUPLICATES, &where);
   if (json)
     return json;
   if (errno == ENOMEM)

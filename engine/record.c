@@ -249,8 +249,6 @@ static int put_job(const struct cairn__job *j, struct cairn__rows *rows)
   const struct cairn__details *d = j->details;
   struct cairn__text t[CAIRN__JOB_TEXT_COUNT] = {{NULL, 0}};
   int64_t v[CAIRN__JOB_INTEGER_COUNT];
-  int is_well = 1;
-  char *spec = dump(j->spec, &is_well);
 
   v[CAIRN__JOB_serial] = (int64_t)j->by_serial.key;
   v[CAIRN__JOB_TimeSubmitted] = j->submitted_us;
@@ -265,7 +263,7 @@ static int put_job(const struct cairn__job *j, struct cairn__rows *rows)
   t[CAIRN__JOB_InstanceID] = text(j->instance_id);
   t[CAIRN__JOB_Name] = text(j->name);
   t[CAIRN__JOB_kind] = text(j->kind ? j->kind->name : "run");
-  t[CAIRN__JOB_spec] = text(spec);
+  t[CAIRN__JOB_spec] = text(j->spec);
   t[CAIRN__JOB_queue] = text(j->queue->name);
   if (d) {
     t[CAIRN__JOB_Caption] = text(d->caption);
@@ -279,10 +277,7 @@ static int put_job(const struct cairn__job *j, struct cairn__rows *rows)
     t[CAIRN__JOB_policy_file] = text(d->policy_file);
     t[CAIRN__JOB_decisions] = text(d->decisions);
   }
-  if (is_well)
-    is_well = cairn__rows_put(rows, CAIRN__TABLE_JOB, v, t) == 0;
-  cairn_free(spec);
-  return is_well ? 0 : -1;
+  return cairn__rows_put(rows, CAIRN__TABLE_JOB, v, t);
 }
 
 int cairn__record_put(struct cairn_engine *e, const struct cairn__job *j,
@@ -397,12 +392,41 @@ static const char *load_integers(struct cairn__job *j, const int64_t *v)
   return NULL;
 }
 
+/* What the specification says is needed without looking at it again. */
+static int load_spec(struct cairn_engine *e, struct cairn__job *j,
+                     const struct cairn__text *t, const char *kind,
+                     const json_t *spec, struct cairn_error *err)
+{
+  const char *code = json_string_value(json_object_get(spec, "code"));
+  int is_task = strcmp(kind, "run") == 0;
+  char *queue = NULL;
+  int result;
+
+  /* a task's answers must not fail for want of room */
+  if (has_details(t) || is_task) {
+    j->details = cairn__calloc(1, sizeof *j->details);
+    if (!j->details || !load_details(j, t))
+      return cairn__fail_memory(err);
+  }
+  if (is_task && code) {
+    j->details->code = cairn__strdup(code);
+    if (!j->details->code)
+      return cairn__fail_memory(err);
+  }
+  if (!copy(&t[CAIRN__JOB_queue], &queue))
+    return cairn__fail_memory(err);
+  result = cairn__job_place(e, j, kind, queue, spec, err);
+  cairn__free(queue);
+  return result;
+}
+
 static int load_job(struct cairn_engine *e, struct cairn__job *j,
                     const int64_t *v, const struct cairn__text *t,
                     struct cairn_error *err)
 {
   const char *column = load_integers(j, v);
-  char *kind = NULL, *queue = NULL;
+  json_t *spec = NULL;
+  char *kind = NULL;
   int code;
 
   if (column)
@@ -414,23 +438,18 @@ static int load_job(struct cairn_engine *e, struct cairn__job *j,
   if (!t[CAIRN__JOB_Name].bytes || !t[CAIRN__JOB_kind].bytes ||
       !t[CAIRN__JOB_queue].bytes)
     return damaged(err, v[0], "Name, kind or queue");
-  code = parse(&t[CAIRN__JOB_spec], &j->spec);
-  if (code > 0 || (code == 0 && !j->spec))
+  code = parse(&t[CAIRN__JOB_spec], &spec);
+  if (code > 0 || (code == 0 && !spec))
     return damaged(err, v[0], "spec");
-  if (code < 0 || !copy(&t[CAIRN__JOB_Name], &j->name))
+  if (code < 0)
     return cairn__fail_memory(err);
-  if (!copy(&t[CAIRN__JOB_kind], &kind) || !copy(&t[CAIRN__JOB_queue], &queue))
+  if (copy(&t[CAIRN__JOB_Name], &j->name) &&
+      copy(&t[CAIRN__JOB_spec], &j->spec) && copy(&t[CAIRN__JOB_kind], &kind))
+    code = load_spec(e, j, t, kind, spec, err);
+  else
     code = cairn__fail_memory(err);
-  /* a task's answers must not fail for want of room */
-  if (code == 0 && (has_details(t) || strcmp(kind, "run") == 0)) {
-    j->details = cairn__calloc(1, sizeof *j->details);
-    if (!j->details || !load_details(j, t))
-      code = cairn__fail_memory(err);
-  }
-  if (code == 0)
-    code = cairn__job_place(e, j, kind, queue, err);
   cairn__free(kind);
-  cairn__free(queue);
+  json_decref(spec);
   return code;
 }
 

@@ -289,14 +289,13 @@ static char *path_key(const char *path)
 }
 
 /* The directory that a job writes into: one job at a time in each. */
-static const char *written_directory(const struct cairn__job *j,
-                                     const char *kind)
+static const char *written_directory(const json_t *spec, const char *kind)
 {
-  const char *to = json_string_value(json_object_get(j->spec, "to"));
+  const char *to = json_string_value(json_object_get(spec, "to"));
 
   if (strcmp(kind, "merge") == 0 && to)
     return to;
-  return json_string_value(json_object_get(j->spec, "directory"));
+  return json_string_value(json_object_get(spec, "directory"));
 }
 
 /* The others add to a directory, or change it. */
@@ -307,9 +306,10 @@ static int writes_directory(const char *kind)
 }
 
 static int read_directory(struct cairn_engine *e, struct cairn__job *j,
-                          const char *kind, struct cairn_error *err)
+                          const char *kind, const json_t *spec,
+                          struct cairn_error *err)
 {
-  const char *path = written_directory(j, kind);
+  const char *path = written_directory(spec, kind);
   char *key;
 
   if (!path)
@@ -324,33 +324,84 @@ static int read_directory(struct cairn_engine *e, struct cairn__job *j,
   return j->directory ? 0 : cairn__fail_memory(err);
 }
 
+static int keep_spec(struct cairn__job *j, const json_t *value,
+                     struct cairn_error *err)
+{
+  j->spec = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY);
+  return j->spec ? 0 : cairn__fail_memory(err);
+}
+
+const json_t *cairn__job_spec(struct cairn_engine *e,
+                              const struct cairn__job *j)
+{
+  json_t *value;
+
+  if (e->spec.job == j)
+    return e->spec.value;
+  value = cairn__job_copy_spec(j);
+  if (!value)
+    return NULL;
+  cairn__job_forget_spec(e, NULL);
+  e->spec.job = j;
+  e->spec.value = value;
+  return value;
+}
+
+void cairn__job_forget_spec(struct cairn_engine *e, const struct cairn__job *j)
+{
+  if (j && e->spec.job != j)
+    return;
+  json_decref(e->spec.value);
+  e->spec.job = NULL;
+  e->spec.value = NULL;
+}
+
+json_t *cairn__job_copy_spec(const struct cairn__job *j)
+{
+  return cairn__json_load(j->spec, strlen(j->spec), JSON_DECODE_ANY, NULL);
+}
+
+static int read_task(struct cairn__job *j, const json_t *value,
+                     struct cairn_error *err)
+{
+  const char *code = json_string_value(json_object_get(value, "code"));
+  struct cairn__details *d;
+
+  if (!json_is_true(value) && !json_is_string(value) && !json_is_object(value))
+    return cairn__fail(err, CAIRN_E_WRONG_TYPE,
+                       "run must be true, a string or an object");
+  /* ResumeWithInput must not fail for want of room. */
+  d = details_of(j, err);
+  if (!d)
+    return -1;
+  d->code = code ? cairn__strdup(code) : NULL;
+  if (code && !d->code)
+    return cairn__fail_memory(err);
+  return keep_spec(j, value, err);
+}
+
 static int read_kind(struct cairn_engine *e, struct cairn__job *j,
                      const char *name, json_t *value, struct cairn_error *err)
 {
   struct cairn_error why;
 
-  if (strcmp(name, "run") == 0) {
-    if (!json_is_true(value) && !json_is_string(value) &&
-        !json_is_object(value))
-      return cairn__fail(err, CAIRN_E_WRONG_TYPE,
-                         "run must be true, a string or an object");
-    j->spec = json_incref(value);
-    return 0;
-  }
+  if (strcmp(name, "run") == 0)
+    return read_task(j, value, err);
   j->kind = cairn__kind_find(name);
   if (!j->kind)
     return cairn__fail(err, CAIRN_E_NOT_SUPPORTED,
                        "%s: this build has no such kind of job", name);
   if (!json_is_object(value))
     return cairn__fail(err, CAIRN_E_WRONG_TYPE, "%s must be an object", name);
-  j->spec = json_incref(value);
   cairn__error_clear(&why);
-  if (j->kind->check(j->spec, &why) != 0) {
+  if (j->kind->check(value, &why) != 0) {
     if (err)
       *err = why;
     return -1;
   }
-  return writes_directory(name) ? read_directory(e, j, name, err) : 0;
+  if (writes_directory(name) && read_directory(e, j, name, value, err) != 0)
+    return -1;
+  return keep_spec(j, value, err);
 }
 
 /* ---- the whole ---- */
@@ -501,9 +552,6 @@ static int fill(struct cairn_engine *e, struct cairn__job *j, json_t *spec,
                        "verify, restore, stream, import, merge, prune, run");
   if (read_kind(e, j, parts.kind, parts.kind_value, err) != 0)
     return -1;
-  /* ResumeWithInput must not fail for want of room. */
-  if (!j->kind && !details_of(j, err))
-    return -1;
   if (cairn__due_check(e, j, &j->settings, j->details ? j->details->zone : NULL,
                        &j->due.zone, err) != 0 ||
       check_recovery_queue(e, j, parts.queue, err) != 0)
@@ -558,7 +606,7 @@ static const struct cairn__kind unknown_kind = {.name = "unknown",
                                                 .main = unknown_main};
 
 int cairn__job_place(struct cairn_engine *e, struct cairn__job *j,
-                     const char *kind, const char *queue,
+                     const char *kind, const char *queue, const json_t *spec,
                      struct cairn_error *err)
 {
   struct cairn__queue *q = cairn__queue_find(e, queue);
@@ -570,7 +618,7 @@ int cairn__job_place(struct cairn_engine *e, struct cairn__job *j,
     if (!j->kind)
       j->kind = &unknown_kind;
     if (writes_directory(j->kind->name) &&
-        read_directory(e, j, j->kind->name, err) != 0)
+        read_directory(e, j, j->kind->name, spec, err) != 0)
       return -1;
   }
   if (cairn__queue_add_job(q) != 0)
@@ -659,26 +707,28 @@ int cairn__submit(cairn_engine *e, json_t *spec, size_t length, cairn_job *out,
 }
 
 /* NULL when it cannot be, or the engine takes no jobs. */
-static json_t *parse(struct cairn_engine *e, const char *json, size_t length,
-                     struct cairn_error *err)
+static json_t *parse(struct cairn_engine *e, struct cairn__json_region *region,
+                     const char *json, size_t length, struct cairn_error *err)
 {
   if (check_open(e, err) != 0 || check_length(length, err) != 0)
     return NULL;
-  return cairn__json_parse("specification", json, length, err);
+  return cairn__json_parse_in(region, "specification", json, length, err);
 }
 
 int cairn_submit(cairn_engine *e, const char *json, size_t length,
                  cairn_job *out, struct cairn_error *err)
 {
+  struct cairn__json_region region; /* a job keeps no value of it */
   json_t *spec;
-  int code;
+  int code = -1;
 
   *out = 0;
-  spec = parse(e, json, length, err);
-  if (!spec)
-    return -1;
-  code = cairn__submit(e, spec, length, out, err);
+  cairn__json_region_open(&region);
+  spec = parse(e, &region, json, length, err);
+  if (spec)
+    code = cairn__submit(e, spec, length, out, err);
   json_decref(spec);
+  cairn__json_region_close(&region);
   return code;
 }
 
@@ -763,13 +813,16 @@ int cairn__submit_all(cairn_engine *e, json_t *array, size_t length,
 int cairn_submit_all(cairn_engine *e, const char *json, size_t length,
                      cairn_job *out, size_t count, struct cairn_error *err)
 {
-  json_t *array = parse(e, json, length, err);
-  int code;
+  struct cairn__json_region region;
+  json_t *array;
+  int code = -1;
 
-  if (!array)
-    return -1;
-  code = cairn__submit_all(e, array, length, out, count, err);
+  cairn__json_region_open(&region);
+  array = parse(e, &region, json, length, err);
+  if (array)
+    code = cairn__submit_all(e, array, length, out, count, err);
   json_decref(array);
+  cairn__json_region_close(&region);
   return code;
 }
 
@@ -813,6 +866,7 @@ static void exchange(struct cairn_engine *e, struct cairn__job *j,
   SWAP(j->details, other->details);
   SWAP(j->kind, other->kind);
   SWAP(j->spec, other->spec);
+  cairn__job_forget_spec(e, j);
   SWAP(j->settings, other->settings);
   SWAP(j->queue, other->queue);
   SWAP(j->directory, other->directory);
@@ -915,6 +969,17 @@ const char *cairn_job_policy_file(cairn_engine *e, cairn_job job)
   return j && j->details ? j->details->policy_file : NULL;
 }
 
+static int plan_spec(struct cairn_engine *e, const struct cairn__job *j,
+                     json_t **plan, struct cairn_error *err)
+{
+  json_t *spec = cairn__job_copy_spec(j);
+  int code =
+      spec ? j->kind->plan(e->io, spec, plan, err) : cairn__fail_memory(err);
+
+  json_decref(spec);
+  return code;
+}
+
 int cairn_plan(cairn_engine *e, const char *json, size_t length, char **plan,
                struct cairn_error *err)
 {
@@ -938,7 +1003,7 @@ int cairn_plan(cairn_engine *e, const char *json, size_t length, char **plan,
         cairn__fail(err, CAIRN_E_NOT_SUPPORTED,
                     "%s: jobs of this kind cannot be planned", j->kind->name);
   else
-    code = j->kind->plan(e->io, j->spec, &result, err);
+    code = plan_spec(e, j, &result, err);
   cairn__job_free(e, j);
   return code == 0 ? cairn__json_give(result, plan, err) : -1;
 }

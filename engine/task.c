@@ -19,7 +19,7 @@ struct cairn__name {
 
 static const char *code_of(const struct cairn__job *j)
 {
-  return j->kind ? NULL : json_string_value(json_object_get(j->spec, "code"));
+  return j->kind || !j->details ? NULL : j->details->code;
 }
 
 static const char *decisions_of(const struct cairn__job *j)

@@ -145,6 +145,98 @@ static void a_large_text_that_is_cut_off_is_let_go(void **state)
   free(text);
 }
 
+/* Whichever of a region's few allocations fails, nothing is left of it. */
+static void a_region_is_closed_whole(void **state)
+{
+  (void)state;
+  char *text = text_of_tokens();
+  struct cairn__json_region region;
+  json_t *whole, *value = NULL;
+  long visits = 0;
+
+  is_lasting = 0;
+  countdown = LONG_MAX;
+  whole = cairn__json_load(text, strlen(text), 0, NULL);
+  assert_non_null(whole);
+  long held = blocks;
+  for (; !value; visits++) {
+    json_error_t error;
+    cairn__json_region_open(&region);
+    countdown = visits;
+    value = cairn__json_load_in(&region, text, strlen(text), 0, &error);
+    countdown = LONG_MAX;
+    if (!value) {
+      assert_string_equal(error.text, "out of memory");
+    } else {
+      assert_true(json_equal(value, whole));
+      assert_in_range(blocks - held, 1, 8); /* of thousands of values */
+      json_decref(value);
+    }
+    cairn__json_region_close(&region);
+    assert_int_equal(blocks, held);
+  }
+  assert_true(visits > 2);
+  /* what is no JSON */
+  cairn__json_region_open(&region);
+  assert_null(cairn__json_load_in(&region, text, strlen(text) - 1, 0, NULL));
+  assert_int_equal(errno, 0);
+  cairn__json_region_close(&region);
+  assert_int_equal(blocks, held);
+  json_decref(whole);
+  free(text);
+}
+
+/* Values of a region, of another one and of none in each other, changed as the
+ * checks of specifications do. */
+static void values_of_a_region_are_as_any_others(void **state)
+{
+  static const char first[] = "{\"a\": {\"s\": \"x\"}, \"l\": [1, [2], {}]}",
+                    second[] = "[{\"deep\": [\"text\"]}]";
+  (void)state;
+  struct cairn__json_region outer, inner;
+  json_t *value, *more, *object, *kept;
+  char key[32];
+
+  countdown = LONG_MAX;
+  cairn__json_region_open(&outer);
+  value = cairn__json_load_in(&outer, first, strlen(first), 0, NULL);
+  assert_non_null(value);
+  object = json_object_get(value, "a");
+  for (int i = 0; i < 200; i++) { /* its table grows */
+    snprintf(key, sizeof key, "k%d", i);
+    assert_int_equal(json_object_set_new(object, key, json_integer(i)), 0);
+  }
+  assert_int_equal(json_string_set(json_object_get(object, "s"),
+                                   "longer than it was before"),
+                   0);
+  assert_int_equal(json_object_del(object, "k7"), 0);
+  assert_int_equal(json_array_remove(json_object_get(value, "l"), 1), 0);
+  for (int i = 0; i < 50; i++)
+    assert_int_equal(
+        json_array_append_new(json_object_get(value, "l"), json_object()), 0);
+
+  cairn__json_region_open(&inner);
+  more = cairn__json_load_in(&inner, second, strlen(second), 0, NULL);
+  assert_non_null(more);
+  assert_int_equal(json_array_append(more, object), 0);
+  kept = json_deep_copy(json_array_get(more, 0)); /* of none */
+  json_decref(more);
+  cairn__json_region_close(&inner);
+
+  assert_int_equal(json_object_set_new(value, "kept", kept), 0);
+  kept = json_incref(kept);
+  assert_string_equal(json_string_value(json_object_get(object, "s")),
+                      "longer than it was before");
+  assert_int_equal(json_object_size(object), 200);
+  json_decref(value);
+  cairn__json_region_close(&outer);
+  assert_string_equal(
+      json_string_value(json_array_get(json_object_get(kept, "deep"), 0)),
+      "text");
+  json_decref(kept);
+  assert_int_equal(blocks, 0);
+}
+
 int main(void)
 {
   const struct CMUnitTest tests[] = {
@@ -152,6 +244,8 @@ int main(void)
       cmocka_unit_test(all_from_one_on_fail),
       cmocka_unit_test(a_text_that_is_wrong_is_no_lack_of_memory),
       cmocka_unit_test(a_large_text_that_is_cut_off_is_let_go),
+      cmocka_unit_test(a_region_is_closed_whole),
+      cmocka_unit_test(values_of_a_region_are_as_any_others),
   };
   return cmocka_run_group_tests_name("json", tests, setup, teardown);
 }
