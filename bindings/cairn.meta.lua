@@ -361,7 +361,7 @@ function engine:advance(seconds) end
 ---@return cairn.datetime
 function engine:now() end
 
----What has become of runs. Each attempt that has ended: InstanceID, Name, time (of its end), due (nil: a client wanted it), StartTime, ElapsedTime, run_number, attempt, JobState (how it ended), ErrorCode, ErrorDescription, warnings (a list of texts, or nil), bytes_done, ReferencePointGroupId, policy_version (of the policy's file when the attempt began). Due times without a run: InstanceID, Name, time, due, due_last, skipped (how many), reason (`"missed"`, `"running"`, `"held"`, `"ended"`, `"queued"`: longer than MaxTimeOnQueue). Times are CIM datetimes. The latest history_limit of cairn.open (10000) are kept, with a store in it.
+---What has become of runs. Each attempt that has ended: InstanceID, Name, time (of its end), due (nil: a client wanted it), StartTime, ElapsedTime, run_number, attempt, JobState (how it ended), ErrorCode, ErrorDescription, warnings (a list of texts, of some KiB at most, or nil), lost_warnings (how many it had besides), bytes_done, ReferencePointGroupId (of the point that it made), policy_version (of the policy's file when the attempt began). Due times without a run: InstanceID, Name, time, due, due_last, skipped (how many), reason (`"missed"`, `"running"`, `"held"`, `"ended"`, `"queued"`: longer than MaxTimeOnQueue). Times are CIM datetimes. The latest history_limit of cairn.open (10000) are kept, with a store in it.
 ---@param id? string|cairn.job of this job, which may be gone; of all when left out
 ---@param options? table max (at most so many) or last (the newest so many), and after (only later ones than where an earlier call ended, which it gave as next)
 ---@return table[]? # oldest first
@@ -433,6 +433,12 @@ function job:GetError() end
 ---@return integer # 0
 ---@return table[]? # CIM_Errors, root cause first
 function job:GetErrorEx() end
+
+---What the run that is on, or the last one, has warned of until now.
+---@return string[]? # oldest first
+---@return string? # message, when refused
+---@return string? # code, when refused: see cairn.errors
+function job:warnings() end
 
 ---Removes a job that has ended.
 ---@return integer # 0, or a CIM status code

@@ -548,6 +548,11 @@ static int job_report(lua_State *L)
   return push_json(L, cairn_job_report);
 }
 
+static int job_warnings(lua_State *L)
+{
+  return push_json(L, cairn_job_warnings);
+}
+
 static int job_query(lua_State *L)
 {
   return push_json(L, cairn_job_query);
@@ -614,6 +619,7 @@ static const luaL_Reg methods[] = {{"number", job_number},
                                    {"DeleteInstance", job_delete},
                                    {"ResumeWithInput", job_resume_with_input},
                                    {"report", job_report},
+                                   {"warnings", job_warnings},
                                    {"query", job_query},
                                    {"json", job_json},
                                    {NULL, NULL}};

@@ -100,7 +100,7 @@ static int tells_error(int state)
 static int tells_warnings(const struct cairn__job *j)
 {
   return cairn_state_is_final(j->state) ||
-         (j->state == CAIRN_SUSPENDED && !j->is_live);
+         (j->state == CAIRN_SUSPENDED && !j->is_live && !j->is_interrupted);
 }
 
 uint32_t cairn_job_get_errors(cairn_engine *e, cairn_job job, int is_ex,

@@ -342,6 +342,8 @@ static const char *const migrations[] = {
     "ALTER TABLE job ADD COLUMN policy_version INTEGER NOT NULL DEFAULT 0; "
     "ALTER TABLE history ADD COLUMN policy_version INTEGER NOT NULL "
     "DEFAULT 0; "
+    "ALTER TABLE history ADD COLUMN lost_warnings INTEGER NOT NULL "
+    "DEFAULT 0; "
     "ALTER TABLE history ADD COLUMN warnings TEXT"};
 
 static int migrate(struct cairn__database *db, int64_t version,

@@ -68,7 +68,7 @@
 #define CAIRN__HISTORY_INTEGERS(X)                                             \
   X(id) X(time) X(due) X(due_last) X(StartTime) X(ElapsedTime) X(bytes_done)   \
   X(run_number) X(attempt) X(count) X(JobState) X(ErrorCode) X(skipped)        \
-  X(reason) X(policy_version)
+  X(reason) X(policy_version) X(lost_warnings)
 #define CAIRN__HISTORY_TEXTS(X)                                                \
   X(InstanceID) X(Name) X(ErrorDescription) X(ReferencePointGroupId)           \
   X(warnings)

@@ -1,6 +1,7 @@
 /* history.c: see history.h. */
 #include "history.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -23,7 +24,7 @@ struct cairn__record {
   int64_t started, elapsed;
   uint64_t bytes_done;
   uint64_t policy_version;
-  uint32_t run, attempt, count;
+  uint32_t run, attempt, count, lost_warnings;
   uint16_t state, error_id;
   uint8_t is_skipped, reason;
   char instance_id[48];
@@ -172,14 +173,16 @@ static struct cairn__record *add(struct cairn_engine *e,
 }
 
 /* The warnings of the job's run as a JSON array, of as many as a record keeps:
- * freed by the caller (cairn_free). NULL: none, or no memory. */
-static char *warnings_of(const struct cairn__job *j)
+ * freed by the caller (cairn_free). NULL: none, or no memory. *lost: how many
+ * there were besides. */
+static char *warnings_of(const struct cairn__job *j, uint32_t *lost)
 {
   size_t count = json_array_size(j->warnings), i, bytes = 0;
   json_t *array, *warning;
-  char *out = NULL, more[80];
+  char *out = NULL;
 
-  if (count + j->lost_warnings == 0)
+  *lost = j->lost_warnings;
+  if (count == 0)
     return NULL;
   array = json_array();
   json_array_foreach(j->warnings, i, warning)
@@ -189,12 +192,9 @@ static char *warnings_of(const struct cairn__job *j)
         json_array_append(array, warning) != 0)
       break;
   }
-  if (i < count || j->lost_warnings > 0) {
-    snprintf(more, sizeof more, "%zu more warnings",
-             count - i + j->lost_warnings);
-    (void)json_array_append_new(array, json_string(more));
-  }
-  (void)cairn__json_give(array, &out, NULL);
+  if (cairn__json_give(array, &out, NULL) != 0)
+    i = 0;
+  *lost += (uint32_t)(count - i);
   return out;
 }
 
@@ -203,7 +203,8 @@ void cairn__history_run(struct cairn_engine *e, struct cairn__job *j, int state)
   int64_t due = j->due.run_us == CAIRN__NEVER_US ? 0 : j->due.run_us;
   struct cairn_event *event = cairn__event_push(e, CAIRN_EVENT_RUN_ENDED, j);
   struct cairn__record *r;
-  char *warnings = warnings_of(j);
+  uint32_t lost;
+  char *warnings = warnings_of(j, &lost);
 
   event->new_state = (uint16_t)state;
   event->code = j->error_id;
@@ -222,7 +223,9 @@ void cairn__history_run(struct cairn_engine *e, struct cairn__job *j, int state)
   r->state = (uint16_t)state;
   r->error_id = j->error_id;
   r->policy_version = j->run_version;
-  memcpy(r->point, j->point, sizeof r->point);
+  r->lost_warnings = lost;
+  if (state == CAIRN_COMPLETED || state == CAIRN_COMPLETED_WITH_WARNINGS)
+    memcpy(r->point, j->point, sizeof r->point); /* it was made */
 }
 
 void cairn__history_skipped(struct cairn_engine *e, const struct cairn__job *j,
@@ -265,6 +268,7 @@ static int put_record(const struct cairn__record *r, struct cairn__rows *rows)
       [CAIRN__HISTORY_skipped] = r->is_skipped,
       [CAIRN__HISTORY_reason] = r->reason,
       [CAIRN__HISTORY_policy_version] = (int64_t)r->policy_version,
+      [CAIRN__HISTORY_lost_warnings] = r->lost_warnings,
   };
   struct cairn__text t[CAIRN__HISTORY_TEXT_COUNT] = {
       [CAIRN__HISTORY_InstanceID] = text(r->instance_id),
@@ -301,6 +305,29 @@ void cairn__history_written(struct cairn_engine *e)
   e->history.dropped_written = e->history.dropped;
 }
 
+/* 0; 1: it is no array of texts; -1: out of memory. */
+static int check_warnings(const struct cairn__text *t)
+{
+  json_t *array, *warning;
+  size_t i;
+  int result = 0;
+
+  if (!t->bytes)
+    return 0;
+  array = cairn__json_load(t->bytes, t->length, 0, NULL);
+  if (!array)
+    return errno == ENOMEM ? -1 : 1;
+  if (!json_is_array(array))
+    result = 1;
+  json_array_foreach(array, i, warning)
+  {
+    if (!json_is_string(warning))
+      result = 1;
+  }
+  json_decref(array);
+  return result;
+}
+
 int cairn__history_load(struct cairn_engine *e, const int64_t *v,
                         const struct cairn__text *t, struct cairn_error *err)
 {
@@ -309,8 +336,11 @@ int cairn__history_load(struct cairn_engine *e, const int64_t *v,
   const struct cairn__text *point = &t[CAIRN__HISTORY_ReferencePointGroupId];
   struct cairn__record *r;
   char instance_id[48] = "", point_id[37] = "";
+  int wrong = check_warnings(&t[CAIRN__HISTORY_warnings]);
 
-  if (!id->bytes || id->length != 42 || !name->bytes ||
+  if (wrong < 0)
+    return cairn__fail_memory(err);
+  if (wrong || !id->bytes || id->length != 42 || !name->bytes ||
       v[CAIRN__HISTORY_id] < 1 ||
       v[CAIRN__HISTORY_id] > (int64_t)e->history.last_id ||
       v[CAIRN__HISTORY_reason] < 0 ||
@@ -338,6 +368,7 @@ int cairn__history_load(struct cairn_engine *e, const int64_t *v,
   r->is_skipped = v[CAIRN__HISTORY_skipped] != 0;
   r->reason = (uint8_t)v[CAIRN__HISTORY_reason];
   r->policy_version = (uint64_t)v[CAIRN__HISTORY_policy_version];
+  r->lost_warnings = (uint32_t)v[CAIRN__HISTORY_lost_warnings];
   if (point->bytes && point->length == 36) {
     memcpy(point_id, point->bytes, 36);
     if (uuid_parse(point_id, r->point) != 0)
@@ -383,11 +414,12 @@ static json_t *point_json(const unsigned char point[16])
   return json_string(text);
 }
 
+/* NULL: out of memory. */
 static json_t *warnings_json(const struct cairn__record *r)
 {
-  json_t *array = r->warnings ? json_loads(r->warnings, 0, NULL) : NULL;
-
-  return array ? array : json_null();
+  return r->warnings
+             ? cairn__json_load(r->warnings, strlen(r->warnings), 0, NULL)
+             : json_null();
 }
 
 static json_t *version_json(uint64_t version)
@@ -413,7 +445,7 @@ static json_t *record_json(const struct cairn__record *r)
                      reasons[r->reason]);
   return json_pack(
       "{s:s, s:s, s:o, s:o, s:o, s:o, s:I, s:I, s:s?, s:i, s:s?, s:o, s:I, "
-      "s:o, s:o}",
+      "s:I, s:o, s:o}",
       "InstanceID", r->instance_id, "Name", r->text, "time", time_json(r->time),
       "due", time_json(r->due), "StartTime", time_json(r->started),
       "ElapsedTime", interval_json(r->elapsed), "run_number",
@@ -421,9 +453,9 @@ static json_t *record_json(const struct cairn__record *r)
       cairn_value_label(cairn_property_at(CAIRN_PROPERTY_JobState - 1),
                         r->state),
       "ErrorCode", (int)r->error_id, "ErrorDescription", r->message, "warnings",
-      warnings_json(r), "bytes_done", (json_int_t)r->bytes_done,
-      "ReferencePointGroupId", point_json(r->point), "policy_version",
-      version_json(r->policy_version));
+      warnings_json(r), "lost_warnings", (json_int_t)r->lost_warnings,
+      "bytes_done", (json_int_t)r->bytes_done, "ReferencePointGroupId",
+      point_json(r->point), "policy_version", version_json(r->policy_version));
 }
 
 /* Whose records are wanted: a job that exists, or one that records tell of. */

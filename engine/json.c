@@ -199,6 +199,57 @@ json_t *cairn__json_load_in(struct cairn__json_region *region, const char *text,
   return NULL;
 }
 
+/* ---- writing ---------------------------------------------------------------
+ */
+
+struct dump {
+  char *text;
+  size_t length, capacity;
+  int has_failed; /* for good, whatever jansson makes of it */
+};
+
+static int add_text(const char *bytes, size_t length, void *data)
+{
+  struct dump *d = data;
+
+  if (d->has_failed || length >= SIZE_MAX / 4 - d->length)
+    d->has_failed = 1;
+  if (!d->has_failed && d->capacity - d->length <= length) {
+    size_t capacity = 2 * (d->length + length) + 128;
+    char *text = cairn__realloc(d->text, capacity);
+
+    if (text) {
+      d->text = text;
+      d->capacity = capacity;
+    } else {
+      d->has_failed = 1;
+    }
+  }
+  if (d->has_failed)
+    return -1;
+  memcpy(d->text + d->length, bytes, length);
+  d->length += length;
+  return 0;
+}
+
+char *cairn__json_dump(const json_t *value, size_t flags)
+{
+  struct dump d = {0};
+  char *text;
+
+  if (json_dump_callback(value, add_text, &d, flags) != 0 || d.has_failed ||
+      d.length == 0) {
+    cairn__free(d.text);
+    return NULL;
+  }
+  d.text[d.length] = '\0';
+  text = cairn__realloc(d.text, d.length + 1); /* a shorter one */
+  return text ? text : d.text;
+}
+
+/* ---- the allocator ---------------------------------------------------------
+ */
+
 void cairn__json_set_allocator(void *(*malloc_fn)(size_t),
                                void (*free_fn)(void *))
 {

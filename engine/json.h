@@ -1,9 +1,11 @@
-/* Reading JSON without trusting the parser with a lack of memory.
+/* Reading and writing JSON without trusting jansson with a lack of memory.
  *
  * jansson 2.14 goes on when the buffer of a token cannot grow: the token lacks
  * its end, and what was measured on the whole of it is written past a shorter
  * block. Every text is therefore read through cairn__json_load, which leaves
- * the parser at the first allocation that fails. */
+ * the parser at the first allocation that fails. When it writes, a key for
+ * which there is no room is missing, and nothing says so: cairn__json_dump
+ * does. */
 #ifndef CAIRN_JSON_H
 #define CAIRN_JSON_H
 
@@ -17,6 +19,11 @@
  * Any thread. */
 json_t *cairn__json_load(const char *text, size_t length, size_t flags,
                          json_error_t *error);
+
+/* A value as text, with a zero behind it; flags are jansson's. The caller frees
+ * (cairn_free). NULL: out of memory, or what cannot be written (a value within
+ * itself). Any thread. */
+char *cairn__json_dump(const json_t *value, size_t flags);
 
 /* Memory of values that go together: a million small blocks taken and given
  * back as few large ones. While it is open, on the thread that opened it,

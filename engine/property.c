@@ -840,7 +840,7 @@ json_t *cairn__json_parse_in(struct cairn__json_region *region,
 
 int cairn__json_give(json_t *json, char **out, struct cairn_error *err)
 {
-  *out = json ? json_dumps(json, JSON_COMPACT | JSON_ENCODE_ANY) : NULL;
+  *out = json ? cairn__json_dump(json, JSON_COMPACT | JSON_ENCODE_ANY) : NULL;
   json_decref(json);
   return *out ? 0 : cairn__fail_memory(err);
 }
@@ -939,4 +939,22 @@ int cairn_job_report(cairn_engine *e, cairn_job job, char **out,
     return -1;
   return cairn__json_give(j->report ? json_incref(j->report) : json_null(), out,
                           err);
+}
+
+int cairn_job_warnings(cairn_engine *e, cairn_job job, char **out,
+                       struct cairn_error *err)
+{
+  struct cairn__job *j;
+  json_t *array, *more = NULL;
+
+  cairn__error_clear(err);
+  *out = NULL;
+  j = cairn__engine_job(e, job, err);
+  if (!j)
+    return -1;
+  array = j->warnings ? json_deep_copy(j->warnings) : json_array();
+  if (array && j->work && cairn__run_warnings(j->work->run, &more) == 0 && more)
+    (void)json_array_extend(array, more);
+  json_decref(more);
+  return cairn__json_give(array, out, err);
 }

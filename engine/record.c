@@ -195,7 +195,8 @@ static struct cairn__text text(const char *s)
 /* A new string, or NULL for null; *is_well is cleared without memory. */
 static char *dump(const json_t *value, int *is_well)
 {
-  char *s = value ? json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY) : NULL;
+  char *s =
+      value ? cairn__json_dump(value, JSON_COMPACT | JSON_ENCODE_ANY) : NULL;
 
   if (value && !s)
     *is_well = 0;

@@ -373,6 +373,20 @@ int cairn__run_is_undecided(struct cairn__run *run)
   return is_undecided;
 }
 
+int cairn__run_warnings(struct cairn__run *run, json_t **out)
+{
+  int result = 0;
+
+  *out = NULL;
+  pthread_mutex_lock(&run->lock);
+  if (run->warnings) {
+    *out = json_deep_copy(run->warnings);
+    result = *out ? 0 : -1;
+  }
+  pthread_mutex_unlock(&run->lock);
+  return result;
+}
+
 void cairn__run_decide(struct cairn__run *run, json_t *spec)
 {
   json_t *old = spec ? run->spec : NULL;

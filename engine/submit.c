@@ -231,9 +231,10 @@ static int read_version(struct cairn__job *j, const json_t *value,
   const char *text = json_string_value(value);
 
   if (!text || strlen(text) != 16 ||
-      strspn(text, "0123456789abcdefABCDEF") != 16)
+      strspn(text, "0123456789abcdefABCDEF") != 16 || strspn(text, "0") == 16)
     return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
-                       "policy_version: 16 hexadecimal digits expected");
+                       "policy_version: 16 hexadecimal digits expected, not "
+                       "all of them 0");
   j->policy_version = strtoull(text, NULL, 16);
   return 0;
 }
@@ -327,7 +328,7 @@ static int read_directory(struct cairn_engine *e, struct cairn__job *j,
 static int keep_spec(struct cairn__job *j, const json_t *value,
                      struct cairn_error *err)
 {
-  j->spec = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY);
+  j->spec = cairn__json_dump(value, JSON_COMPACT | JSON_ENCODE_ANY);
   return j->spec ? 0 : cairn__fail_memory(err);
 }
 

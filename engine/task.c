@@ -278,7 +278,7 @@ static uint32_t resume_with_input(struct cairn_engine *e, struct cairn__job *j,
     return CAIRN_RC_INVALID_PARAMETER;
   }
   if (!is_choice(j->details->choices, text)) {
-    char *choices = json_dumps(j->details->choices, JSON_COMPACT);
+    char *choices = cairn__json_dump(j->details->choices, JSON_COMPACT);
     char shown[128];
 
     cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,

@@ -483,7 +483,9 @@ reading and then calls `step`. Without any of these nothing moves.]],
           .. "InstanceID, Name, time (of its end), due (nil: a client wanted "
           .. "it), StartTime, ElapsedTime, run_number, attempt, JobState (how "
           .. "it ended), ErrorCode, ErrorDescription, warnings (a list of "
-          .. "texts, or nil), bytes_done, ReferencePointGroupId, "
+          .. "texts, of some KiB at most, or nil), lost_warnings (how many it "
+          .. "had besides), bytes_done, ReferencePointGroupId (of the point "
+          .. "that it made), "
           .. "policy_version (of the policy's file when the attempt began). "
           .. "Due times without a run: InstanceID, "
           .. "Name, time, due, due_last, skipped (how many), reason "
@@ -571,6 +573,10 @@ return their code first.]],
       { name = "job:GetErrorEx", params = {},
         returns = { { "integer", "0" },
           { "table[]?", "CIM_Errors, root cause first" } }, text = "" },
+      { name = "job:warnings", params = {},
+        returns = { { "string[]?", "oldest first" }, failure, code },
+        text = "What the run that is on, or the last one, has warned of until "
+          .. "now." },
       { name = "job:DeleteInstance", params = {},
         returns = { { "integer", "0, or a CIM status code" },
           { "string?", "message" } },

@@ -15,7 +15,9 @@ local api = { calls = {}, names = {} }
 local PAGE_BYTES = 524288 -- of a list in one answer
 local PAGE_JOBS = 1000    -- jobs looked at for one answer
 local PAGE_RECORDS = 10000
-local CHUNK_RECORDS = 25 -- read at once: with 19 KB each, and PAGE_BYTES, a line
+-- Records read at once: of at most 50 KB each (a name, an error and the warnings
+-- that a record keeps, all of it control characters), and PAGE_BYTES, a line.
+local CHUNK_RECORDS = 10
 local EVENTS = 1000
 local PATTERN_MAX = 1000
 

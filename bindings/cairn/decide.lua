@@ -520,7 +520,7 @@ local function prune(engine, S, decider, job, spec)
   end, call = function(_, ...) return decider.object:call(...) end }
   local made, message = engine:submit { Name = job.Name .. ": retain",
     queue = job.queue, volatile = true, wait = false, zone = job.zone,
-    DeleteOnCompletion = true,
+    DeleteOnCompletion = true, policy_version = decider.version,
     decisions = { object = object, key = decider.key, policy = decider.policy,
       version = decider.version },
     prune = { directory = spec.directory, keep = { last = M.KEEP_ALL },

@@ -1576,9 +1576,10 @@ function methods.why(engine, id)
   end
   local warnings = M.warnings_of(last)
   if warnings[1] then
-    data.warnings = warnings
-    parts[#parts + 1] = "Warnings of its last run: "
-      .. table.concat(warnings, "; ")
+    data.warnings, data.lost_warnings = warnings, last.lost_warnings
+    parts[#parts + 1] = ("Warnings of its last run: %s%s"):format(
+      table.concat(warnings, "; "), last.lost_warnings > 0
+      and ("; and %d more"):format(last.lost_warnings) or "")
   end
   if data.store_error then
     parts[#parts + 1] = "The store fails, nothing starts: " .. data.store_error

@@ -16,6 +16,7 @@ core.trust()
 local E = require "cairn.engine"
 local decide = E.decide
 local failure = require "cairn.failure"
+local points = require "cairn.simulate_points"
 local schedule = require "cairn.schedule"
 
 local M = {}
@@ -25,8 +26,8 @@ M.RATE = 100e6     -- bytes a second, where the caller says nothing
 M.CHANGED = 5      -- percent of a disk between two increments
 M.SECONDS = 60     -- of a run that nothing is known of
 local LEAST_S = 1  -- of a run that something is known of
-local DEPTH_LIMIT = 32
 local ASK_S = 60   -- between questions about the rate
+local NOTES_MAX = 100
 local RETAIN = ": retain" -- of the name of a job that decide.lua submits
 local TURNS_MAX = 50000000
 
@@ -135,31 +136,43 @@ end
 local record_fields = { "InstanceID", "Name", "run_number", "attempt",
   "JobState", "ErrorCode", "ErrorDescription", "due", "due_last", "StartTime",
   "time", "ElapsedTime", "bytes_done", "ReferencePointGroupId",
-  "policy_version", "skipped", "reason" }
+  "policy_version", "lost_warnings", "skipped", "reason" }
 
--- The records from before the window, by the job's name, as base gets them.
+-- The record as base gets it.
+local function copy_record(record)
+  local copy = {}
+  for _, name in ipairs(record_fields) do
+    local value = record[name]
+    if type(value) == "string" or type(value) == "number" then
+      copy[name] = value
+    end
+  end
+  for _, warning in ipairs(E.warnings_of(record)) do
+    copy.warnings = copy.warnings or {}
+    if type(warning) == "string" then
+      copy.warnings[#copy.warnings + 1] = warning
+    end
+  end
+  return copy
+end
+
+-- The records from before the window, by the job's name; where several jobs have
+-- it, those of the one that has the last.
 local function records_of(history, from_us)
   local by_name = {}
   for _, record in ipairs(history or {}) do
     local t = type(record.time) == "string" and core.datetime(record.time)
+    local name, id = record.Name, record.InstanceID or false
     if t and t.kind == "timestamp" and t.microseconds <= from_us
-      and type(record.Name) == "string" then
-      local copy = {}
-      for _, name in ipairs(record_fields) do
-        local value = record[name]
-        if type(value) == "string" or type(value) == "number" then
-          copy[name] = value
-        end
-      end
-      local warnings = {}
-      for i, warning in ipairs(E.warnings_of(record)) do
-        warnings[i] = type(warning) == "string" and warning or nil
-      end
-      copy.warnings = warnings[1] and warnings
-      by_name[record.Name] = by_name[record.Name] or {}
-      table.insert(by_name[record.Name], copy)
+      and type(name) == "string" then
+      local jobs = by_name[name] or { by_id = {} }
+      by_name[name] = jobs
+      jobs.by_id[id] = jobs.by_id[id] or {}
+      jobs.last = jobs.by_id[id]
+      table.insert(jobs.last, copy_record(record))
     end
   end
+  for name, jobs in pairs(by_name) do by_name[name] = jobs.last end
   return by_name
 end
 
@@ -170,8 +183,8 @@ local function history_for(sim, job, records, most)
   for _, record in ipairs(records) do
     local run = record.run_number
       and work.attempts[record.run_number .. "." .. record.attempt]
-    if run then
-      record.ReferencePointGroupId = run.made and run.made.id
+    if run and run.made then
+      record.ReferencePointGroupId = run.made.id
       record.bytes_done = run.bytes // 1 | 0
     end
   end
@@ -181,200 +194,30 @@ local function history_for(sim, job, records, most)
   return table.move(records, 1, #records, #out + 1, out)
 end
 
--- ---- points that would exist ------------------------------------------------------------
-
--- A directory's points, oldest first, as the simulation left them.
-local function directory_of(sim, name)
-  local d = sim.directories[name]
-  if d then return d end
-  d = { name = name, points = {}, made = 0, pruned = 0, most = 0,
-    most_bytes = 0, sequence = 0 }
-  sim.directories[name] = d
-  sim.directory_names[#sim.directory_names + 1] = name
-  local by_id = {}
-  for _, found in ipairs(sim.options.points and sim.options.points(name)
-    or {}) do
-    local us = math.tointeger(found.unix_us)
-    if found.kind ~= "marker" and not found.error and us
-      and us <= sim.from_us then
-      local point = { unix_us = us, time = found.time, is_old = true,
-        id = found.ReferencePointGroupId, collection = found.CollectionId,
-        sequence = math.tointeger(found.sequence) or 0,
-        bytes = math.tointeger(found.bytes) or 0 }
-      point.base = by_id[found.BaseReferencePointGroupId]
-      by_id[point.id] = point
-      d.points[#d.points + 1] = point
-      d.sequence = math.max(d.sequence, point.sequence)
-    end
-  end
-  d.found = #d.points
-  return d
-end
-
-local function depth_of(point)
-  local depth = 0
-  while point do
-    depth, point = depth + 1, point.base
-  end
-  return depth
-end
-
-local function note_size(d)
-  local bytes = 0
-  for _, point in ipairs(d.points) do bytes = bytes + point.bytes end
-  d.bytes = bytes
-  d.most = math.max(d.most, #d.points)
-  d.most_bytes = math.max(d.most_bytes, bytes)
-end
-
--- A GUID that the n-th simulated point has, each time: its beginnings differ, as
--- those of real ones do.
-local function id_of(n)
-  return ("%08X-%04X-4000-8000-%012X"):format(n * 0x9E3779B1 & 0xFFFFFFFF,
-    n & 0xFFFF, n)
-end
-
--- The points of a directory, as cairn.points gives exports.
-local function listed(sim, name)
-  local list = {}
-  for i, point in ipairs(directory_of(sim, name).points) do
-    list[i] = { ReferencePointGroupId = point.id, kind = "export",
-      BaseReferencePointGroupId = point.base and point.base.id,
-      CollectionId = point.collection, sequence = point.sequence,
-      time = point.time }
-  end
-  return list
-end
-
-local function is_id(point, beginning)
-  return point.id:sub(1, #beginning):upper() == beginning:upper()
-end
-
--- The point that has an id, or the beginning of one; raises as an export does.
-local function wanted(d, spec)
-  local found
-  for _, point in ipairs(d.points) do
-    if is_id(point, spec.base) then
-      if found then
-        failure.raise("invalid_argument", "\"%s\" is the beginning of more "
-          .. "than one reference point in %s", spec.base, d.name)
-      end
-      found = point
-    end
-  end
-  if not found then
-    failure.raise("not_found", "%s holds no reference point \"%s\"", d.name,
-      spec.base)
-  elseif found.collection ~= spec.collection.CollectionId then
-    failure.raise("invalid_argument", "export.base: the reference point %s is "
-      .. "of collection %s, not of %s", found.id, found.collection,
-      spec.collection.CollectionId)
-  end
-  return found
-end
-
--- The point that an increment of this export would be based on | nil, why it is
--- a full one.
-local function base_of(d, spec)
-  if spec.base == "none" then return nil end
-  local base
-  if spec.base ~= "latest" then
-    base = wanted(d, spec)
-  else
-    for i = #d.points, 1, -1 do
-      if d.points[i].collection == spec.collection.CollectionId then
-        base = d.points[i]
-        break
-      end
-    end
-  end
-  if not base then return nil, "there is no base yet" end
-  if depth_of(base) >= (spec.depth_limit or DEPTH_LIMIT) then
-    return nil, "the chain is at its limit"
-  end
-  return base
-end
-
--- Which points of a directory go: a set, the reasons of the others, and what
--- has to be merged first: { point =, onto = }.
-local function judge(d, spec)
-  local groups, order = {}, {}
-  for _, point in ipairs(d.points) do
-    local id = point.collection
-    if not spec.collection or spec.collection == id then
-      if not groups[id] then
-        groups[id] = {}
-        order[#order + 1] = id
-      end
-      table.insert(groups[id], point)
-    end
-  end
-  for _, beginning in ipairs(spec.keep.ids or {}) do
-    local is_there = false
-    for _, point in ipairs(d.points) do
-      is_there = is_there or is_id(point, beginning)
-    end
-    if not is_there then
-      failure.raise("not_found", "prune: \"ids\" names \"%s\", and %s holds no "
-        .. "such reference point", beginning, d.name)
-    end
-  end
-  local goes, reasons, merges = {}, {}, {}
-  for _, id in ipairs(order) do
-    local list = {}
-    for i, point in ipairs(groups[id]) do
-      list[i] = { time = point.time, id = point.id }
-    end
-    local kept, message = core.keep(assert(core.json_encode {
-      keep = spec.keep, points = list }))
-    if not kept then failure.raise("invalid_argument", "%s", message) end
-    for i, point in ipairs(groups[id]) do
-      if #kept[i] == 0 then goes[point] = true else reasons[point] = kept[i] end
-    end
-  end
-  for _, point in ipairs(d.points) do
-    if not goes[point] and point.base and goes[point.base] then
-      local onto, bytes = point.base, point.bytes
-      while onto and goes[onto] do
-        bytes = bytes + onto.bytes
-        onto = onto.base
-      end
-      if not onto then bytes = point.whole or bytes end
-      merges[#merges + 1] = { point = point, onto = onto,
-        bytes = math.min(bytes, point.whole or bytes) }
-    end
-  end
-  return goes, reasons, merges
-end
-
 -- ---- how long a run takes ---------------------------------------------------------------
 
--- Bytes that the disks of a collection hold | nil, the path that has none.
+-- Bytes that a disk holds, or nil.
+local function size_of_disk(sim, disk)
+  local bytes = sim.sizes[disk.path]
+  if bytes == nil then
+    bytes = sim.options.size and sim.options.size(disk.path) or false
+    sim.sizes[disk.path] = bytes
+  end
+  return bytes or nil
+end
+
+-- Bytes that the disks of a collection hold.
 local function size_of(sim, collection)
   local sum = 0
   for _, machine in ipairs(collection.machines) do
     for _, disk in ipairs(machine.disks) do
-      local bytes = sim.sizes[disk.path]
-      if bytes == nil then
-        bytes = sim.options.size and sim.options.size(disk.path) or false
-        sim.sizes[disk.path] = bytes
-      end
-      if not bytes then return nil, disk.path end
-      sum = sum + bytes
+      sum = sum + (size_of_disk(sim, disk) or 0)
     end
   end
   return sum
 end
 
-local function is_tracked(spec)
-  local function fast(name) return name == "clone" or name == "bitmap" end
-  for _, machine in ipairs(spec.collection.machines) do
-    for _, disk in ipairs(machine.disks) do
-      if not fast(disk.tracker or spec.tracker) then return false end
-    end
-  end
-  return true
-end
+local is_fast = { clone = true, bitmap = true } -- trackers
 
 -- plans[kind](sim, work, spec) -> bytes to be read, or nil and why that is not
 -- known; and a function that does to the points what the run would have done.
@@ -383,37 +226,39 @@ end
 local plans = {}
 
 function plans.export(sim, work, spec)
-  local d = directory_of(sim, spec.directory)
-  local base, why = base_of(d, spec)
+  local d = points.directory(sim, spec.directory)
+  local disks = points.disks(d, spec)
+  local changed = (work.entry.assume.changed or M.CHANGED) / 100
+  local bytes, missing, fulls, why = 0, nil, 0, nil
+  for _, entry in ipairs(disks) do
+    local disk, size = entry.disk, size_of_disk(sim, entry.disk)
+    missing = missing or not size and disk.path or nil
+    entry.whole = size or 0
+    entry.bytes = entry.whole * (entry.base and changed or 1) // 1
+    bytes = bytes + (entry.base and is_fast[disk.tracker or spec.tracker]
+      and entry.bytes or entry.whole)
+    if not entry.base then fulls, why = fulls + 1, why or entry.why end
+  end
   if spec.base == "none" and work.plan.base ~= "none" then
     why = "as base decided"
+  elseif why and fulls < #disks then
+    why = ("%d of %d disks in full: %s"):format(fulls, #disks, why)
   end
-  local whole, missing = size_of(sim, spec.collection)
-  local changed = (work.entry.assume.changed or M.CHANGED) / 100
-  local bytes = whole and (base and is_tracked(spec) and whole * changed
-    or whole)
   local started_us = core.now(sim.engine)
-  return bytes, missing and missing .. " is not there", function(run)
-    sim.last_id, d.sequence = sim.last_id + 1, d.sequence + 1
-    local point = { unix_us = started_us, time = sim.clock:local_time(started_us),
-      id = id_of(sim.last_id), sequence = d.sequence,
-      collection = spec.collection.CollectionId, base = base,
-      whole = whole or 0, bytes = (whole or 0) * (base and changed or 1) // 1,
-      by = work.entry }
-    d.points[#d.points + 1] = point
-    d.made = d.made + 1
-    note_size(d)
-    run.made, run.point = point, base and "increment" or "full"
-    run.why_full = not base and why or nil
-  end
+  return not missing and bytes or nil,
+    missing and missing .. " is not there", function(run)
+      run.made = points.add(sim, d, spec, disks, started_us)
+      run.point, run.why_full = run.made.base and "increment" or "full", why
+    end
 end
 
 function plans.verify(sim, _, spec)
   if spec.depth == "set" or spec.depth == "chain" then return 0 end
-  local d = directory_of(sim, spec.directory)
   local bytes = 0
-  for _, point in ipairs(d.points) do bytes = bytes + point.bytes end
-  if spec.source then bytes = bytes + (size_of(sim, spec.source) or 0) end
+  for _, point in ipairs(points.directory(sim, spec.directory).points) do
+    bytes = bytes + point.bytes
+  end
+  if spec.source then bytes = bytes + size_of(sim, spec.source) end
   return not spec.point and bytes or nil, "it is of one point"
 end
 
@@ -433,39 +278,26 @@ local function rules_of(keep)
 end
 
 function plans.prune(sim, work, spec)
-  local d = directory_of(sim, spec.directory)
-  local goes, reasons, merges = judge(d, spec)
+  local d = points.directory(sim, spec.directory)
+  local goes, reasons, merges, merged = points.judge(d, spec)
   local bytes, is_decided = 0, spec ~= work.plan
   for _, merge in ipairs(merges) do bytes = bytes + merge.bytes end
+  for _, why in pairs(is_decided and reasons or {}) do
+    for i, reason in ipairs(why) do
+      if reason == "ids" then why[i] = "retain" end -- whose ids they are
+    end
+  end
   return bytes, nil, function(run)
-    local left, removed, first, last = {}, {}, nil, nil
-    for _, merge in ipairs(merges) do
-      merge.point.base, merge.point.bytes = merge.onto, merge.bytes
-    end
-    for _, point in ipairs(d.points) do
-      if goes[point] then
-        removed[#removed + 1] = point.time
-        first, last = first or point, point
-        point.base = nil
-      else
-        left[#left + 1] = point
-        local why = reasons[point]
-        for i, reason in ipairs(is_decided and why or {}) do
-          if reason == "ids" then why[i] = "retain" end -- whose ids they are
-        end
-        point.reasons = why or point.reasons
-      end
-    end
-    d.points, d.pruned = left, d.pruned + #removed
-    note_size(d)
-    run.pruned, run.merged, run.kept = #removed, #merges, #left
-    if #removed > 0 then
-      table.insert(sim.prunes, { unix_us = core.now(sim.engine),
-        entry = work.entry, directory = d.name, removed = removed,
-        first_us = first.unix_us, last_us = last.unix_us,
-        merged = #merges, kept = #left, reason = is_decided
-        and "retain does not keep them" or rules_of(spec.keep) })
-    end
+    local gone = points.prune(d, goes, reasons, merges)
+    run.pruned, run.merged, run.kept = #gone, merged, #d.points
+    if #gone == 0 then return end
+    local removed = {}
+    for i, point in ipairs(gone) do removed[i] = point.time end
+    table.insert(sim.prunes, { unix_us = core.now(sim.engine),
+      entry = work.entry, directory = d.name, removed = removed,
+      first_us = gone[1].unix_us, last_us = gone[#gone].unix_us,
+      merged = merged, kept = #d.points, reason = is_decided
+      and "retain does not keep them" or rules_of(spec.keep) })
   end
 end
 
@@ -480,8 +312,10 @@ local function transfer(sim, work, bytes)
   local from_us, done = core.now(sim.engine), 0
   local us = from_us
   while us < sim.to_us do -- what is after the window is as it is at its end
+    local is_known = us > from_us -- as of a run that has just begun
     local limit = decide.simulate_rate(sim.engine, S, work.job, us,
-      bytes // 1 | 0, done // 1 | 0, rate // 1 | 0)
+      is_known and bytes // 1 | 0 or nil, done // 1 | 0,
+      is_known and rate // 1 | 0 or nil)
     rate = math.min(limit or sim.rate, sim.rate)
     if bytes - done <= rate * ASK_S then break end
     done, us = done + rate * ASK_S, us + ASK_S * 1000000
@@ -524,7 +358,7 @@ local function body(sim, job)
   entry.length_from = from
   if seconds > 0 then job:sleep(seconds) end
   local fails = entry.assume.fails
-  if fails and fails(job.run_number)
+  if fails and fails(run.run_number)
     and job.attempts <= (entry.assume.attempts or 1) then
     error { code = entry.assume.error or "job_failed",
       message = "assumed to fail" }
@@ -569,9 +403,9 @@ local function began(sim, work, ev)
   local run = { entry = entry, run_number = ev.run_number, due_us = ev.due,
     start_us = now_us, attempt = work.job.attempts, bytes = 0,
     wait_us = math.max(0, now_us - could_us) }
-  if work.is_passing then run.run_number = #entry.runs + 1 end -- of the row
+  run.run_number = work.number or run.run_number
   work.retry_us, work.could_us = nil, nil
-  work.attempts[run.run_number .. "." .. run.attempt] = run
+  work.attempts[ev.run_number .. "." .. run.attempt] = run
   sim.undecided[work] = nil
   if run.wait_us > 0 then
     local hole = sim.last_down
@@ -625,6 +459,11 @@ local function over(sim, work, ev)
   if not run or run.end_us then return end
   run.end_us, run.state = ev.time, ev.JobState
   run.is_retried = ev.is_retried or nil
+  if run.state ~= "Completed" then
+    local warnings = E.warnings_of(E.record_of(sim.engine, ev.InstanceID,
+      ev.run_number, ev.attempt))
+    run.warnings = warnings[1] and warnings
+  end
   sim.running[run], sim.running_count = nil, sim.running_count - 1
   end_overlaps(sim, run, ev.time)
   if sim.ended_us ~= ev.time then sim.ended_us, sim.ended = ev.time, {} end
@@ -675,7 +514,7 @@ local function listen(sim)
   end)
   on("Removed", function(ev)
     local work = sim.by_job[ev.job]
-    if work and work.is_passing then sim.by_job[ev.job] = nil end
+    if work and work.number then sim.by_job[ev.job] = nil end
   end)
 end
 
@@ -761,7 +600,9 @@ local function add_retain(sim, job, by)
   end
   entry.job = job
   local work = add_work(sim, entry, job)
-  work.could_us, work.is_passing = core.now(sim.engine), true
+  work.could_us = core.now(sim.engine)
+  entry.count = (entry.count or 0) + 1
+  work.number = entry.count -- of the row, whose jobs have one run each
 end
 
 local function add_job(sim, policy, key, spec, is_one)
@@ -894,14 +735,15 @@ function M.run(policies, options)
     sizes = {}, undecided = {}, peak = { count = 0, jobs = {} }, turns = 0,
     rate = options.rate or M.RATE, durations = durations_of(options.history),
     records = records_of(options.history, options.from_us), notices = {},
-    last_id = 0, noted = {},
+    last_id = 0, noted = {}, note_count = 0,
     from_us = options.from_us,
     to_us = options.from_us + (days * DAY_S * 1e6) // 1 | 0 }
   function sim.note(format, ...)
     local text = format:format(...)
     if sim.noted[text] then return end -- a function that fails does so again
     sim.noted[text] = true
-    sim.notes[#sim.notes + 1] = text
+    sim.note_count = sim.note_count + 1
+    if sim.note_count <= NOTES_MAX then sim.notes[sim.note_count] = text end
   end
   for _, policy in ipairs(policies) do
     for _, key in ipairs(keys_of(policy.jobs)) do
@@ -931,7 +773,7 @@ function M.run(policies, options)
   if core.now(engine) ~= sim.from_us then sim.from_us = core.now(engine) end
   listen(sim)
   core.state(engine).simulated = {
-    points = function(name) return listed(sim, name) end,
+    points = function(name) return points.listed(sim, name) end,
     history = function(job, list, most) return history_for(sim, job, list, most) end,
     submitted = function(job, by) add_retain(sim, job, by) end,
     given_up = function(job)
@@ -972,10 +814,11 @@ function M.run(policies, options)
         and math.type(due) == "integer" and due > 0 and due or nil
     end
     for run in pairs(sim.running) do end_overlaps(sim, run, sim.to_us) end
-    for _, name in ipairs(sim.directory_names) do
-      note_size(sim.directories[name])
-    end
   end)
+  if sim.note_count > NOTES_MAX then
+    sim.notes[NOTES_MAX + 1] = ("... and %d more notes"):format(
+      sim.note_count - NOTES_MAX)
+  end
   sim.is_over = true
   engine:close { mode = "kill" }
   sim.engine = nil

@@ -127,7 +127,7 @@ static int write_text(const struct cairn_io *io, int workfd, const char *path,
 int cairn__plan_write(const struct cairn_io *io, int workfd, const char *path,
                       const json_t *plan, struct cairn_error *err)
 {
-  char *text = json_dumps(plan, JSON_INDENT(2)), *whole = NULL;
+  char *text = cairn__json_dump(plan, JSON_INDENT(2)), *whole = NULL;
   char sum[CAIRN__SUM_TEXT];
   int result;
 

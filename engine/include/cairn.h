@@ -531,10 +531,11 @@ CAIRN_API int cairn_job_json(cairn_engine *engine, cairn_job job,
  * has ended: InstanceID, Name, time (of its end), due (null: a client wanted
  * it), StartTime, ElapsedTime, run_number, attempt, JobState (how it ended),
  * ErrorCode, ErrorDescription, warnings (an array of texts, of some KiB at
- * most, or null), bytes_done, ReferencePointGroupId, policy_version (as the job
- * had it when the attempt began, or null). Due times without a run: InstanceID,
- * Name, time, due, due_last, skipped (how many), reason ("missed", "running",
- * "held", "ended"). */
+ * most, or null), lost_warnings (how many it had besides), bytes_done,
+ * ReferencePointGroupId (of the point that it made, or null), policy_version
+ * (as the job had it when the attempt began, or null). Due times without a run:
+ * InstanceID, Name, time, due, due_last, skipped (how many), reason ("missed",
+ * "running", "held", "ended"). */
 CAIRN_API int cairn_history(cairn_engine *engine, const char *id, char **out,
                             struct cairn_error *err);
 /* Some of it. *next (NULL: not wanted) is what `after` goes on with, 0: there
@@ -554,6 +555,10 @@ CAIRN_API int cairn_history_range(cairn_engine *engine,
  * JSON value the caller frees; "null" before its run has ended. */
 CAIRN_API int cairn_job_report(cairn_engine *engine, cairn_job job, char **out,
                                struct cairn_error *err);
+/* What the run that is on, or the last one, has warned of until now: a JSON
+ * array of texts that the caller frees, in the order in which they came. */
+CAIRN_API int cairn_job_warnings(cairn_engine *engine, cairn_job job,
+                                 char **out, struct cairn_error *err);
 
 /* The class's methods. They return the DMTF code (or the vendor's when the
  * engine was opened so). A job that is gone: err filled, code 2. */

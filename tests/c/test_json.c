@@ -114,6 +114,44 @@ static void all_from_one_on_fail(void **state)
   sweep(1);
 }
 
+/* Whichever allocation fails, what is written is whole or is not there. */
+static void what_is_written_lacks_nothing(void **state)
+{
+  (void)state;
+  char *text = text_of_tokens(), *whole, *again;
+  long visits = 0;
+
+  is_lasting = 0;
+  countdown = LONG_MAX;
+  json_t *value = cairn__json_load(text, strlen(text), 0, NULL);
+  assert_non_null(value);
+  long held = blocks;
+  whole = cairn__json_dump(value, JSON_COMPACT);
+  assert_non_null(whole);
+  assert_true(strlen(whole) > 10000);
+  for (int lasting = 0; lasting < 2; lasting++) {
+    is_lasting = lasting;
+    for (long n = 0;; n++) {
+      countdown = n;
+      again = cairn__json_dump(value, JSON_COMPACT);
+      int is_done = countdown > 0;
+      countdown = LONG_MAX;
+      if (again)
+        assert_string_equal(again, whole);
+      visits += again == NULL;
+      cairn_free(again);
+      assert_int_equal(blocks, held + 1);
+      if (is_done)
+        break;
+    }
+  }
+  assert_true(visits > 20);
+  cairn_free(whole);
+  json_decref(value);
+  assert_int_equal(blocks, 0);
+  free(text);
+}
+
 static void a_text_that_is_wrong_is_no_lack_of_memory(void **state)
 {
   (void)state;
@@ -242,6 +280,7 @@ int main(void)
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(one_allocation_fails),
       cmocka_unit_test(all_from_one_on_fail),
+      cmocka_unit_test(what_is_written_lacks_nothing),
       cmocka_unit_test(a_text_that_is_wrong_is_no_lack_of_memory),
       cmocka_unit_test(a_large_text_that_is_cut_off_is_let_go),
       cmocka_unit_test(a_region_is_closed_whole),

@@ -737,6 +737,51 @@ static const char *member(const json_t *record, const char *name)
   return json_string_value(json_object_get(record, name));
 }
 
+/* How many warnings the job tells of itself. */
+static int warnings_now(cairn_engine *e, cairn_job job)
+{
+  char *text;
+  json_t *array;
+  int count;
+
+  assert_int_equal(cairn_job_warnings(e, job, &text, NULL), 0);
+  array = json_loads(text, 0, NULL);
+  cairn_free(text);
+  assert_true(json_is_array(array));
+  count = (int)json_array_size(array);
+  json_decref(array);
+  return count;
+}
+
+/* Whichever allocation fails, a history is whole or there is none. */
+static void expect_whole_history(cairn_engine *e)
+{
+  char *whole, *out;
+  struct cairn_error err;
+  long live = alloc_live;
+
+  assert_int_equal(cairn_history(e, NULL, &whole, NULL), 0);
+  for (long n = 1;; n++) {
+    int code;
+
+    alloc_countdown = n;
+    code = cairn_history(e, NULL, &out, &err);
+    if (alloc_countdown > 0)
+      n = -1; /* none has failed */
+    alloc_countdown = 0;
+    if (code == 0)
+      assert_string_equal(out, whole);
+    else
+      assert_int_equal(err.id, CAIRN_E_NO_MEMORY);
+    assert_true(code == 0 || n > 0);
+    cairn_free(out);
+    if (n < 0)
+      break;
+  }
+  cairn_free(whole);
+  assert_int_equal(alloc_live, live);
+}
+
 /* Lets the run of a task begin, and says so many warnings in it. */
 static void warn_in_run(cairn_engine *e, cairn_job job, int count)
 {
@@ -747,6 +792,7 @@ static void warn_in_run(cairn_engine *e, cairn_job job, int count)
   for (int i = 1; i <= count; i++) {
     snprintf(text, sizeof text, "%-1000d", i);
     assert_int_equal(cairn_task_warn(e, job, text, NULL), 0);
+    assert_int_equal(warnings_now(e, job), i);
   }
 }
 
@@ -768,10 +814,10 @@ static void history_has_warnings_and_versions(void **state)
 
   (void)state;
   e = new_store();
-  for (int i = 0; i < 3; i++) {
-    static const char *const wrong[] = {VERSIONED("00f"),
-                                        VERSIONED("000000000000000g"),
-                                        VERSIONED("00000000000000000")};
+  for (int i = 0; i < 4; i++) {
+    static const char *const wrong[] = {
+        VERSIONED("00f"), VERSIONED("000000000000000g"),
+        VERSIONED("0000000000000000"), VERSIONED("00000000000000001")};
 
     assert_int_equal(cairn_submit(e, wrong[i], strlen(wrong[i]), &job, &err),
                      -1);
@@ -793,6 +839,8 @@ static void history_has_warnings_and_versions(void **state)
     assert_string_equal(member(record, "policy_version"), "00ffeedd00000001");
     assert_string_equal(member(record, "JobState"), "Completed With Warnings");
     json_decref(record);
+    assert_int_equal(warnings_now(e, job), 2);
+    expect_whole_history(e);
     e = crash(e, "a.db");
   }
   /* of very many, the first ones and how many there are */
@@ -802,9 +850,10 @@ static void history_has_warnings_and_versions(void **state)
   e = crash(e, "a.db");
   record = last_record(e);
   warnings = json_object_get(record, "warnings");
-  assert_int_equal(json_array_size(warnings), 5);
-  assert_string_equal(json_string_value(json_array_get(warnings, 4)),
-                      "26 more warnings");
+  assert_int_equal(json_array_size(warnings), 4);
+  assert_int_equal(json_integer_value(json_object_get(record, "lost_warnings")),
+                   26);
+  assert_int_equal(warnings_now(e, job), 30);
   assert_string_equal(member(record, "policy_version"), "fedcba9876543210");
   json_decref(record);
   /* and none is none */
@@ -836,6 +885,7 @@ static void a_file_of_version_1_is_brought_up_to_date(void **state)
   must_run("sqlite3 a.db 'ALTER TABLE job DROP COLUMN policy_version; "
            "ALTER TABLE history DROP COLUMN policy_version; "
            "ALTER TABLE history DROP COLUMN warnings; "
+           "ALTER TABLE history DROP COLUMN lost_warnings; "
            "PRAGMA user_version = 1'");
   for (int life = 0; life < 2; life++) {
     e = open_store("a.db");
@@ -1202,6 +1252,16 @@ static void a_damaged_store_says_what_is_left(void **state)
   expect_refused("whole.db", CAIRN_E_STORE_FAILED, "job 3");
   must_run(
       "sqlite3 whole.db \"UPDATE job SET spec = 'true' WHERE serial = 3\"");
+  /* warnings that are none */
+  for (int i = 0; i < 4; i++) {
+    static const char *const wrong[] = {"[", "{}", "[[]]", "[null]"};
+
+    must_run("sqlite3 whole.db \"UPDATE history SET warnings = '%s' "
+             "WHERE id = (SELECT max(id) FROM history)\"",
+             wrong[i]);
+    expect_refused("whole.db", CAIRN_E_STORE_FAILED, "of its history");
+  }
+  must_run("sqlite3 whole.db 'UPDATE history SET warnings = NULL'");
   must_run("sqlite3 whole.db 'ALTER TABLE state DROP COLUMN epoch'");
   expect_refused("whole.db", CAIRN_E_STORE_FAILED, "no column epoch");
 }

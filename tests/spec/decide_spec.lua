@@ -294,6 +294,31 @@ describe("a policy decides", function()
     assert.same({ "Exception" }, told)
   end)
 
+  it("with records that name a point only where one was made", function()
+    local policy = load_text [[
+      return cairn.policy { jobs = { nightly = { JobRunTimes = 3,
+          RunStartInterval = "1h", RecoveryAction = "Continue With Next Job",
+          export = { collection = farm, directory = "out", base = "latest" } } },
+        base = function(job, history)
+          local said = {}
+          for i, record in ipairs(history) do
+            said[i] = record.ReferencePointGroupId and "point" or "none"
+          end
+          if job.run_number == 3 then return table.concat(said, ",") end
+        end }]]
+    local engine <close>, log = support.engine(cairn)
+    engine:on("RunEnded", function(event)
+      local name, away = directory .. "/swap.raw", directory .. "/away"
+      os.rename(event.run_number == 1 and name or away,
+        event.run_number == 1 and away or name)
+    end)
+    done(engine, policy, "nightly")
+    assert.matches("point,none", log[1])
+    local records = engine:history()
+    assert.is_string(records[1].ReferencePointGroupId)
+    assert.is_nil(records[2].ReferencePointGroupId)
+  end)
+
   it("which points stay after an export", function()
     local policy = load_text [[
       return cairn.policy { jobs = { nightly = { JobRunTimes = 4,
@@ -323,6 +348,12 @@ describe("a policy decides", function()
       asked = asked + 1
     end
     assert.equal(6, asked) -- after each of four, and before two prunes
+    local pruned = 0
+    for _, record in ipairs(engine:history()) do
+      assert.equal(policy.version, record.policy_version)
+      pruned = pruned + (record.Name:find ": retain" and 1 or 0)
+    end
+    assert.equal(2, pruned)
     local code, _, out = support.run { support.build .. "/bin/cairn", "verify",
       directory .. "/out" }
     assert.equal(0, code, out)

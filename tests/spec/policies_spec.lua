@@ -805,8 +805,9 @@ sys.stdin.read()]], path } }, function() is_over = true end))
       end
       local sim = assert(simulate.run({ (load(name, settings)) }, {
         from_us = from * 1000000, days = days, zone = settings.zone,
-        assume = assert(simulate.assume { "*.seconds=0", "*.fails=every:9",
-          "*.attempts=all", "*.error=source_missing" }) }))
+        assume = assert(simulate.assume { "*.seconds=0", "*.attempts=all",
+          (name == "nightly" and "nightly" or "daily") .. ".fails=every:9",
+          "*.error=source_missing" }) }))
       local said = { runs = {}, points = {} }
       for _, run in ipairs(sim.runs) do
         local key = run.entry.key

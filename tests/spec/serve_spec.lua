@@ -523,13 +523,18 @@ describe("cairn serve", function()
         return cairn.policy { jobs = { warns = { held = true, JobRunTimes = 0,
           RunStartInterval = "2h", run = function(job)
             job:warn "one disk\27 was slow"
+            job:ask { question = "Go on?" }
             job:warn "so was another"
           end } } }]])
       local service = start { "--policies", "policies" }
       service.is_up()
       succeeds("start", jobs()[1].InstanceID)
-      service.says "warning warns: run 1, attempt 1: one disk"
-      service.says "warning warns: run 1, attempt 1: so was another"
+      service.says "warning warns: run 1: one disk" -- while it is on
+      service.says "asks: Go on"
+      assert.is_nil(service.err:find("so was", 1, true))
+      succeeds("answer", jobs()[1].InstanceID, "yes")
+      service.says "warning warns: run 1: so was another"
+      assert.equal(1, select(2, service.err:gsub("one disk", "")))
       assert.truthy(service.err:find "policy web: version %x+")
       local version = service.err:match "policy web: version (%x+)"
       local function check()
@@ -556,6 +561,35 @@ describe("cairn serve", function()
       start({ "--policies", "policies" }).is_up()
       check()
     end)
+
+  it("gives a history whose records are long by pages", function()
+    policy("web", head .. [[
+      return cairn.policy { jobs = { warns = { held = true, JobRunTimes = 60,
+        RunStartInterval = "2h", run = function(job)
+          for _ = 1, 3 do job:warn(("\1"):rep(2047)) end
+          error(("\2"):rep(2047), 0)
+        end } } }]])
+    local service = start { "--policies", "policies" }
+    service.is_up()
+    local script = support.write(top .. "/runs.lua", [[
+      local job = engine:jobs {}[1]
+      for i = 1, 60 do
+        job:RequestStateChange "Start"
+        while job.run_number < i or job.JobState == "Running" do
+          cairn.sleep(0.001)
+        end
+      end]])
+    succeeds("console", "--socket", top .. "/run/s", script)
+    local count = 0
+    for line in succeeds("history", "--json"):gmatch "[^\n]+" do
+      local record = assert(cairn_module.json_decode(line))
+      assert.equal(2, #record.warnings)
+      assert.equal(1, record.lost_warnings)
+      assert.equal(2047, #record.warnings[1])
+      count = count + 1
+    end
+    assert.equal(60, count)
+  end)
 
   it("refuses the beginning of several ids", function()
     local service = start()

@@ -309,6 +309,93 @@ describe("a simulation", function()
       out.point[1].CollectionId)
   end)
 
+  it("has each disk on the newest point that has it", function()
+    for _, name in ipairs { "disk", "more" } do
+      local file = assert(io.open(("%s/%s.raw"):format(directory, name), "wb"))
+      file:write(("x"):rep(1000000)):close()
+    end
+    local path = support.write(directory .. "/p.lua", [[
+      local cairn = require "cairn"
+      return cairn.policy { jobs = { nightly = {
+        RunStartInterval = "2h", JobRunTimes = 0,
+        export = { directory = "out", base = "latest", collection = {
+          CollectionId = "6F1D0000-0000-4000-8000-000000000001", machines = { {
+            VirtualMachineId = "6F1D0000-0000-4000-8000-000000000002",
+            disks = { { id = "vda", path = "disk.raw", format = "raw" },
+              { id = "vdb", path = "more.raw", format = "raw" } } } } } } } },
+        select = function(job, disk)
+          return disk.id == "vda" or job.run_number % 3 == 2
+        end,
+        retain = function(points)
+          local keep, last = {}, points[#points]
+          for i = #points == 5 and 2 or 1, #points do
+            keep[points[i].ReferencePointGroupId] = true
+          end
+          return keep
+        end } ]])
+    local out = berlin(path, "--days", "5", "--assume", "*.seconds=60",
+      "--assume", "*.changed=10")
+    local why = {}
+    for i, run in ipairs(out.run) do
+      why[i] = ("%s %s"):format(run.point, run.why_full)
+    end
+    assert.same({ "full there is no base yet",
+      "increment 1 of 2 disks in full: no earlier point has this disk",
+      "increment nil", "increment nil", "increment nil", "nil nil" }, why)
+    -- The first point is gone, and what the second had on it is merged: it has
+    -- two whole disks. The last has tenths of both, of one on the second.
+    local sizes, tenth = {}, out.point[2].bytes
+    assert.is_true(tenth > 99000 and tenth < 102000)
+    for i, point in ipairs(out.point) do sizes[i] = point.bytes / tenth end
+    assert.same({ 20, 1, 1, 2 }, sizes)
+    assert.equal("full", out.point[1].type)
+    assert.equal(1, out.prune[1].merged)
+  end)
+
+  it("knows ids in braces, and what several points begin with", function()
+    local out = berlin(deciding [[
+      base = function(job, history)
+        local id = history[1] and history[1].ReferencePointGroupId
+        return job.run_number == 2 and "{" .. id:lower() .. "}"
+          or job.run_number == 3 and id:sub(1, 14) or nil
+      end,
+      on_failure = function(_, err) error(err.code) end ]], "--days", "3")
+    assert.equal("f i i", kinds_of(out))
+    local points = { { unix_us = 1, time = "20250101000000.000000+000",
+      ReferencePointGroupId = "ABCD0001-0000-4000-8000-000000000001",
+      CollectionId = "6F1D0000-0000-4000-8000-000000000001", sequence = 1 },
+      { unix_us = 2, time = "20250102000000.000000+000",
+      ReferencePointGroupId = "ABCD0002-0000-4000-8000-000000000001",
+      CollectionId = "6F1D0000-0000-4000-8000-000000000001", sequence = 2 } }
+    local loaded = assert(cairn.policy_load(deciding [[
+      base = function(job) return job.run_number == 1 and "abcd" or "abcd0002"
+      end,
+      on_failure = function(_, err) assert(err.code == "ambiguous") end ]]))
+    local sim = assert(simulate.run({ loaded }, { from_us = FROM * 1000000,
+      days = 2, zone = "Europe/Berlin", points = function() return points end }))
+    assert.equal("Exception", sim.runs[1].state)
+    assert.equal("Completed", sim.runs[2].state)
+    assert.equal(points[2].ReferencePointGroupId, sim.runs[2].made.base.id)
+    assert.same({}, sim.notes)
+  end)
+
+  it("tells what runs warn of, and bounds what it notes", function()
+    local path = deciding [[ select = function() return false end ]]
+    local out = berlin(path, "--days", "3")
+    for _, run in ipairs(out.run) do
+      assert.equal("Completed With Warnings", run.JobState)
+      assert.matches("select leaves out every disk", run.warnings[1])
+    end
+    local _, _, output = command(path, "--days", "3", table.unpack(BERLIN))
+    assert.matches("Warnings\n[^\n]*\n  nightly +3  Fri 2025%-03%-28 02:00  "
+      .. "policy p: select leaves out every disk", output)
+    out = berlin(deciding [[ throttle = function(_, now) error(now.unix) end,
+      base = function(job) error("no base for run " .. job.run_number) end ]],
+      "--days", "150")
+    assert.equal(101, #out.total[1].notes)
+    assert.matches("^%.%.%. and 50 more notes", out.total[1].notes[101])
+  end)
+
   it("asks retain after an export, and prunes by a job of its own", function()
     local retain = [[
       retain = function(points)
@@ -349,6 +436,17 @@ describe("a simulation", function()
       "--assume", "nightly: retain.seconds=30h")
     assert.equal("directory", out.run[7].wait_reason)
     assert.same({ "nightly: retain" }, out.run[7].waited_for)
+    -- and it fails as it is told to
+    out = berlin(directory .. "/p.lua", "--days", "9", "--assume",
+      "nightly: retain.fails=every:2")
+    local states = {}
+    for _, run in ipairs(out.run) do
+      if run.job == "nightly: retain" then
+        states[#states + 1] = ("%d %s"):format(run.run_number, run.JobState)
+      end
+    end
+    assert.same({ "1 Completed", "2 Exception", "3 Completed", "4 Exception",
+      "5 Completed" }, states)
     local code, _, output = command(directory .. "/p.lua", "--days", "8",
       "--assume", "nightly: retain.secs=1")
     assert.equal(2, code)
@@ -391,7 +489,8 @@ describe("a simulation", function()
     file:write(("x"):rep(7200000)):close()
     local path = deciding [[
       throttle = function(job, now)
-        assert(now.unix == job.now.unix and job.bytes_done < job.bytes_total)
+        assert(now.unix == job.now.unix)
+        assert(not job.bytes_total or job.bytes_done < job.bytes_total)
         return now.hour == 2 and 1000 or nil
       end ]]
     local out = berlin(path, "--days", "1", "--rate", "0.002")

@@ -191,9 +191,10 @@ policy file itself is run, as always.
 How long a run takes: what --assume says; else the middle of the last 20 good
 runs of a job of that Name in --history; else, for an export, the bytes that its
 disks take on this host, read at --rate (an increment by clone or bitmap reads
-5 percent of them), for a verify or prune the bytes of the points, and no faster
-than throttle says, which is asked for each minute; else 60 seconds. No run fails
-but as --assume says, or because base named no point:
+5 percent of them) and for a verify the bytes of the points, no faster than
+throttle says, which is asked for each minute; for a prune the bytes that it
+merges; else 60 seconds. No run fails but as --assume says, or because base named
+no point:
  KEY.seconds=N    how long each run takes: 600, 2h
  KEY.fails=WHICH  runs that fail: 3 or 3rd, every:N, first:N, all, none
  KEY.attempts=N   so many attempts of such a run fail: 1 (default), ..., all
@@ -203,7 +204,8 @@ KEY is the key of a job, POLICY:KEY, or * for all jobs; "KEY: retain" is the pru
 after an export whose policy has retain.
 
 An increment is made where the export would make one: on the point that base
-names, or for latest the newest of the collection, with the chain below its limit.
+names, or for latest the newest of the collection, disk by disk, with the chain
+below its limit.
 Points that exist in the export directories are read and count, unless --fresh is
 given. Recovery handlers are not called, and the bodies of run jobs do nothing.]],
     arguments = {
@@ -230,7 +232,8 @@ given. Recovery handlers are not called, and the bodies of run jobs do nothing.]
           .. "100)" },
       { name = "history", value = "FILE",
         help = "what cairn history --json prints: how long runs take, and what "
-          .. "base is given of runs before; - is standard input" },
+          .. "base is given of runs before, of a job of that Name (of several "
+          .. "such jobs the last); - is standard input" },
       queue,
       { name = "down", value = "START/DURATION", is_repeated = true,
         help = "the host sleeps then, such as 2025-03-10T01:00/6h; catch_up "

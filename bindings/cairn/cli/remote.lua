@@ -235,8 +235,9 @@ local function print_history(cairn, list)
     elseif is_value(record.ErrorDescription, cairn.null) then
       what = what .. ": " .. record.ErrorDescription
     elseif is_value(record.warnings, cairn.null) then
-      what = ("%s: %s%s"):format(what, record.warnings[1], record.warnings[2]
-        and (" (and %d more)"):format(#record.warnings - 1) or "")
+      local more = #record.warnings - 1 + record.lost_warnings
+      what = ("%s: %s%s"):format(what, record.warnings[1], more > 0
+        and (" (and %d more)"):format(more) or "")
     end
     rows[i] = { ids[i], text.printable(record.Name or ""),
       record.run_number and tostring(record.run_number) or "",

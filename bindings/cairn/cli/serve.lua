@@ -208,8 +208,10 @@ end
 
 function Service:watch_jobs()
   local engine = self.engine
+  local warned = {} -- InstanceID -> how many warnings of its run are logged
   engine:on("JobState", function(event)
     local state = event.JobState
+    if state == "Starting" then warned[event.InstanceID] = nil end
     if is_told[state] == false then return end
     local message = state
     if state == "Query Pending" then
@@ -221,19 +223,24 @@ function Service:watch_jobs()
     self:about(event, levels[state] or "info", message)
   end)
   engine:on("RunEnded", function(event)
-    if event.JobState == "Completed" then return end -- there is nothing more
+    if event.ErrorCode == 0 then return end
     local record = E.record_of(engine, event.InstanceID, event.run_number,
       event.attempt)
-    local what = ("run %d, attempt %d: "):format(event.run_number,
-      event.attempt)
-    for _, warning in ipairs(E.warnings_of(record)) do
-      self:about(event, "warning", what .. warning)
-    end
-    if event.ErrorCode ~= 0 then
-      self:about(event, "error", what .. (record and record.ErrorDescription
-        or "error " .. event.ErrorCode))
-    end
+    self:about(event, "error", ("run %d, attempt %d: %s"):format(
+      event.run_number, event.attempt, record and record.ErrorDescription
+      or property(event, "ErrorSummaryDescription")
+      or "error " .. event.ErrorCode))
   end)
+  engine:on("Warning", function(event)
+    local ok, list = pcall(event.job.warnings, event.job)
+    if not ok or not list then return end -- it is gone
+    for i = (warned[event.InstanceID] or 0) + 1, #list do
+      self:about(event, "warning", ("run %d: %s"):format(event.run_number,
+        list[i]))
+    end
+    warned[event.InstanceID] = #list
+  end)
+  engine:on("Removed", function(event) warned[event.InstanceID] = nil end)
   engine:on("Skipped", function(event)
     self:about(event, "warning", ("%s had no run: %s"):format(
       text.count(event.count, "time"), event.reason))

@@ -240,6 +240,9 @@ function Session:run_ended(event)
   for _, warning in ipairs(E.warnings_of(record)) do
     self.view:say("  warning: " .. text.printable_lines(warning))
   end
+  if record and record.lost_warnings > 0 then
+    self.view:say(("  and %d more"):format(record.lost_warnings))
+  end
   if record and is_failed then
     self.view:say("  " .. text.printable_lines(record.ErrorDescription
       or "unknown error"))

@@ -195,7 +195,7 @@ end
 -- ---- for programs -------------------------------------------------------------------
 
 local lists = { waited_for = true, jobs = true, reasons = true, nominals = true,
-  removed = true, notes = true }
+  removed = true, notes = true, warnings = true }
 
 local function print_json(cairn, sim, days, total)
   local function time(us) return us and sim.clock:local_time(us) end
@@ -220,7 +220,7 @@ local function print_json(cairn, sim, days, total)
       waited_for = run.by, concurrency = run.concurrency,
       length_seconds = run.length, length_from = run.length_from,
       point = run.point, why_full = run.why_full, pruned = run.pruned,
-      merged = run.merged, kept = run.kept }))
+      merged = run.merged, kept = run.kept, warnings = run.warnings }))
   end
   for _, skip in ipairs(sim.skips) do
     out("skip", job_fields(skip.entry, { count = skip.count,
@@ -369,6 +369,30 @@ local function print_runs(sim, short)
     { title = "TOOK", is_number = true }, { title = "RESULT" } }, rows)) do
     say.result("  " .. line)
   end
+end
+
+-- What runs have warned of: { entry, text, count, first run }.
+local function print_warnings(sim, short)
+  local by_id, list, rows = {}, {}, {}
+  for _, run in ipairs(sim.runs) do
+    for _, warning in ipairs(run.warnings or {}) do
+      local id = ("%d\0%s"):format(run.entry.number, warning)
+      local row = by_id[id]
+      if not row then
+        row = { run = run, text = warning, count = 0 }
+        by_id[id] = row
+        list[#list + 1] = row
+      end
+      row.count = row.count + 1
+    end
+  end
+  for i, row in ipairs(list) do
+    rows[i] = { text.printable(row.run.entry.key), n(row.count),
+      short(row.run.start_us), text.printable(row.text) }
+  end
+  section("Warnings", { { title = "JOB" },
+    { title = "TIMES", is_number = true }, { title = "FIRST" },
+    { title = "WHAT" } }, rows)
 end
 
 local function print_prunes(sim, short)
@@ -526,6 +550,7 @@ local function print_text(sim, days, total, options)
   section("At the same time", { { title = "JOBS" },
     { title = "TIMES", is_number = true }, { title = "IN ALL",
     is_number = true } }, rows)
+  print_warnings(sim, short)
   print_notices(sim, short)
   print_prunes(sim, short)
   print_points(sim)
