@@ -371,24 +371,36 @@ local function print_runs(sim, short)
   end
 end
 
--- What runs have warned of: { entry, text, count, first run }.
+-- What is alike in a list, by id_of(item): { first =, last =, count = }, in order of
+-- the first ones.
+local function grouped(list, id_of)
+  local by_id, groups = {}, {}
+  for _, item in ipairs(list) do
+    local id = id_of(item)
+    local group = by_id[id]
+    if not group then
+      group = { first = item, count = 0 }
+      by_id[id] = group
+      groups[#groups + 1] = group
+    end
+    group.last, group.count = item, group.count + 1
+  end
+  return groups
+end
+
 local function print_warnings(sim, short)
-  local by_id, list, rows = {}, {}, {}
+  local warnings, rows = {}, {}
   for _, run in ipairs(sim.runs) do
     for _, warning in ipairs(run.warnings or {}) do
-      local id = ("%d\0%s"):format(run.entry.number, warning)
-      local row = by_id[id]
-      if not row then
-        row = { run = run, text = warning, count = 0 }
-        by_id[id] = row
-        list[#list + 1] = row
-      end
-      row.count = row.count + 1
+      warnings[#warnings + 1] = { run = run, text = warning }
     end
   end
-  for i, row in ipairs(list) do
-    rows[i] = { text.printable(row.run.entry.key), n(row.count),
-      short(row.run.start_us), text.printable(row.text) }
+  for i, group in ipairs(grouped(warnings, function(warning)
+    return ("%d\0%s"):format(warning.run.entry.number, warning.text)
+  end)) do
+    local run = group.first.run
+    rows[i] = { text.printable(run.entry.key), n(group.count),
+      short(run.start_us), text.printable(group.first.text) }
   end
   section("Warnings", { { title = "JOB" },
     { title = "TIMES", is_number = true }, { title = "FIRST" },
@@ -409,25 +421,16 @@ local function print_prunes(sim, short)
     { title = "LEFT", is_number = true }, { title = "WHY" } }, rows)
 end
 
--- Who would be told what how often: { entry, Notify, state, count, first_us }.
 local function print_notices(sim, short)
-  local by_id, list, rows = {}, {}, {}
-  for _, notice in ipairs(sim.notices) do
-    local id = ("%d\0%s\0%s"):format(notice.entry.number, notice.Notify,
+  local rows = {}
+  for i, group in ipairs(grouped(sim.notices, function(notice)
+    return ("%d\0%s\0%s"):format(notice.entry.number, notice.Notify,
       notice.state)
-    local row = by_id[id]
-    if not row then
-      row = { notice = notice, count = 0 }
-      by_id[id] = row
-      list[#list + 1] = row
-    end
-    row.count, row.last_us = row.count + 1, notice.unix_us
-  end
-  for i, row in ipairs(list) do
-    local notice = row.notice
+  end)) do
+    local notice = group.first
     rows[i] = { text.printable(notice.Notify),
-      text.printable(notice.entry.key), notice.state, n(row.count),
-      short(notice.unix_us), short(row.last_us) }
+      text.printable(notice.entry.key), notice.state, n(group.count),
+      short(notice.unix_us), short(group.last.unix_us) }
   end
   section("Notices", { { title = "WHOM" }, { title = "JOB" },
     { title = "STATE" }, { title = "TIMES", is_number = true },
