@@ -11,12 +11,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "error.h"
 #include "memory.h"
 
 #define NAMED_PROCESSES 4 /* as many as a message can use */
+
+/* How long a lock is waited for that a tool has, which will end by itself. */
+enum { PATIENCE_MS = 2000, LOOK_MS = 20 };
 
 enum { BYTE_READ = 100, BYTE_WRITE = 101, BYTE_RESIZE = 103 };
 enum { BYTE_NO_READ = 200, BYTE_NO_WRITE = 201, BYTE_NO_RESIZE = 203 };
@@ -66,10 +70,21 @@ static int is_same_file(const struct stat *a, const struct stat *b)
   return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
 }
 
-static void append_process(char *text, size_t size, const char *pid)
+struct holders {
+  char text[256]; /* "process 12 (qemu-system-x86), ...", or "" */
+  int count, tools;
+};
+
+/* Those that an export starts, and others for a moment. */
+static int is_tool(const char *name)
 {
-  char path[64], name[32] = "";
-  size_t used = strlen(text);
+  return strcmp(name, "qemu-img") == 0 || strcmp(name, "qemu-nbd") == 0;
+}
+
+static void append_process(struct holders *h, const char *pid)
+{
+  char path[64], name[32] = "", *text = h->text;
+  size_t used = strlen(text), size = sizeof h->text;
   FILE *f;
 
   snprintf(path, sizeof path, "/proc/%.16s/comm", pid);
@@ -83,22 +98,22 @@ static void append_process(char *text, size_t size, const char *pid)
   snprintf(text + used, size - used, "%sprocess %.16s%s%s%s",
            used > 0 ? ", " : "", pid, name[0] ? " (" : "", name,
            name[0] ? ")" : "");
+  h->count++;
+  h->tools += is_tool(name);
 }
 
-/* "process 12 (qemu-system-x86), ...", or "" when none is visible. With
- * has_lock only those that hold a writer's lock, else all that have it open
- * except this process. */
-static void name_holders(const struct stat *st, int has_lock, char *text,
-                         size_t size)
+/* With has_lock only those that hold a writer's lock, else all that have it
+ * open except this process; none when none is visible. */
+static void find_holders(const struct stat *st, int has_lock,
+                         struct holders *out)
 {
   DIR *processes = opendir("/proc");
   struct dirent *p, *f;
-  int named = 0;
 
-  text[0] = '\0';
+  memset(out, 0, sizeof *out);
   if (!processes)
     return;
-  while (named < NAMED_PROCESSES && (p = readdir(processes)) != NULL) {
+  while (out->count < NAMED_PROCESSES && (p = readdir(processes)) != NULL) {
     char path[64];
     struct stat other;
     int is_holder = 0;
@@ -118,10 +133,8 @@ static void name_holders(const struct stat *st, int has_lock, char *text,
         is_holder = !has_lock || has_writer_lock(p->d_name, f->d_name);
     }
     closedir(files);
-    if (is_holder) {
-      append_process(text, size, p->d_name);
-      named++;
-    }
+    if (is_holder)
+      append_process(out, p->d_name);
   }
   closedir(processes);
 }
@@ -130,14 +143,15 @@ static int fail_in_use(struct cairn_error *err, const char *path,
                        const struct stat *st, int has_lock, const char *why,
                        const char *advice)
 {
-  char holders[256], shown[512];
+  struct holders holders;
+  char shown[512];
 
-  name_holders(st, has_lock, holders, sizeof holders);
+  find_holders(st, has_lock, &holders);
   cairn__fail(err, CAIRN_E_SOURCE_IN_USE,
               "\"%s\" is in use by another process%s%s%s: %s; %s",
               cairn__printable(path, shown, sizeof shown),
-              holders[0] ? " (" : "", holders, holders[0] ? ")" : "", why,
-              advice);
+              holders.count ? " (" : "", holders.text, holders.count ? ")" : "",
+              why, advice);
   cairn__error_set_path(err, path, -1);
   return -1;
 }
@@ -174,11 +188,25 @@ struct watched_byte {
   const char *meaning; /* of somebody else's lock on it */
 };
 
+/* Whether all that keep the file from us are tools. What an export has started
+ * ends with it, but an image is not free before the kernel has written what it
+ * was about to: one that is run again at once would find it in use. */
+static int are_tools(int fd)
+{
+  struct holders holders;
+  struct stat st;
+
+  if (fstat(fd, &st) != 0)
+    return 0;
+  find_holders(&st, 1, &holders);
+  return holders.count > 0 && holders.tools == holders.count;
+}
+
 /* Locks `ours`, then looks whether somebody else holds one of `theirs`. */
-static int lock_and_look(const struct cairn_io *io, int fd, const char *path,
-                         const off_t *ours, size_t our_count,
-                         const struct watched_byte *theirs, size_t their_count,
-                         const char *advice, struct cairn_error *err)
+static int try_to_lock(const struct cairn_io *io, int fd, const char *path,
+                       const off_t *ours, size_t our_count,
+                       const struct watched_byte *theirs, size_t their_count,
+                       const char *advice, struct cairn_error *err)
 {
   struct stat st = {0};
   char shown[512];
@@ -206,6 +234,29 @@ static int lock_and_look(const struct cairn_io *io, int fd, const char *path,
     }
   }
   return 0;
+}
+
+static int lock_and_look(const struct cairn_io *io, int fd, const char *path,
+                         const off_t *ours, size_t our_count,
+                         const struct watched_byte *theirs, size_t their_count,
+                         const char *advice, struct cairn_error *err)
+{
+  const struct timespec pause = {.tv_nsec = LOOK_MS * 1000000L};
+
+  for (int left = PATIENCE_MS;; left -= LOOK_MS) {
+    struct cairn_error why;
+
+    cairn__error_clear(&why);
+    if (try_to_lock(io, fd, path, ours, our_count, theirs, their_count, advice,
+                    &why) == 0)
+      return 0;
+    if (left <= 0 || why.id != CAIRN_E_SOURCE_IN_USE || !are_tools(fd)) {
+      if (err)
+        *err = why;
+      return -1;
+    }
+    nanosleep(&pause, NULL);
+  }
 }
 
 /* The lock protocol of a reader, on an open file. */

@@ -32,8 +32,9 @@ struct cairn__held {
 
 /* Opens and locks. Nothing but a regular file or a block device is opened (a
  * fifo would wait for its writer). SOURCE_MISSING, BAD_PATH, SOURCE_IN_USE,
- * PERMISSION_DENIED, ... assume_quiescent also accepts a file on a file system
- * that has no locks; never one that somebody else has locked. */
+ * PERMISSION_DENIED, ... A lock that a tool of QEMU's has (qemu-img, qemu-nbd)
+ * is waited for, two seconds at most. assume_quiescent also accepts a file on a
+ * file system that has no locks; never one that somebody else has locked. */
 int cairn__held_open(const struct cairn_io *io, const char *path,
                      int assume_quiescent, struct cairn__held *out,
                      struct cairn_error *err);

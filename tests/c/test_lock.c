@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 
 #include "export/lock.h"
 #include "skip.h"
@@ -73,6 +74,33 @@ static pid_t hold_byte(const char *name, off_t byte, short type)
   return pid;
 }
 
+/* The same, and lets go after so many milliseconds, by another name. */
+static pid_t hold_for(const char *name, const char *process, int ms)
+{
+  int ready[2];
+  char c;
+  pid_t pid;
+
+  assert_int_equal(pipe(ready), 0);
+  pid = fork();
+  assert_true(pid >= 0);
+  if (pid == 0) {
+    struct flock lock = {
+        .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 101, .l_len = 1};
+    int fd = open(path_of(name), O_RDWR);
+
+    if (prctl(PR_SET_NAME, process) != 0 || fd < 0 ||
+        fcntl(fd, F_OFD_SETLK, &lock) != 0 || write(ready[1], "x", 1) != 1)
+      _exit(1);
+    poll(NULL, 0, ms);
+    _exit(0);
+  }
+  close(ready[1]);
+  assert_int_equal(read(ready[0], &c, 1), 1);
+  close(ready[0]);
+  return pid;
+}
+
 static void end_child(pid_t pid)
 {
   kill(pid, SIGKILL);
@@ -95,6 +123,31 @@ static void refuses_what_a_writer_holds_and_names_it(void **state)
     expect_refused("disk", CAIRN_E_SOURCE_IN_USE, who);
     end_child(pid);
   }
+}
+
+/* What a killed export has left, until it is gone; a machine is not waited for.
+ */
+static void waits_for_tools_and_for_nobody_else(void **state)
+{
+  struct cairn__held h;
+  pid_t pid;
+
+  (void)state;
+  make_file("disk", 5000);
+  pid = hold_for("disk", "qemu-img", 200);
+  assert_int_equal(
+      cairn__held_open(&cairn__system_io, path_of("disk"), 0, &h, &err), 0);
+  cairn__held_close(&h);
+  assert_int_equal(waitpid(pid, NULL, 0), pid);
+
+  pid = hold_for("disk", "qemu-system-x86", 60000);
+  expect_refused("disk", CAIRN_E_SOURCE_IN_USE, "(qemu-system-x86)");
+  assert_int_equal(kill(pid, 0), 0);
+  end_child(pid);
+
+  pid = hold_for("disk", "qemu-nbd", 60000); /* a server that stays */
+  expect_refused("disk", CAIRN_E_SOURCE_IN_USE, "(qemu-nbd)");
+  end_child(pid);
 }
 
 static void refuses_an_exclusive_lock(void **state)
@@ -428,6 +481,7 @@ int main(void)
 {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(refuses_what_a_writer_holds_and_names_it),
+      cmocka_unit_test(waits_for_tools_and_for_nobody_else),
       cmocka_unit_test(refuses_an_exclusive_lock),
       cmocka_unit_test(lets_other_readers_be),
       cmocka_unit_test(refuses_a_disk_that_qemu_writes),
