@@ -119,6 +119,12 @@ static int engine_begin_close(lua_State *L)
   return 0;
 }
 
+static int engine_is_working(lua_State *L)
+{
+  lua_pushboolean(L, cairn_engine_is_working(check(L)));
+  return 1;
+}
+
 static int engine_is_idle(lua_State *L)
 {
   lua_pushboolean(L, cairn_engine_is_idle(check(L)));
@@ -826,6 +832,7 @@ static const luaL_Reg functions[] = {{"open", engine_open},
                                      {"state", engine_state},
                                      {"begin_close", engine_begin_close},
                                      {"is_idle", engine_is_idle},
+                                     {"is_working", engine_is_working},
                                      {"step", engine_step},
                                      {"wait", engine_wait},
                                      {"pollfd", engine_pollfd},

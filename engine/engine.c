@@ -369,6 +369,18 @@ void cairn_engine_close(cairn_engine *e, enum cairn_close_mode mode)
   cairn__engine_settle(e);
 }
 
+int cairn_engine_is_working(const cairn_engine *e)
+{
+  for (const struct cairn__work *work = e->works; work; work = work->next) {
+    int state = work->job ? work->job->state : 0;
+
+    if (state == CAIRN_STARTING || state == CAIRN_RUNNING ||
+        state == CAIRN_SHUTTING_DOWN)
+      return 1;
+  }
+  return 0;
+}
+
 int cairn_engine_is_idle(const cairn_engine *e)
 {
   size_t busy = e->busy;

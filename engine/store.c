@@ -791,11 +791,28 @@ int cairn_backup_error(cairn_engine *e, struct cairn_error *err)
 
 /* ---- open and close ------------------------------------------------------ */
 
+/* Rows come in the order of their serials, as jobs do. */
+struct loading {
+  struct cairn_engine *engine;
+  struct cairn__job *last; /* whose row was read last, or NULL */
+};
+
+static struct cairn__job *job_of_row(struct loading *l, int64_t serial)
+{
+  struct cairn__job *j = l->last ? l->last->next : l->engine->first;
+
+  if (!j || j->by_serial.key != (uint64_t)serial)
+    j = cairn__engine_job(l->engine, (cairn_job)serial, NULL);
+  if (j)
+    l->last = j;
+  return j;
+}
+
 static int load_counter(void *context, const int64_t *v,
                         const struct cairn__text *texts,
                         struct cairn_error *err)
 {
-  struct cairn_engine *e = context;
+  struct cairn_engine *e = ((struct loading *)context)->engine;
 
   (void)texts;
   if (v[CAIRN__COUNTER_serial] < 0 || v[CAIRN__COUNTER_sequence] < 0 ||
@@ -812,7 +829,7 @@ static int load_counter(void *context, const int64_t *v,
 static int load_job(void *context, const int64_t *v,
                     const struct cairn__text *texts, struct cairn_error *err)
 {
-  struct cairn_engine *e = context;
+  struct cairn_engine *e = ((struct loading *)context)->engine;
 
   if (v[CAIRN__JOB_serial] > (int64_t)e->next_serial)
     return cairn__fail(err, CAIRN_E_STORE_FAILED,
@@ -826,20 +843,17 @@ static int load_job(void *context, const int64_t *v,
 static int load_state(void *context, const int64_t *v,
                       const struct cairn__text *texts, struct cairn_error *err)
 {
-  struct cairn_engine *e = context;
-  struct cairn__job *j =
-      cairn__engine_job(e, (cairn_job)v[CAIRN__STATE_serial], NULL);
+  struct loading *l = context;
+  struct cairn__job *j = job_of_row(l, v[CAIRN__STATE_serial]);
 
   (void)texts;
-  return j ? cairn__record_state(e, j, v, err) : 0;
+  return j ? cairn__record_state(l->engine, j, v, err) : 0;
 }
 
 static int load_text(void *context, const int64_t *v,
                      const struct cairn__text *texts, struct cairn_error *err)
 {
-  struct cairn_engine *e = context;
-  struct cairn__job *j =
-      cairn__engine_job(e, (cairn_job)v[CAIRN__TEXT_serial], NULL);
+  struct cairn__job *j = job_of_row(context, v[CAIRN__TEXT_serial]);
 
   return j ? cairn__record_text(j, v, texts, err) : 0;
 }
@@ -847,7 +861,8 @@ static int load_text(void *context, const int64_t *v,
 static int load_record(void *context, const int64_t *v,
                        const struct cairn__text *texts, struct cairn_error *err)
 {
-  return cairn__history_load(context, v, texts, err);
+  return cairn__history_load(((struct loading *)context)->engine, v, texts,
+                             err);
 }
 
 static int load(struct cairn_engine *e, struct cairn_error *err)
@@ -863,8 +878,10 @@ static int load(struct cairn_engine *e, struct cairn_error *err)
                {CAIRN__TABLE_HISTORY, load_record}};
 
   for (size_t i = 0; i < sizeof steps / sizeof steps[0]; i++) {
+    struct loading l = {.engine = e};
+
     if (cairn__database_each(e->store->db, steps[i].table, INT64_MIN,
-                             steps[i].row, e, err) != 0)
+                             steps[i].row, &l, err) != 0)
       return -1;
   }
   for (struct cairn__job *j = e->first; j; j = j->next) {

@@ -314,21 +314,14 @@ end
 -- ---- driving from outside -------------------------------------------------------------
 
 -- Something of this engine runs in real time, whatever the clock.
-local function has_outside_work(S)
-  if S.process_count > 0 then return true end
-  for serial, job in pairs(S.unfinished) do
-    if not S.bodies[serial] then
-      local number = job:number "JobState"
-      if number == 3 or number == 4 or number == 6 then return true end
-    end
-  end
-  return false
+local function has_outside_work(engine, S)
+  return S.process_count > 0 or core.is_working(engine)
 end
 
 -- Nothing to do now: waits for more, or moves a virtual clock to what is due
 -- next. False when nothing ever will come: no program, thread or timer is on.
 local function rest(engine, S, limit_us)
-  if has_outside_work(S) or next(S.backups) ~= nil
+  if has_outside_work(engine, S) or next(S.backups) ~= nil
     or core.durable(engine) < core.turn(engine) then
     core.wait(engine, S.is_virtual and POLL_US or limit_us)
     return true
@@ -372,7 +365,7 @@ end
 local function drive_other(engine, S)
   if S.uv or S.is_turning then return false end
   local busy = M.turn(engine, S)
-  if busy or not S.is_virtual or has_outside_work(S)
+  if busy or not S.is_virtual or has_outside_work(engine, S)
     or core.durable(engine) < core.turn(engine) then
     return busy
   end

@@ -325,6 +325,10 @@ CAIRN_API void cairn_engine_close(cairn_engine *engine,
                                   enum cairn_close_mode mode);
 /* 1 when nothing of the engine's runs any more. */
 CAIRN_API int cairn_engine_is_idle(const cairn_engine *engine);
+/* 1 while a thread of the engine's works for a job, which takes real time
+ * whatever the clock; 0 when all that have a run are suspended, or are tasks.
+ */
+CAIRN_API int cairn_engine_is_working(const cairn_engine *engine);
 /* Frees it, killing what still runs without waiting for it. NULL allowed. */
 CAIRN_API void cairn_engine_free(cairn_engine *engine);
 
