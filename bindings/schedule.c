@@ -353,11 +353,15 @@ static int schedule_index(lua_State *L)
 
 static const char zones_key = 'z';
 
+struct loaded {
+  struct cairn__zone *zone;
+};
+
 static int zone_gc(lua_State *L)
 {
-  struct cairn__zone **zone = lua_touserdata(L, 1);
-  cairn__zone_free(*zone);
-  *zone = NULL;
+  struct loaded *loaded = lua_touserdata(L, 1);
+  cairn__zone_free(loaded->zone);
+  loaded->zone = NULL;
   return 0;
 }
 
@@ -371,19 +375,19 @@ static int zone_offset(lua_State *L)
   lua_settop(L, 2);
   lua_rawgetp(L, LUA_REGISTRYINDEX, &zones_key);
   lua_pushvalue(L, 2);
-  struct cairn__zone **zone =
+  struct loaded *loaded =
       lua_rawget(L, 3) == LUA_TUSERDATA ? lua_touserdata(L, 4) : NULL;
-  if (!zone) {
-    zone = lua_newuserdatauv(L, sizeof *zone, 0);
-    *zone = NULL;
+  if (!loaded) {
+    loaded = lua_newuserdatauv(L, sizeof *loaded, 0);
+    loaded->zone = NULL;
     luaL_setmetatable(L, ZONE);
     lua_pushvalue(L, 2);
     lua_pushvalue(L, -2);
-    if (cairn__zone_load(name, zone, &err) != 0)
+    if (cairn__zone_load(name, &loaded->zone, &err) != 0)
       return luaL_error(L, "%s", err.message);
     lua_rawset(L, 3);
   }
-  lua_pushinteger(L, cairn__zone_offset_us(*zone, at));
+  lua_pushinteger(L, cairn__zone_offset_us(loaded->zone, at));
   return 1;
 }
 
