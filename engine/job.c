@@ -186,6 +186,24 @@ static void take_results(struct cairn_engine *e, struct cairn__job *j,
   json_decref(warnings);
 }
 
+/* Of a run that is left to itself. */
+static void take_warnings(struct cairn__job *j)
+{
+  json_t *more;
+
+  if (!j->work)
+    return;
+  if (cairn__run_warnings(j->work->run, &more) != 0) {
+    j->lost_warnings++;
+  } else if (!j->warnings) {
+    j->warnings = more;
+  } else if (more) {
+    if (json_array_extend(j->warnings, more) != 0)
+      j->lost_warnings += (uint32_t)json_array_size(more);
+    json_decref(more);
+  }
+}
+
 static int has_warnings(const struct cairn__job *j)
 {
   return json_array_size(j->warnings) > 0 || j->lost_warnings > 0;
@@ -1271,6 +1289,7 @@ static void kill_now(struct cairn_engine *e, struct cairn__job *j)
     cairn__run_request(j->work->run, CAIRN__RUN_KILL);
   if (j->is_live) {
     j->has_ended = 1;
+    take_warnings(j);
     leave_run(e, j);
   }
   j->is_last_well = 0;

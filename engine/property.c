@@ -953,8 +953,12 @@ int cairn_job_warnings(cairn_engine *e, cairn_job job, char **out,
   if (!j)
     return -1;
   array = j->warnings ? json_deep_copy(j->warnings) : json_array();
-  if (array && j->work && cairn__run_warnings(j->work->run, &more) == 0 && more)
-    (void)json_array_extend(array, more);
+  if (array && j->work &&
+      (cairn__run_warnings(j->work->run, &more) != 0 ||
+       (more && json_array_extend(array, more) != 0))) {
+    json_decref(array);
+    array = NULL;
+  }
   json_decref(more);
   return cairn__json_give(array, out, err);
 }

@@ -866,7 +866,7 @@ static void exchange(struct cairn_engine *e, struct cairn__job *j,
   SWAP(j->name, other->name);
   SWAP(j->details, other->details);
   SWAP(j->kind, other->kind);
-  SWAP(j->spec, other->spec);
+  SWAP(j->spec, other->spec); /* other's is not asked for any more */
   cairn__job_forget_spec(e, j);
   SWAP(j->settings, other->settings);
   SWAP(j->queue, other->queue);

@@ -190,9 +190,9 @@ local function check_ids(d, ids)
   local is_there = {}
   for _, point in ipairs(d.points) do is_there[point.id:upper()] = true end
   for _, name in ipairs(ids) do
-    local beginning = name:upper()
+    local beginning = name:upper():gsub("^{(.*)}$", "%1")
     local found = is_there[beginning]
-    for i = 1, found and 0 or #d.points do
+    for i = 1, (found or #beginning < 4) and 0 or #d.points do
       found = found or is_id(d.points[i], beginning)
     end
     if not found then

@@ -10,6 +10,7 @@
 #include "error.h"
 #include "job.h"
 #include "memory.h"
+#include "manifest.h"
 #include "spec.h"
 
 #define LABEL_MAX 16 /* "2025-W01" and the like */
@@ -150,8 +151,11 @@ static int is_one_of(const json_t *ids, const char *id)
   {
     const char *wanted = json_string_value(entry);
     size_t length = strlen(wanted);
+    char canonical[37];
 
-    if (length >= 4 && strncasecmp(wanted, id, length) == 0)
+    if (cairn__guid_canonical(wanted, canonical) == 0
+            ? strcasecmp(canonical, id) == 0
+            : length >= 4 && strncasecmp(wanted, id, length) == 0)
       return 1;
   }
   return 0;

@@ -16,11 +16,12 @@
 
 #include "error.h"
 #include "memory.h"
+#include "run.h"
 
 #define NAMED_PROCESSES 4 /* as many as a message can use */
 
 /* How long a lock is waited for that a tool has, which will end by itself. */
-enum { PATIENCE_MS = 2000, LOOK_MS = 20 };
+enum { PATIENCE_MS = 2000, LOOK_MS = 50 };
 
 enum { BYTE_READ = 100, BYTE_WRITE = 101, BYTE_RESIZE = 103 };
 enum { BYTE_NO_READ = 200, BYTE_NO_WRITE = 201, BYTE_NO_RESIZE = 203 };
@@ -188,25 +189,11 @@ struct watched_byte {
   const char *meaning; /* of somebody else's lock on it */
 };
 
-/* Whether all that keep the file from us are tools. What an export has started
- * ends with it, but an image is not free before the kernel has written what it
- * was about to: one that is run again at once would find it in use. */
-static int are_tools(int fd)
-{
-  struct holders holders;
-  struct stat st;
-
-  if (fstat(fd, &st) != 0)
-    return 0;
-  find_holders(&st, 1, &holders);
-  return holders.count > 0 && holders.tools == holders.count;
-}
-
 /* Locks `ours`, then looks whether somebody else holds one of `theirs`. */
-static int try_to_lock(const struct cairn_io *io, int fd, const char *path,
-                       const off_t *ours, size_t our_count,
-                       const struct watched_byte *theirs, size_t their_count,
-                       const char *advice, struct cairn_error *err)
+static int lock_and_look(const struct cairn_io *io, int fd, const char *path,
+                         const off_t *ours, size_t our_count,
+                         const struct watched_byte *theirs, size_t their_count,
+                         const char *advice, struct cairn_error *err)
 {
   struct stat st = {0};
   char shown[512];
@@ -234,29 +221,6 @@ static int try_to_lock(const struct cairn_io *io, int fd, const char *path,
     }
   }
   return 0;
-}
-
-static int lock_and_look(const struct cairn_io *io, int fd, const char *path,
-                         const off_t *ours, size_t our_count,
-                         const struct watched_byte *theirs, size_t their_count,
-                         const char *advice, struct cairn_error *err)
-{
-  const struct timespec pause = {.tv_nsec = LOOK_MS * 1000000L};
-
-  for (int left = PATIENCE_MS;; left -= LOOK_MS) {
-    struct cairn_error why;
-
-    cairn__error_clear(&why);
-    if (try_to_lock(io, fd, path, ours, our_count, theirs, their_count, advice,
-                    &why) == 0)
-      return 0;
-    if (left <= 0 || why.id != CAIRN_E_SOURCE_IN_USE || !are_tools(fd)) {
-      if (err)
-        *err = why;
-      return -1;
-    }
-    nanosleep(&pause, NULL);
-  }
 }
 
 /* The lock protocol of a reader, on an open file. */
@@ -291,6 +255,50 @@ int cairn__held_claim(struct cairn__held *h, struct cairn_error *err)
   return lock_and_look(
       h->io, h->fd, h->path, ours, sizeof ours / sizeof ours[0], theirs,
       sizeof theirs / sizeof theirs[0], "wait until that has ended", err);
+}
+
+/* ---- waiting for tools --------------------------------------------------- */
+
+/* Whether a file is locked as a writer locks it, and nobody is seen to have it
+ * who stays. A process that was killed is not seen while its threads end. */
+static int is_passing(int fd)
+{
+  static const off_t bytes[] = {BYTE_WRITE, BYTE_RESIZE, BYTE_NO_READ};
+  struct holders holders;
+  struct stat st;
+  int is_held = 0;
+
+  for (size_t i = 0; i < sizeof bytes / sizeof bytes[0]; i++)
+    is_held |= is_byte_held(&cairn__system_io, fd, bytes[i]) == 1;
+  if (!is_held || fstat(fd, &st) != 0)
+    return 0;
+  find_holders(&st, 1, &holders);
+  return holders.tools == holders.count;
+}
+
+static int64_t now_ms(void)
+{
+  struct timespec t;
+
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+int cairn__held_await(const char *path, struct cairn__run *run,
+                      struct cairn_error *err)
+{
+  const struct timespec pause = {.tv_nsec = LOOK_MS * 1000000L};
+  int64_t until = now_ms() + PATIENCE_MS;
+  int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+  int result = 0;
+
+  while (fd >= 0 && is_passing(fd) && now_ms() < until && result == 0) {
+    nanosleep(&pause, NULL);
+    result = run ? cairn__run_gate(run, err) : 0;
+  }
+  if (fd >= 0)
+    close(fd);
+  return result;
 }
 
 /* ---- loop devices -------------------------------------------------------- */

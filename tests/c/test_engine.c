@@ -767,6 +767,37 @@ static void a_thread_that_does_not_end_is_given_up_after_a_second(void **state)
   free_engine(e);
 }
 
+static void what_a_thread_that_is_given_up_has_warned_of_is_kept(void **state)
+{
+  static const char spec[] = "{\"Name\":\"w\",\"verify\":{\"directory\":\"/x\","
+                             "\"mode\":\"deaf\",\"warnings\":2}}";
+  cairn_engine *e = open_engine();
+  cairn_job job = submit(e, spec);
+  char *text;
+
+  (void)state;
+  step(e);
+  for (int i = 0; atomic_load(&deaf_running) == 0; i++) {
+    assert_true(i < 20000);
+    fake_wait();
+  }
+  for (int is_over = 0; is_over < 2; is_over++) {
+    assert_int_equal(cairn_job_warnings(e, job, &text, NULL), 0);
+    assert_string_equal(text, "[\"warning 1\",\"warning 2\"]");
+    cairn_free(text);
+    if (is_over)
+      break;
+    assert_int_equal(request(e, job, CAIRN_REQUEST_KILL), 4096);
+    assert_int_equal(request(e, job, CAIRN_REQUEST_KILL), 0);
+  }
+  assert_int_equal(state_of(e, job), CAIRN_KILLED);
+  assert_int_equal(cairn_history(e, NULL, &text, NULL), 0);
+  assert_non_null(strstr(text, "[\"warning 1\",\"warning 2\"]"));
+  cairn_free(text);
+  atomic_store(&is_released, 1);
+  free_engine(e);
+}
+
 static void a_killed_job_may_be_deleted_before_its_thread_ends(void **state)
 {
   cairn_engine *e = open_engine();
@@ -3096,6 +3127,7 @@ int main(void)
       cmocka_unit_test(a_request_that_replaces_another_drops_its_deadline),
       cmocka_unit_test(the_time_of_the_last_change_starts_as_a_zero_interval),
       cmocka_unit_test(a_thread_that_does_not_end_is_given_up_after_a_second),
+      cmocka_unit_test(what_a_thread_that_is_given_up_has_warned_of_is_kept),
       cmocka_unit_test(a_killed_job_may_be_deleted_before_its_thread_ends),
       cmocka_unit_test(an_engine_can_be_freed_while_its_threads_run),
       cmocka_unit_test(kill_job_decides_about_the_removal),

@@ -935,6 +935,19 @@ describe("an engine that simulates", function()
 end)
 
 describe("cairn.keep", function()
+  it("knows ids as a prune does", function()
+    local points = { { time = "20250101000000.000000+000",
+      ReferencePointGroupId = "ABCD0001-0000-4000-8000-000000000001" },
+      { time = "20250102000000.000000+000",
+      ReferencePointGroupId = "ABCD0002-0000-4000-8000-000000000001" } }
+    for id, is_kept in pairs { ["{abcd0001-0000-4000-8000-000000000001}"] = true,
+      ["abcd0001"] = true, ["ABC"] = false, ["{ABCD0001}"] = false,
+      ["ABCD0003"] = false } do
+      assert.same(is_kept and { "ids" } or {},
+        assert(cairn.keep(points, { ids = { id } }))[1], id)
+    end
+  end)
+
   it("refuses what are no points or no rules", function()
     assert.has_error(function() cairn.keep("x", {}) end,
       "cairn.keep: a list of points expected, got string")

@@ -234,6 +234,10 @@ local function print_history(cairn, list)
         record.reason or "")
     elseif is_value(record.ErrorDescription, cairn.null) then
       what = what .. ": " .. record.ErrorDescription
+    elseif not is_value(record.warnings, cairn.null)
+      and record.lost_warnings > 0 then
+      what = ("%s: %d that could not be kept"):format(what,
+        record.lost_warnings)
     elseif is_value(record.warnings, cairn.null) then
       local more = #record.warnings - 1 + record.lost_warnings
       what = ("%s: %s%s"):format(what, record.warnings[1], more > 0

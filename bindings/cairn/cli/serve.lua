@@ -223,9 +223,16 @@ function Service:watch_jobs()
     self:about(event, levels[state] or "info", message)
   end)
   engine:on("RunEnded", function(event)
-    if event.ErrorCode == 0 then return end
+    if event.JobState == "Completed" then return end
     local record = E.record_of(engine, event.InstanceID, event.run_number,
       event.attempt)
+    local warnings = E.warnings_of(record) -- the job may have begun another run
+    for i = (warned[event.InstanceID] or 0) + 1, #warnings do
+      self:about(event, "warning", ("run %d: %s"):format(event.run_number,
+        warnings[i]))
+      warned[event.InstanceID] = i
+    end
+    if event.ErrorCode == 0 then return end
     self:about(event, "error", ("run %d, attempt %d: %s"):format(
       event.run_number, event.attempt, record and record.ErrorDescription
       or property(event, "ErrorSummaryDescription")
