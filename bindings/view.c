@@ -231,7 +231,9 @@ static int fill(lua_State *L, const struct shape *shape,
         return -1;
     } else if (e->p != NULL && job != NULL) {
       if (cairn_job_get(engine, job->serial, e->p->id, &value, &err) != 0)
-        return luaL_error(L, "%s: %s", job->instance_id, err.message);
+        return luaL_error(
+            L, err.id == CAIRN_E_NOT_FOUND ? "job %s is gone" : "%s: %s",
+            job->instance_id, err.message);
       if (put_property(v, room, i, e->p, &value) != 0)
         return -1;
     }
