@@ -3,11 +3,9 @@
 #include "scratch.h"
 
 #include <poll.h>
-#include <pthread.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
-#include <sys/syscall.h>
 
 #include "export/lock.h"
 #include "skip.h"
@@ -76,17 +74,7 @@ static pid_t hold_byte(const char *name, off_t byte, short type)
   return pid;
 }
 
-static int thread_ms;
-
-static void *last_thread(void *unused)
-{
-  (void)unused;
-  poll(NULL, 0, thread_ms);
-  _exit(0);
-}
-
-/* The same, and lets go after so many milliseconds, by another name; NULL: as a
- * process whose first thread has ended, which /proc shows without its files. */
+/* The same, and lets go after so many milliseconds, by another name. */
 static pid_t hold_for(const char *name, const char *process, int ms)
 {
   int ready[2];
@@ -101,17 +89,9 @@ static pid_t hold_for(const char *name, const char *process, int ms)
         .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 101, .l_len = 1};
     int fd = open(path_of(name), O_RDWR);
 
-    if ((process && prctl(PR_SET_NAME, process) != 0) || fd < 0 ||
+    if (prctl(PR_SET_NAME, process) != 0 || fd < 0 ||
         fcntl(fd, F_OFD_SETLK, &lock) != 0 || write(ready[1], "x", 1) != 1)
       _exit(1);
-    thread_ms = ms;
-    if (!process) {
-      pthread_t thread;
-
-      if (pthread_create(&thread, NULL, last_thread, NULL) == 0)
-        syscall(SYS_exit, 0);
-      _exit(1);
-    }
     poll(NULL, 0, ms);
     _exit(0);
   }
@@ -155,14 +135,6 @@ static void waits_for_tools_and_for_nobody_else(void **state)
   (void)state;
   make_file("disk", 5000);
   pid = hold_for("disk", "qemu-img", 200);
-  assert_int_equal(cairn__held_await(path_of("disk"), NULL, &err), 0);
-  assert_int_equal(
-      cairn__held_open(&cairn__system_io, path_of("disk"), 0, &h, &err), 0);
-  cairn__held_close(&h);
-  assert_int_equal(waitpid(pid, NULL, 0), pid);
-
-  /* of which only a thread is left, and nothing is seen */
-  pid = hold_for("disk", NULL, 200);
   assert_int_equal(cairn__held_await(path_of("disk"), NULL, &err), 0);
   assert_int_equal(
       cairn__held_open(&cairn__system_io, path_of("disk"), 0, &h, &err), 0);
