@@ -2,10 +2,13 @@
  * itself; and what may be opened as a source at all. */
 #include "scratch.h"
 
+#include <dirent.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 
 #include "export/lock.h"
 #include "skip.h"
@@ -47,58 +50,86 @@ static void expect_refused(const char *name, int id, const char *says)
   assert_int_equal(h.fd, -1);
 }
 
-/* A child that holds a lock on one byte until it is ended. */
-static pid_t hold_byte(const char *name, off_t byte, short type)
+/* A child that holds a lock on one byte. */
+struct holder {
+  const char *file, *name; /* what /proc calls the process; NULL: as it is */
+  off_t byte;
+  short type;
+  int ms;        /* until it ends; -1: until it is ended */
+  int is_thread; /* its first thread has ended, and the rest is not seen to have
+                    the file */
+  int ready;     /* it is as it shall be: a byte is written there */
+};
+
+static void stay(const struct holder *h)
+{
+  if (write(h->ready, "x", 1) == 1)
+    poll(NULL, 0, h->ms);
+  _exit(0);
+}
+
+static void *stay_without_the_first(void *holder)
+{
+  DIR *files = opendir("/proc/self/fd");
+
+  while (files) { /* until it has ended there are "." and ".." and more */
+    closedir(files);
+    poll(NULL, 0, 1);
+    files = opendir("/proc/self/fd");
+    if (files && readdir(files) && readdir(files) && !readdir(files))
+      break;
+  }
+  stay(holder);
+  return NULL;
+}
+
+static void hold_here(struct holder *h)
+{
+  struct flock lock = {
+      .l_type = h->type, .l_whence = SEEK_SET, .l_start = h->byte, .l_len = 1};
+  int fd = open(path_of(h->file), O_RDWR);
+  pthread_t thread;
+
+  if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0 || fd < 0 ||
+      fcntl(fd, F_OFD_SETLK, &lock) != 0 ||
+      (h->name && prctl(PR_SET_NAME, h->name) != 0))
+    _exit(1);
+  if (!h->is_thread)
+    stay(h);
+  if (pthread_create(&thread, NULL, stay_without_the_first, h) == 0)
+    syscall(SYS_exit, 0);
+  _exit(1);
+}
+
+static pid_t hold(struct holder h)
 {
   int ready[2];
   char c;
   pid_t pid;
 
   assert_int_equal(pipe(ready), 0);
+  h.ready = ready[1];
   pid = fork();
   assert_true(pid >= 0);
-  if (pid == 0) {
-    struct flock lock = {
-        .l_type = type, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
-    int fd = open(path_of(name), O_RDWR);
-
-    if (fd < 0 || fcntl(fd, F_OFD_SETLK, &lock) != 0 ||
-        write(ready[1], "x", 1) != 1)
-      _exit(1);
-    for (;;)
-      pause();
-  }
+  if (pid == 0)
+    hold_here(&h);
   close(ready[1]);
   assert_int_equal(read(ready[0], &c, 1), 1);
   close(ready[0]);
   return pid;
 }
 
-/* The same, and lets go after so many milliseconds, by another name. */
-static pid_t hold_for(const char *name, const char *process, int ms)
+static pid_t hold_byte(const char *file, off_t byte, short type)
 {
-  int ready[2];
-  char c;
-  pid_t pid;
+  return hold(
+      (struct holder){.file = file, .byte = byte, .type = type, .ms = -1});
+}
 
-  assert_int_equal(pipe(ready), 0);
-  pid = fork();
-  assert_true(pid >= 0);
-  if (pid == 0) {
-    struct flock lock = {
-        .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 101, .l_len = 1};
-    int fd = open(path_of(name), O_RDWR);
-
-    if (prctl(PR_SET_NAME, process) != 0 || fd < 0 ||
-        fcntl(fd, F_OFD_SETLK, &lock) != 0 || write(ready[1], "x", 1) != 1)
-      _exit(1);
-    poll(NULL, 0, ms);
-    _exit(0);
-  }
-  close(ready[1]);
-  assert_int_equal(read(ready[0], &c, 1), 1);
-  close(ready[0]);
-  return pid;
+/* As one who writes. */
+static pid_t hold_as(const char *file, const char *name, int ms)
+{
+  return hold((struct holder){
+      .file = file, .name = name, .byte = 101, .type = F_WRLCK, .ms = ms});
 }
 
 static void end_child(pid_t pid)
@@ -134,19 +165,27 @@ static void waits_for_tools_and_for_nobody_else(void **state)
 
   (void)state;
   make_file("disk", 5000);
-  pid = hold_for("disk", "qemu-img", 200);
+  pid = hold_as("disk", "qemu-img", 200);
   assert_int_equal(cairn__held_await(path_of("disk"), NULL, &err), 0);
-  assert_int_equal(
-      cairn__held_open(&cairn__system_io, path_of("disk"), 0, &h, &err), 0);
+  assert_int_equal(open_held("disk", &h), 0);
   cairn__held_close(&h);
   assert_int_equal(waitpid(pid, NULL, 0), pid);
 
-  pid = hold_for("disk", "qemu-system-x86", 60000);
+  /* of which only a thread is left, and nothing is seen */
+  pid = hold((struct holder){
+      .file = "disk", .byte = 101, .type = F_WRLCK, .ms = 200, .is_thread = 1});
+  assert_int_equal(open_held("disk", &h), -1);
+  assert_int_equal(cairn__held_await(path_of("disk"), NULL, &err), 0);
+  assert_int_equal(open_held("disk", &h), 0);
+  cairn__held_close(&h);
+  assert_int_equal(waitpid(pid, NULL, 0), pid);
+
+  pid = hold_as("disk", "qemu-system-x86", -1);
   assert_int_equal(cairn__held_await(path_of("disk"), NULL, &err), 0);
   expect_refused("disk", CAIRN_E_SOURCE_IN_USE, "(qemu-system-x86)");
   end_child(pid);
 
-  pid = hold_for("disk", "qemu-nbd", 60000); /* a server that stays */
+  pid = hold_as("disk", "qemu-nbd", -1); /* a server that stays */
   assert_int_equal(cairn__held_await(path_of("disk"), NULL, &err), 0);
   expect_refused("disk", CAIRN_E_SOURCE_IN_USE, "(qemu-nbd)");
   end_child(pid);
