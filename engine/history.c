@@ -198,6 +198,14 @@ static char *warnings_of(const struct cairn__job *j, uint32_t *lost)
   return out;
 }
 
+/* Whether there is the point that the run was about: it went well, or what went
+ * wrong came after the publication, of which the report tells. */
+static int has_point(const struct cairn__job *j, int state)
+{
+  return state == CAIRN_COMPLETED || state == CAIRN_COMPLETED_WITH_WARNINGS ||
+         json_is_string(json_object_get(j->report, "ReferencePointGroupId"));
+}
+
 void cairn__history_run(struct cairn_engine *e, struct cairn__job *j, int state)
 {
   int64_t due = j->due.run_us == CAIRN__NEVER_US ? 0 : j->due.run_us;
@@ -224,8 +232,8 @@ void cairn__history_run(struct cairn_engine *e, struct cairn__job *j, int state)
   r->error_id = j->error_id;
   r->policy_version = j->run_version;
   r->lost_warnings = lost;
-  if (state == CAIRN_COMPLETED || state == CAIRN_COMPLETED_WITH_WARNINGS)
-    memcpy(r->point, j->point, sizeof r->point); /* it was made */
+  if (has_point(j, state))
+    memcpy(r->point, j->point, sizeof r->point);
 }
 
 void cairn__history_skipped(struct cairn_engine *e, const struct cairn__job *j,

@@ -160,12 +160,24 @@ void cairn__job_warn(struct cairn_engine *e, struct cairn__job *j,
   cairn__event_push(e, CAIRN_EVENT_WARNING, j);
 }
 
+/* Takes an array, or NULL. */
+static void add_warnings(struct cairn__job *j, json_t *more, unsigned lost)
+{
+  j->lost_warnings += lost;
+  if (!j->warnings) {
+    j->warnings = more;
+    return;
+  }
+  if (json_array_extend(j->warnings, more) != 0)
+    j->lost_warnings += (uint32_t)json_array_size(more);
+  json_decref(more);
+}
+
 /* Moves the results of a run that is done into its job: nothing of jansson's
  * is ever shared between threads. */
 static void take_results(struct cairn_engine *e, struct cairn__job *j,
                          struct cairn__run *run)
 {
-  json_t *warnings = run->warnings;
   const char *point =
       json_string_value(json_object_get(run->report, "ReferencePointGroupId"));
 
@@ -175,33 +187,20 @@ static void take_results(struct cairn_engine *e, struct cairn__job *j,
     uuid_clear(j->point);
   json_decref(j->report);
   j->report = run->report;
-  j->lost_warnings += run->lost_warnings;
+  add_warnings(j, run->warnings, run->lost_warnings);
   run->report = run->warnings = NULL;
-  if (!j->warnings) {
-    j->warnings = warnings;
-    return;
-  }
-  if (json_array_extend(j->warnings, warnings) != 0)
-    j->lost_warnings += (uint32_t)json_array_size(warnings);
-  json_decref(warnings);
 }
 
-/* Of a run that is left to itself. */
-static void take_warnings(struct cairn__job *j)
+/* Of a run that is left to itself, whose thread may still warn. */
+static void copy_warnings(struct cairn__job *j)
 {
-  json_t *more;
+  json_t *warnings;
+  unsigned lost;
 
-  if (!j->work)
-    return;
-  if (cairn__run_warnings(j->work->run, &more) != 0) {
-    j->lost_warnings++;
-  } else if (!j->warnings) {
-    j->warnings = more;
-  } else if (more) {
-    if (json_array_extend(j->warnings, more) != 0)
-      j->lost_warnings += (uint32_t)json_array_size(more);
-    json_decref(more);
-  }
+  if (j->work && cairn__run_warnings(j->work->run, &warnings, &lost) == 0)
+    add_warnings(j, warnings, lost);
+  else if (j->work)
+    j->lost_warnings += lost;
 }
 
 static int has_warnings(const struct cairn__job *j)
@@ -754,7 +753,7 @@ static void pass_directory_on(struct cairn_engine *e, struct cairn__job *j)
   cairn__directory_release(e, j->directory);
 }
 
-/* The point that this run is about: one that exists, or a new one. */
+/* The point that this run is about: one that exists, a new one, or none. */
 static int settle_point(struct cairn_engine *e, struct cairn__job *j,
                         struct cairn_error *error)
 {
@@ -765,7 +764,9 @@ static int settle_point(struct cairn_engine *e, struct cairn__job *j,
   if (!spec)
     return cairn__fail_memory(error);
   if (!id)
-    return cairn__engine_id(e, j->point, error);
+    return strcmp(j->kind->name, "prune") == 0
+               ? 0
+               : cairn__engine_id(e, j->point, error);
   if (uuid_parse(id, j->point) != 0)
     memset(j->point, 0, sizeof j->point); /* the beginning of an id */
   return 0;
@@ -1289,7 +1290,7 @@ static void kill_now(struct cairn_engine *e, struct cairn__job *j)
     cairn__run_request(j->work->run, CAIRN__RUN_KILL);
   if (j->is_live) {
     j->has_ended = 1;
-    take_warnings(j);
+    copy_warnings(j);
     leave_run(e, j);
   }
   j->is_last_well = 0;

@@ -946,6 +946,7 @@ int cairn_job_warnings(cairn_engine *e, cairn_job job, char **out,
 {
   struct cairn__job *j;
   json_t *array, *more = NULL;
+  unsigned lost;
 
   cairn__error_clear(err);
   *out = NULL;
@@ -954,7 +955,7 @@ int cairn_job_warnings(cairn_engine *e, cairn_job job, char **out,
     return -1;
   array = j->warnings ? json_deep_copy(j->warnings) : json_array();
   if (array && j->work &&
-      (cairn__run_warnings(j->work->run, &more) != 0 ||
+      (cairn__run_warnings(j->work->run, &more, &lost) != 0 ||
        (more && json_array_extend(array, more) != 0))) {
     json_decref(array);
     array = NULL;

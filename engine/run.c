@@ -373,15 +373,19 @@ int cairn__run_is_undecided(struct cairn__run *run)
   return is_undecided;
 }
 
-int cairn__run_warnings(struct cairn__run *run, json_t **out)
+int cairn__run_warnings(struct cairn__run *run, json_t **out, unsigned *lost)
 {
   int result = 0;
 
   *out = NULL;
   pthread_mutex_lock(&run->lock);
+  *lost = run->lost_warnings;
   if (run->warnings) {
     *out = json_deep_copy(run->warnings);
-    result = *out ? 0 : -1;
+    if (!*out) {
+      *lost += (unsigned)json_array_size(run->warnings);
+      result = -1;
+    }
   }
   pthread_mutex_unlock(&run->lock);
   return result;

@@ -138,9 +138,9 @@ int cairn__run_start(struct cairn__run *run, struct cairn_error *err);
 void cairn__run_request(struct cairn__run *run, int request);
 void cairn__run_release(struct cairn__run *run);
 int cairn__run_is_undecided(struct cairn__run *run);
-/* A copy of its warnings, which the caller frees; NULL: none. -1: out of
- * memory. Owner. */
-int cairn__run_warnings(struct cairn__run *run, json_t **out);
+/* A copy of its warnings, which the caller frees, NULL: none; and how many were
+ * lost. -1: out of memory, all are lost. Owner. */
+int cairn__run_warnings(struct cairn__run *run, json_t **out, unsigned *lost);
 /* Lets main begin, with another specification (taken over) or NULL: its own. */
 void cairn__run_decide(struct cairn__run *run, json_t *spec);
 /* From now on the gate holds the run back to so many of its bytes_done per

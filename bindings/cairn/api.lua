@@ -485,7 +485,7 @@ reading and then calls `step`. Without any of these nothing moves.]],
           .. "it ended), ErrorCode, ErrorDescription, warnings (a list of "
           .. "texts, of some KiB at most, or nil), lost_warnings (how many it "
           .. "had besides), bytes_done, ReferencePointGroupId (of the point "
-          .. "that it made), "
+          .. "that it made or merged), "
           .. "policy_version (of the policy's file when the attempt began). "
           .. "Due times without a run: InstanceID, "
           .. "Name, time, due, due_last, skipped (how many), reason "

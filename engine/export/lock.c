@@ -261,7 +261,7 @@ int cairn__held_claim(struct cairn__held *h, struct cairn_error *err)
 
 /* Whether a file is locked as a writer locks it, and nobody is seen to have it
  * who stays. A process that was killed is not seen while its threads end. */
-static int is_passing(int fd)
+static int is_passing(const struct cairn_io *io, int fd)
 {
   static const off_t bytes[] = {BYTE_WRITE, BYTE_RESIZE, BYTE_NO_READ};
   struct holders holders;
@@ -269,7 +269,7 @@ static int is_passing(int fd)
   int is_held = 0;
 
   for (size_t i = 0; i < sizeof bytes / sizeof bytes[0]; i++)
-    is_held |= is_byte_held(&cairn__system_io, fd, bytes[i]) == 1;
+    is_held |= is_byte_held(io, fd, bytes[i]) == 1;
   if (!is_held || fstat(fd, &st) != 0)
     return 0;
   find_holders(&st, 1, &holders);
@@ -284,20 +284,23 @@ static int64_t now_ms(void)
   return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-int cairn__held_await(const char *path, struct cairn__run *run,
-                      struct cairn_error *err)
+int cairn__held_await(const struct cairn_io *io, const char *path,
+                      struct cairn__run *run, struct cairn_error *err)
 {
   const struct timespec pause = {.tv_nsec = LOOK_MS * 1000000L};
   int64_t until = now_ms() + PATIENCE_MS;
-  int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-  int result = 0;
+  int fd = -1, result = 0;
+  struct stat st;
 
-  while (fd >= 0 && is_passing(fd) && now_ms() < until && result == 0) {
+  if (io->fstatat(io, AT_FDCWD, path, &st, 0) == 0 &&
+      (S_ISREG(st.st_mode) || S_ISBLK(st.st_mode)))
+    fd = io->openat(io, AT_FDCWD, path, O_RDONLY | O_NONBLOCK | O_NOCTTY, 0);
+  while (fd >= 0 && result == 0 && is_passing(io, fd) && now_ms() < until) {
     nanosleep(&pause, NULL);
     result = run ? cairn__run_gate(run, err) : 0;
   }
   if (fd >= 0)
-    close(fd);
+    io->close(io, fd);
   return result;
 }
 

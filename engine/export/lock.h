@@ -34,8 +34,8 @@ struct cairn__held {
 
 /* Opens and locks. Nothing but a regular file or a block device is opened (a
  * fifo would wait for its writer). SOURCE_MISSING, BAD_PATH, SOURCE_IN_USE,
- * PERMISSION_DENIED, ... assume_quiescent also accepts a file on a
- * file system that has no locks; never one that somebody else has locked. */
+ * PERMISSION_DENIED, ... assume_quiescent also accepts a file on a file system
+ * that has no locks; never one that somebody else has locked. */
 int cairn__held_open(const struct cairn_io *io, const char *path,
                      int assume_quiescent, struct cairn__held *out,
                      struct cairn_error *err);
@@ -45,8 +45,8 @@ int cairn__held_open(const struct cairn_io *io, const char *path,
  * before the kernel has written what it was about to, and one that is run again
  * at once would find it in use. 0 in any case but when the run (NULL: none) is
  * to end: -1. */
-int cairn__held_await(const char *path, struct cairn__run *run,
-                      struct cairn_error *err);
+int cairn__held_await(const struct cairn_io *io, const char *path,
+                      struct cairn__run *run, struct cairn_error *err);
 /* SOURCE_CHANGED unless size, times and identity are what they were. */
 int cairn__held_check_still(const struct cairn__held *h,
                             struct cairn_error *err);

@@ -268,7 +268,7 @@ static int open_member(const struct cairn__members_options *o,
   for (size_t i = 0; i < m->disk_count; i++) {
     if ((o->run &&
          (cairn__run_gate(o->run, err) != 0 ||
-          cairn__held_await(m->disks[i].read_from, o->run, err) != 0)) ||
+          cairn__held_await(o->io, m->disks[i].read_from, o->run, err) != 0)) ||
         open_disk(o, all, m, &m->disks[i], err) != 0)
       return cairn__member_fail(m, &m->disks[i], err);
   }

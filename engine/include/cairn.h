@@ -536,10 +536,10 @@ CAIRN_API int cairn_job_json(cairn_engine *engine, cairn_job job,
  * it), StartTime, ElapsedTime, run_number, attempt, JobState (how it ended),
  * ErrorCode, ErrorDescription, warnings (an array of texts, of some KiB at
  * most, or null), lost_warnings (how many it had besides), bytes_done,
- * ReferencePointGroupId (of the point that it made, or null), policy_version
- * (as the job had it when the attempt began, or null). Due times without a run:
- * InstanceID, Name, time, due, due_last, skipped (how many), reason ("missed",
- * "running", "held", "ended"). */
+ * ReferencePointGroupId (of the point that it made or merged, or null),
+ * policy_version (as the job had it when the attempt began, or null). Due times
+ * without a run: InstanceID, Name, time, due, due_last, skipped (how many),
+ * reason ("missed", "running", "held", "ended"). */
 CAIRN_API int cairn_history(cairn_engine *engine, const char *id, char **out,
                             struct cairn_error *err);
 /* Some of it. *next (NULL: not wanted) is what `after` goes on with, 0: there

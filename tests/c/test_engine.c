@@ -90,6 +90,11 @@ static void fake_main(struct cairn__run *run)
       "properties", "ExportedDisks", "0C5A/vda", "ExportedLogFilePaths",
       "/export/x/vda.qcow2", "ExportedConfigFilePaths",
       "ExportedRuntimeFilePaths", "ExportedGuestStateFilePaths");
+  if (strcmp(mode, "late") == 0) { /* what fails has been published */
+    json_object_set_new(run->report, "ReferencePointGroupId",
+                        json_string(run->point_uuid));
+    cairn__fail(&run->error, CAIRN_E_IO_ERROR, "too late");
+  }
   atomic_fetch_sub(&in_directory, 1);
 }
 
@@ -764,6 +769,50 @@ static void a_thread_that_does_not_end_is_given_up_after_a_second(void **state)
   /* Its late success changes nothing. */
   assert_int_equal(state_of(e, job), CAIRN_KILLED);
   assert_int_equal(number(e, job, CAIRN_PROPERTY_ErrorCode), CAIRN_E_KILLED);
+  free_engine(e);
+}
+
+/* The last record's. */
+static const char *recorded_point(cairn_engine *e)
+{
+  static char id[40];
+  json_t *records, *record;
+  char *text;
+
+  assert_int_equal(cairn_history(e, NULL, &text, NULL), 0);
+  records = json_loads(text, 0, NULL);
+  cairn_free(text);
+  record = json_array_get(records, json_array_size(records) - 1);
+  snprintf(id, sizeof id, "%s",
+           json_is_null(json_object_get(record, "ReferencePointGroupId"))
+               ? "none"
+               : json_string_value(
+                     json_object_get(record, "ReferencePointGroupId")));
+  json_decref(records);
+  return id;
+}
+
+static void a_record_names_a_point_where_there_is_one(void **state)
+{
+  static const struct {
+    const char *mode;
+    int end, has_point;
+  } cases[] = {{"ok", CAIRN_COMPLETED, 1},
+               {"fail", CAIRN_EXCEPTION, 0},
+               {"late", CAIRN_EXCEPTION, 1}};
+  cairn_engine *e = open_engine();
+
+  (void)state;
+  for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+    char spec[200];
+
+    snprintf(spec, sizeof spec,
+             "{\"Name\":\"x\",\"export\":{\"directory\":\"/x\","
+             "\"mode\":\"%s\"}}",
+             cases[i].mode);
+    await(e, submit(e, spec), cases[i].end);
+    assert_int_equal(strlen(recorded_point(e)), cases[i].has_point ? 36 : 4);
+  }
   free_engine(e);
 }
 
@@ -3127,6 +3176,7 @@ int main(void)
       cmocka_unit_test(a_request_that_replaces_another_drops_its_deadline),
       cmocka_unit_test(the_time_of_the_last_change_starts_as_a_zero_interval),
       cmocka_unit_test(a_thread_that_does_not_end_is_given_up_after_a_second),
+      cmocka_unit_test(a_record_names_a_point_where_there_is_one),
       cmocka_unit_test(what_a_thread_that_is_given_up_has_warned_of_is_kept),
       cmocka_unit_test(a_killed_job_may_be_deleted_before_its_thread_ends),
       cmocka_unit_test(an_engine_can_be_freed_while_its_threads_run),

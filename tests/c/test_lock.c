@@ -166,7 +166,8 @@ static void waits_for_tools_and_for_nobody_else(void **state)
   (void)state;
   make_file("disk", 5000);
   pid = hold_as("disk", "qemu-img", 200);
-  assert_int_equal(cairn__held_await(path_of("disk"), NULL, &err), 0);
+  assert_int_equal(
+      cairn__held_await(&cairn__system_io, path_of("disk"), NULL, &err), 0);
   assert_int_equal(open_held("disk", &h), 0);
   cairn__held_close(&h);
   assert_int_equal(waitpid(pid, NULL, 0), pid);
@@ -175,21 +176,25 @@ static void waits_for_tools_and_for_nobody_else(void **state)
   pid = hold((struct holder){
       .file = "disk", .byte = 101, .type = F_WRLCK, .ms = 200, .is_thread = 1});
   assert_int_equal(open_held("disk", &h), -1);
-  assert_int_equal(cairn__held_await(path_of("disk"), NULL, &err), 0);
+  assert_int_equal(
+      cairn__held_await(&cairn__system_io, path_of("disk"), NULL, &err), 0);
   assert_int_equal(open_held("disk", &h), 0);
   cairn__held_close(&h);
   assert_int_equal(waitpid(pid, NULL, 0), pid);
 
   pid = hold_as("disk", "qemu-system-x86", -1);
-  assert_int_equal(cairn__held_await(path_of("disk"), NULL, &err), 0);
+  assert_int_equal(
+      cairn__held_await(&cairn__system_io, path_of("disk"), NULL, &err), 0);
   expect_refused("disk", CAIRN_E_SOURCE_IN_USE, "(qemu-system-x86)");
   end_child(pid);
 
   pid = hold_as("disk", "qemu-nbd", -1); /* a server that stays */
-  assert_int_equal(cairn__held_await(path_of("disk"), NULL, &err), 0);
+  assert_int_equal(
+      cairn__held_await(&cairn__system_io, path_of("disk"), NULL, &err), 0);
   expect_refused("disk", CAIRN_E_SOURCE_IN_USE, "(qemu-nbd)");
   end_child(pid);
-  assert_int_equal(cairn__held_await(path_of("missing"), NULL, &err), 0);
+  assert_int_equal(
+      cairn__held_await(&cairn__system_io, path_of("missing"), NULL, &err), 0);
 }
 
 static void refuses_an_exclusive_lock(void **state)

@@ -351,7 +351,9 @@ describe("a policy decides", function()
     local pruned = 0
     for _, record in ipairs(engine:history()) do
       assert.equal(policy.version, record.policy_version)
-      pruned = pruned + (record.Name:find ": retain" and 1 or 0)
+      local is_prune = record.Name:find ": retain" ~= nil
+      assert.equal(is_prune, record.ReferencePointGroupId == nil)
+      pruned = pruned + (is_prune and 1 or 0)
     end
     assert.equal(2, pruned)
     local code, _, out = support.run { support.build .. "/bin/cairn", "verify",
