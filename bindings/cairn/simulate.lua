@@ -400,10 +400,9 @@ end
 local function began(sim, work, ev)
   local now_us, entry = ev.time, work.entry
   local could_us = work.retry_us or ev.due or work.could_us or now_us
-  local run = { entry = entry, run_number = ev.run_number, due_us = ev.due,
-    start_us = now_us, attempt = work.job.attempts, bytes = 0,
+  local run = { entry = entry, run_number = work.number or ev.run_number,
+    due_us = ev.due, start_us = now_us, attempt = work.job.attempts, bytes = 0,
     wait_us = math.max(0, now_us - could_us) }
-  run.run_number = work.number or run.run_number
   work.retry_us, work.could_us = nil, nil
   work.attempts[ev.run_number .. "." .. run.attempt] = run
   sim.undecided[work] = nil
