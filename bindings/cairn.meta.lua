@@ -434,7 +434,7 @@ function job:GetError() end
 ---@return table[]? # CIM_Errors, root cause first
 function job:GetErrorEx() end
 
----What the run that is on, or the last one, has warned of until now.
+---What the run that is on, or the last one, has warned of until now, the first thousand.
 ---@return string[]? # oldest first
 ---@return string? # message, when refused
 ---@return string? # code, when refused: see cairn.errors

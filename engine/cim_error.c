@@ -71,8 +71,7 @@ static int add_warnings(const struct cairn__job *j, json_t *errors)
   if (j->lost_warnings > 0) {
     char text[80];
 
-    snprintf(text, sizeof text,
-             "%u more warnings were given while memory had run out",
+    snprintf(text, sizeof text, "%u more warnings were given than are kept",
              j->lost_warnings);
     return add(errors, cim_error(j, CAIRN_E_WARNING, text,
                                  CAIRN__SEVERITY_DEGRADED_WARNING, NULL));

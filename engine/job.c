@@ -153,7 +153,7 @@ void cairn__job_warn(struct cairn_engine *e, struct cairn__job *j,
   cairn__utf8_clean(text);
   if (!j->warnings)
     j->warnings = json_array();
-  if (!j->warnings ||
+  if (!j->warnings || json_array_size(j->warnings) >= CAIRN__WARNINGS_MAX ||
       json_array_append_new(j->warnings, json_string(text)) != 0)
     j->lost_warnings++;
   cairn__store_touch(e, j, CAIRN__TOUCHED_TEXT);

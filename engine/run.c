@@ -612,7 +612,7 @@ void cairn__run_warn(struct cairn__run *run, const char *fmt, ...)
   pthread_mutex_lock(&run->lock);
   if (!run->warnings)
     run->warnings = json_array();
-  if (!run->warnings ||
+  if (!run->warnings || json_array_size(run->warnings) >= CAIRN__WARNINGS_MAX ||
       json_array_append_new(run->warnings, json_string(text)) != 0)
     run->lost_warnings++;
   pthread_mutex_unlock(&run->lock);

@@ -55,6 +55,10 @@ enum { /* bits of cairn__run.notices */
 
 struct cairn__mailbox; /* the engine's, see engine.c */
 
+/* So many are kept of a run, or of who decides about it; the rest is counted.
+ */
+#define CAIRN__WARNINGS_MAX 1000
+
 struct cairn__run {
   /* frozen before the thread starts */
   void (*main)(struct cairn__run *run);
@@ -97,7 +101,8 @@ struct cairn__run {
    * owner after DONE. Warnings may be appended at any time under lock. */
   struct cairn_error error; /* id CAIRN_OK: done well */
   json_t *warnings;         /* array of strings, under lock; may be NULL */
-  unsigned lost_warnings;   /* given while memory had run out, under lock */
+  unsigned lost_warnings;   /* beyond CAIRN__WARNINGS_MAX, or given while memory
+                               had run out; under lock */
   json_t *report;           /* object; what cairn_job_report gives, and for an
                                export its "properties" object: the CIM
                                properties of the run, ExportedDisks etc. */

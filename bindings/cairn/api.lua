@@ -576,7 +576,7 @@ return their code first.]],
       { name = "job:warnings", params = {},
         returns = { { "string[]?", "oldest first" }, failure, code },
         text = "What the run that is on, or the last one, has warned of until "
-          .. "now." },
+          .. "now, the first thousand." },
       { name = "job:DeleteInstance", params = {},
         returns = { { "integer", "0, or a CIM status code" },
           { "string?", "message" } },

@@ -560,7 +560,8 @@ CAIRN_API int cairn_history_range(cairn_engine *engine,
 CAIRN_API int cairn_job_report(cairn_engine *engine, cairn_job job, char **out,
                                struct cairn_error *err);
 /* What the run that is on, or the last one, has warned of until now: a JSON
- * array of texts that the caller frees, in the order in which they came. */
+ * array of texts that the caller frees, in the order in which they came; the
+ * first thousand. */
 CAIRN_API int cairn_job_warnings(cairn_engine *engine, cairn_job job,
                                  char **out, struct cairn_error *err);
 

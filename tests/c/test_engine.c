@@ -816,6 +816,34 @@ static void a_record_names_a_point_where_there_is_one(void **state)
   free_engine(e);
 }
 
+static void a_thousand_warnings_are_kept_and_the_rest_is_counted(void **state)
+{
+  cairn_engine *e = open_engine();
+  cairn_job job = a_running_task(e), thread;
+  struct cairn_error err;
+  json_t *list;
+  char *text;
+
+  (void)state;
+  for (int i = 0; i < 1500; i++)
+    assert_int_equal(cairn_task_warn(e, job, "again", &err), 0);
+  assert_int_equal(cairn_task_finish(e, job, NULL, NULL), 0);
+  thread = submit(e, "{\"Name\":\"w\",\"verify\":{\"directory\":\"/x\","
+                     "\"mode\":\"ok\",\"warnings\":1500}}");
+  await(e, thread, CAIRN_COMPLETED_WITH_WARNINGS);
+  for (int i = 0; i < 2; i++, job = thread) {
+    assert_int_equal(cairn_job_warnings(e, job, &text, NULL), 0);
+    list = json_loads(text, 0, NULL);
+    cairn_free(text);
+    assert_int_equal(json_array_size(list), 1000);
+    json_decref(list);
+    assert_int_equal(cairn_job_get_errors(e, job, 1, &text, NULL), 0);
+    assert_non_null(strstr(text, "500 more warnings"));
+    cairn_free(text);
+  }
+  free_engine(e);
+}
+
 static void what_a_thread_that_is_given_up_has_warned_of_is_kept(void **state)
 {
   static const char spec[] = "{\"Name\":\"w\",\"verify\":{\"directory\":\"/x\","
@@ -3177,6 +3205,7 @@ int main(void)
       cmocka_unit_test(the_time_of_the_last_change_starts_as_a_zero_interval),
       cmocka_unit_test(a_thread_that_does_not_end_is_given_up_after_a_second),
       cmocka_unit_test(a_record_names_a_point_where_there_is_one),
+      cmocka_unit_test(a_thousand_warnings_are_kept_and_the_rest_is_counted),
       cmocka_unit_test(what_a_thread_that_is_given_up_has_warned_of_is_kept),
       cmocka_unit_test(a_killed_job_may_be_deleted_before_its_thread_ends),
       cmocka_unit_test(an_engine_can_be_freed_while_its_threads_run),

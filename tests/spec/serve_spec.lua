@@ -562,6 +562,24 @@ describe("cairn serve", function()
       check()
     end)
 
+  it("logs a hundred warnings of a run, and that there are more", function()
+    policy("web", head .. [[
+      return cairn.policy { jobs = { warns = { run = function(job)
+        for i = 1, 20000 do
+          job:warn("w" .. i)
+          if i % 100 == 0 then job:sleep(0) end
+        end
+      end } } }]])
+    local service = start { "--policies", "policies" }
+    service.says "warns: Completed With Warnings"
+    service.kill "sigterm"
+    assert.equal(0, service.wait())
+    local _, count = service.err:gsub("run 1: w%d+\n", "")
+    assert.equal(100, count)
+    assert.equal(1, select(2, service.err:gsub(
+      "run 1: further warnings are not logged", "")))
+  end)
+
   it("gives a history whose records are long by pages", function()
     policy("web", head .. [[
       return cairn.policy { jobs = { warns = { held = true, JobRunTimes = 60,

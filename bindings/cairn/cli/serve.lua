@@ -25,6 +25,7 @@ Service.__index = Service
 
 local STOP_S, LOOK_MS, STATUS_MS, METRICS_MS = 20, 20, 5000, 15000
 local SETTLE_MS, POLL_MS = 300, 60000
+local WARNINGS_MAX = 100 -- of a run, in the log
 
 -- ---- places --------------------------------------------------------------------------
 
@@ -209,6 +210,16 @@ end
 function Service:watch_jobs()
   local engine = self.engine
   local warned = {} -- InstanceID -> how many warnings of its run are logged
+  -- Each event brings the whole list: a body that warns all the time is not
+  -- listened to all the time.
+  local function log_warnings(event, list)
+    local id = event.InstanceID
+    for i = (warned[id] or 0) + 1, math.min(#list, WARNINGS_MAX + 1) do
+      self:about(event, "warning", ("run %d: %s"):format(event.run_number,
+        i <= WARNINGS_MAX and list[i] or "further warnings are not logged"))
+      warned[id] = i
+    end
+  end
   engine:on("JobState", function(event)
     local state = event.JobState
     if state == "Starting" then warned[event.InstanceID] = nil end
@@ -226,12 +237,7 @@ function Service:watch_jobs()
     if event.JobState == "Completed" then return end
     local record = E.record_of(engine, event.InstanceID, event.run_number,
       event.attempt)
-    local warnings = E.warnings_of(record) -- the job may have begun another run
-    for i = (warned[event.InstanceID] or 0) + 1, #warnings do
-      self:about(event, "warning", ("run %d: %s"):format(event.run_number,
-        warnings[i]))
-      warned[event.InstanceID] = i
-    end
+    log_warnings(event, E.warnings_of(record)) -- its job may have begun another
     if event.ErrorCode == 0 then return end
     self:about(event, "error", ("run %d, attempt %d: %s"):format(
       event.run_number, event.attempt, record and record.ErrorDescription
@@ -239,13 +245,9 @@ function Service:watch_jobs()
       or "error " .. event.ErrorCode))
   end)
   engine:on("Warning", function(event)
+    if (warned[event.InstanceID] or 0) > WARNINGS_MAX then return end
     local ok, list = pcall(event.job.warnings, event.job)
-    if not ok or not list then return end -- it is gone
-    for i = (warned[event.InstanceID] or 0) + 1, #list do
-      self:about(event, "warning", ("run %d: %s"):format(event.run_number,
-        list[i]))
-    end
-    warned[event.InstanceID] = #list
+    if ok and list then log_warnings(event, list) end -- else it is gone
   end)
   engine:on("Removed", function(event) warned[event.InstanceID] = nil end)
   engine:on("Skipped", function(event)
