@@ -112,6 +112,7 @@ uint32_t cairn_job_get_errors(cairn_engine *e, cairn_job job, int is_ex,
 
   cairn__error_clear(err);
   *out = NULL;
+  cairn__roster_rest(e);
   j = cairn__engine_job(e, job, err);
   if (!j) {
     code = CAIRN_RC_UNKNOWN;

@@ -32,8 +32,8 @@ struct cairn__database {
 #define CAIRN__X(name) #name,
 static const char *const job_columns[] = {CAIRN__JOB_INTEGERS(CAIRN__X)
                                               CAIRN__JOB_TEXTS(CAIRN__X) NULL};
-static const char *const state_columns[] = {CAIRN__STATE_INTEGERS(CAIRN__X)
-                                                NULL};
+static const char *const state_columns[] = {
+    CAIRN__STATE_INTEGERS(CAIRN__X) CAIRN__STATE_TEXTS(CAIRN__X) NULL};
 static const char *const text_columns[] = {
     CAIRN__TEXT_INTEGERS(CAIRN__X) CAIRN__TEXT_TEXTS(CAIRN__X) NULL};
 static const char *const history_columns[] = {
@@ -44,7 +44,9 @@ static const char *const counter_columns[] = {CAIRN__COUNTER_INTEGERS(CAIRN__X)
                                                   NULL};
 #undef CAIRN__X
 
-_Static_assert(CAIRN__STATE_INTEGER_COUNT <= CAIRN__COLUMNS_MAX,
+_Static_assert(CAIRN__STATE_INTEGER_COUNT <= CAIRN__COLUMNS_MAX &&
+                   (int)CAIRN__JOB_INTEGER_COUNT + CAIRN__JOB_TEXT_COUNT <=
+                       CAIRN__COLUMNS_MAX,
                "room for all columns");
 
 static const struct table {
@@ -54,8 +56,8 @@ static const struct table {
 } tables[CAIRN__TABLE_COUNT] = {
     [CAIRN__TABLE_JOB] = {"job", CAIRN__JOB_INTEGER_COUNT,
                           CAIRN__JOB_TEXT_COUNT, job_columns},
-    [CAIRN__TABLE_STATE] = {"state", CAIRN__STATE_INTEGER_COUNT, 0,
-                            state_columns},
+    [CAIRN__TABLE_STATE] = {"state", CAIRN__STATE_INTEGER_COUNT,
+                            CAIRN__STATE_TEXT_COUNT, state_columns},
     [CAIRN__TABLE_TEXT] = {"text", CAIRN__TEXT_INTEGER_COUNT,
                            CAIRN__TEXT_TEXT_COUNT, text_columns},
     [CAIRN__TABLE_HISTORY] = {"history", CAIRN__HISTORY_INTEGER_COUNT,
@@ -344,7 +346,51 @@ static const char *const migrations[] = {
     "DEFAULT 0; "
     "ALTER TABLE history ADD COLUMN lost_warnings INTEGER NOT NULL "
     "DEFAULT 0; "
-    "ALTER TABLE history ADD COLUMN warnings TEXT"};
+    "ALTER TABLE history ADD COLUMN warnings TEXT; "
+    "ALTER TABLE job ADD COLUMN Notify TEXT; "
+    "UPDATE job SET Notify = (SELECT Notify FROM text "
+    "WHERE text.serial = job.serial); "
+    "ALTER TABLE text DROP COLUMN Notify; "
+    "ALTER TABLE state RENAME TO old; "
+    "CREATE TABLE state (serial INTEGER PRIMARY KEY, "
+    "JobState INTEGER NOT NULL, ErrorCode INTEGER NOT NULL, "
+    "TimeOfLastStateChange INTEGER NOT NULL, StartTime INTEGER NOT NULL, "
+    "ElapsedTime INTEGER NOT NULL, time_finished INTEGER NOT NULL, "
+    "PercentComplete INTEGER NOT NULL, run_number INTEGER NOT NULL, "
+    "runs_succeeded INTEGER NOT NULL, attempts INTEGER NOT NULL, "
+    "epoch INTEGER NOT NULL, settings INTEGER NOT NULL, "
+    "JobRunTimes INTEGER NOT NULL, Priority INTEGER NOT NULL, "
+    "RunStartInterval INTEGER NOT NULL, TimeBeforeRemoval INTEGER NOT NULL, "
+    "due_settled INTEGER NOT NULL, due_run INTEGER NOT NULL, "
+    "due_next INTEGER NOT NULL, flags INTEGER NOT NULL, more TEXT); "
+    "INSERT INTO state SELECT serial, JobState, ErrorCode, "
+    "TimeOfLastStateChange, StartTime, ElapsedTime, time_finished, "
+    "PercentComplete, run_number, runs_succeeded, attempts, epoch, settings, "
+    "JobRunTimes, Priority, RunStartInterval, TimeBeforeRemoval, due_settled, "
+    "due_run, due_next, (due_has_come != 0) + 2 * (has_changed != 0) + "
+    "4 * (is_start_now != 0) + 8 * (is_held != 0) + "
+    "16 * (is_start_asked != 0) + 32 * (is_live != 0) + "
+    "64 * (is_until_passed != 0) + 128 * (is_removable != 0) + "
+    "256 * (is_backing_off != 0) + 512 * (is_recovering != 0) + "
+    "1024 * (is_interrupted != 0) + 2048 * (is_stray != 0) + "
+    "4096 * (has_ended != 0) + 8192 * (is_last_well != 0) + "
+    "16384 * (DeleteOnCompletion != 0), "
+    "json_object('bytes_total', bytes_total, 'bytes_done', bytes_done, "
+    "'lost_warnings', lost_warnings, 'RunMonth', RunMonth, 'RunDay', RunDay, "
+    "'RunDayOfWeek', RunDayOfWeek, "
+    "'RunStartInterval_precision', RunStartInterval_precision, "
+    "'LocalOrUtcTime', LocalOrUtcTime, "
+    "'TimeBeforeRemoval_precision', TimeBeforeRemoval_precision, "
+    "'ScheduledStartTime', ScheduledStartTime, "
+    "'ScheduledStartTime_kind', ScheduledStartTime_kind, "
+    "'ScheduledStartTime_offset', ScheduledStartTime_offset, "
+    "'ScheduledStartTime_precision', ScheduledStartTime_precision, "
+    "'UntilTime', UntilTime, 'UntilTime_kind', UntilTime_kind, "
+    "'UntilTime_offset', UntilTime_offset, "
+    "'UntilTime_precision', UntilTime_precision, "
+    "'time_of_retry', time_of_retry, 'asked', asked, "
+    "'is_deciding', is_deciding) FROM old; "
+    "DROP TABLE old"};
 
 static int migrate(struct cairn__database *db, int64_t version,
                    struct cairn_error *err)
@@ -515,14 +561,19 @@ static int make_file(struct cairn__database *db, struct cairn_error *err)
   return 0;
 }
 
+/* While jobs are read each page is looked at once. */
+#define READING_CACHE "PRAGMA cache_size = -1024"
+#define USUAL_CACHE   "PRAGMA cache_size = -16384"
+
 static int configure(struct cairn__database *db, struct cairn_error *err)
 {
-  static const char settings[] = "PRAGMA synchronous = FULL;"
-                                 "PRAGMA temp_store = MEMORY;"
-                                 "PRAGMA cache_size = -16384;"
-                                 "PRAGMA journal_size_limit = 67108864;"
-                                 "PRAGMA wal_autocheckpoint = 4000;"
-                                 "PRAGMA trusted_schema = OFF";
+  static const char settings[] =
+      READING_CACHE ";"
+                    "PRAGMA synchronous = FULL;"
+                    "PRAGMA temp_store = MEMORY;"
+                    "PRAGMA journal_size_limit = 67108864;"
+                    "PRAGMA wal_autocheckpoint = 4000;"
+                    "PRAGMA trusted_schema = OFF";
   sqlite3_stmt *s = NULL;
   int is_wal;
 
@@ -678,6 +729,52 @@ static int select_from(struct cairn__database *db, const struct table *t,
   return 0;
 }
 
+int cairn__cursor_next(struct cairn__cursor *c, struct cairn_error *err)
+{
+  const struct table *t = &tables[c->table];
+  sqlite3_stmt *s = c->statement;
+  int code = sqlite3_step(s);
+
+  c->has_row = code == SQLITE_ROW;
+  if (!c->has_row)
+    return code == SQLITE_DONE ? 0 : fail_reading(c->db, err);
+  for (int i = 0; i < t->integers; i++)
+    c->integers[i] = sqlite3_column_int64(s, i);
+  for (int i = 0; i < t->texts; i++) {
+    struct cairn__text *text = &c->texts[i];
+
+    *text = (struct cairn__text){NULL, 0};
+    if (sqlite3_column_type(s, t->integers + i) == SQLITE_NULL)
+      continue;
+    text->bytes = sqlite3_column_blob(s, t->integers + i);
+    text->length = (size_t)sqlite3_column_bytes(s, t->integers + i);
+    if (!text->bytes)
+      text->bytes = "";
+  }
+  return 0;
+}
+
+int cairn__cursor_open(struct cairn__database *db, enum cairn__table_id table,
+                       int64_t first, struct cairn__cursor *c,
+                       struct cairn_error *err)
+{
+  c->db = db;
+  c->table = table;
+  c->statement = NULL;
+  if (select_from(db, &tables[table], first, &c->statement, err) != 0)
+    return -1;
+  if (cairn__cursor_next(c, err) == 0)
+    return 0;
+  cairn__cursor_close(c);
+  return -1;
+}
+
+void cairn__cursor_close(struct cairn__cursor *c)
+{
+  sqlite3_finalize(c->statement);
+  c->statement = NULL;
+}
+
 int cairn__database_each(struct cairn__database *db, enum cairn__table_id table,
                          int64_t first,
                          int (*row)(void *context, const int64_t *integers,
@@ -685,30 +782,24 @@ int cairn__database_each(struct cairn__database *db, enum cairn__table_id table,
                                     struct cairn_error *err),
                          void *context, struct cairn_error *err)
 {
-  const struct table *t = &tables[table];
-  int64_t integers[CAIRN__COLUMNS_MAX];
-  struct cairn__text texts[CAIRN__COLUMNS_MAX];
-  sqlite3_stmt *s = NULL;
-  int code, result = 0;
+  struct cairn__cursor c;
+  int result = 0;
 
-  if (select_from(db, t, first, &s, err) != 0)
+  if (cairn__cursor_open(db, table, first, &c, err) != 0)
     return -1;
-  while (result == 0 && (code = sqlite3_step(s)) == SQLITE_ROW) {
-    for (int i = 0; i < t->integers; i++)
-      integers[i] = sqlite3_column_int64(s, i);
-    for (int i = 0; i < t->texts; i++) {
-      texts[i].bytes = sqlite3_column_blob(s, t->integers + i);
-      texts[i].length = (size_t)sqlite3_column_bytes(s, t->integers + i);
-      if (!texts[i].bytes &&
-          sqlite3_column_type(s, t->integers + i) != SQLITE_NULL)
-        texts[i].bytes = "";
-    }
-    result = row(context, integers, texts, err);
+  while (result == 0 && c.has_row) {
+    result = row(context, c.integers, c.texts, err);
+    if (result == 0)
+      result = cairn__cursor_next(&c, err);
   }
-  if (result == 0 && code != SQLITE_DONE)
-    result = fail_reading(db, err);
-  sqlite3_finalize(s);
+  cairn__cursor_close(&c);
   return result < 0 ? -1 : 0;
+}
+
+int cairn__database_ready(struct cairn__database *db, struct cairn_error *err)
+{
+  sqlite3_db_release_memory(db->db);
+  return run_sql(db, USUAL_CACHE, "configure it", err);
 }
 
 int cairn__database_event_from(struct cairn__database *db, uint64_t cursor,

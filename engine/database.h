@@ -38,31 +38,30 @@
 #define CAIRN__JOB_TEXTS(X)                                                    \
   X(InstanceID) X(Name) X(kind) X(spec) X(queue) X(Caption) X(Description)     \
   X(ElementName) X(OtherRecoveryAction) X(RecoveryJob) X(zone) X(policy)       \
-  X(policy_key) X(policy_file) X(decisions)
+  X(policy_key) X(policy_file) X(decisions) X(Notify)
 
 /* What changes with every run, and the settings. `settings`: a bit for each
- * that is not null (enum cairn__setting). */
-#define CAIRN__STATE_INTEGERS(X)                                               \
+ * that is not null (enum cairn__setting); `flags`: a bit for each of
+ * CAIRN__FLAGS, the first is 1; `more`: what few jobs have, as a JSON object of
+ * integers (record.c has their names), or null. A column costs every job time,
+ * when it is written and when it is read. */
+#define CAIRN__STATE_INTEGERS(X)                                                 \
   X(serial) X(JobState) X(ErrorCode) X(TimeOfLastStateChange) X(StartTime)     \
   X(ElapsedTime) X(time_finished) X(PercentComplete) X(run_number)             \
-  X(runs_succeeded) X(attempts) X(epoch) X(bytes_total) X(bytes_done)          \
-  X(lost_warnings) X(settings) X(JobRunTimes) X(Priority) X(RunMonth)          \
-  X(RunDay) X(RunDayOfWeek) X(RunStartInterval) X(RunStartInterval_precision)  \
-  X(LocalOrUtcTime) X(DeleteOnCompletion) X(TimeBeforeRemoval)                 \
-  X(TimeBeforeRemoval_precision) X(ScheduledStartTime)                         \
-  X(ScheduledStartTime_kind) X(ScheduledStartTime_offset)                      \
-  X(ScheduledStartTime_precision) X(UntilTime) X(UntilTime_kind)               \
-  X(UntilTime_offset) X(UntilTime_precision) X(due_settled) X(due_run)         \
-  X(due_next) X(due_has_come) X(time_of_retry) X(asked) X(has_changed)         \
-  X(is_start_now) X(is_held) X(is_start_asked) X(is_live) X(is_until_passed)   \
-  X(is_removable) X(is_backing_off) X(is_recovering) X(is_interrupted)         \
-  X(is_deciding) X(is_stray) X(has_ended) X(is_last_well)
-
+  X(runs_succeeded) X(attempts) X(epoch) X(settings) X(JobRunTimes)            \
+  X(Priority) X(RunStartInterval) X(TimeBeforeRemoval) X(due_settled)          \
+  X(due_run) X(due_next) X(flags)
+#define CAIRN__STATE_TEXTS(X) X(more)
+#define CAIRN__FLAGS(X)                                                        \
+  X(due_has_come) X(has_changed) X(is_start_now) X(is_held) X(is_start_asked)  \
+  X(is_live) X(is_until_passed) X(is_removable) X(is_backing_off)              \
+  X(is_recovering) X(is_interrupted) X(is_stray) X(has_ended) X(is_last_well)  \
+  X(DeleteOnCompletion)
 /* Texts that few jobs have; a job without any has no row. */
 #define CAIRN__TEXT_INTEGERS(X) X(serial) X(errno_of_failure) X(offset)
 #define CAIRN__TEXT_TEXTS(X)                                                   \
-  X(Notify) X(ErrorDescription) X(machine) X(disk) X(path) X(warnings)         \
-  X(report) X(question) X(choices) X(answer) X(ReferencePointGroupId)
+  X(ErrorDescription) X(machine) X(disk) X(path) X(warnings) X(report)         \
+  X(question) X(choices) X(answer) X(ReferencePointGroupId)
 
 /* What has become of runs, and of due times without a run (`skipped`). */
 #define CAIRN__HISTORY_INTEGERS(X)                                             \
@@ -102,10 +101,14 @@ enum { CAIRN__JOB_TEXTS(CAIRN__X) CAIRN__JOB_TEXT_COUNT };
 #undef CAIRN__X
 #define CAIRN__X(name) CAIRN__STATE_##name,
 enum { CAIRN__STATE_INTEGERS(CAIRN__X) CAIRN__STATE_INTEGER_COUNT };
+enum { CAIRN__STATE_TEXTS(CAIRN__X) CAIRN__STATE_TEXT_COUNT };
 #undef CAIRN__X
 #define CAIRN__X(name) CAIRN__TEXT_##name,
 enum { CAIRN__TEXT_INTEGERS(CAIRN__X) CAIRN__TEXT_INTEGER_COUNT };
 enum { CAIRN__TEXT_TEXTS(CAIRN__X) CAIRN__TEXT_TEXT_COUNT };
+#undef CAIRN__X
+#define CAIRN__X(name) CAIRN__FLAG_##name,
+enum { CAIRN__FLAGS(CAIRN__X) CAIRN__FLAG_COUNT };
 #undef CAIRN__X
 #define CAIRN__X(name) CAIRN__HISTORY_##name,
 enum { CAIRN__HISTORY_INTEGERS(CAIRN__X) CAIRN__HISTORY_INTEGER_COUNT };
@@ -156,6 +159,24 @@ int cairn__database_open(const char *path, struct cairn__database **out,
 /* NULL allowed. Blocks on I/O. */
 void cairn__database_close(struct cairn__database *db);
 const char *cairn__database_path(const struct cairn__database *db);
+/* The rows of a table by ascending id. Several may be open at once, but none
+ * while something is written. */
+struct cairn__cursor {
+  struct cairn__database *db;
+  struct sqlite3_stmt *statement;
+  enum cairn__table_id table;
+  int has_row; /* 0: at the end */
+  int64_t integers[CAIRN__COLUMNS_MAX];
+  struct cairn__text texts[CAIRN__COLUMNS_MAX]; /* borrowed until the next */
+};
+
+/* At the first row from this id on; -1: err, and there is nothing to close. */
+int cairn__cursor_open(struct cairn__database *db, enum cairn__table_id table,
+                       int64_t first, struct cairn__cursor *c,
+                       struct cairn_error *err);
+int cairn__cursor_next(struct cairn__cursor *c, struct cairn_error *err);
+void cairn__cursor_close(struct cairn__cursor *c); /* one of zeros allowed */
+
 /* Calls `row` for every row of a table by ascending id, from `first` on, until
  * it returns non-zero: 1 ends it well, -1 with err filled. Texts are borrowed
  * for the call. */
@@ -165,6 +186,9 @@ int cairn__database_each(struct cairn__database *db, enum cairn__table_id table,
                                     const struct cairn__text *texts,
                                     struct cairn_error *err),
                          void *context, struct cairn_error *err);
+/* Everything was read, and writing begins: the memory for pages is given back,
+ * and more of it allowed. */
+int cairn__database_ready(struct cairn__database *db, struct cairn_error *err);
 /* *from: the row of events that has the one after `cursor`, or else the first
  * row; *first: the oldest event that is kept, 0: none. */
 int cairn__database_event_from(struct cairn__database *db, uint64_t cursor,

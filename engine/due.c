@@ -13,6 +13,7 @@
 struct cairn__zone_entry {
   struct cairn__zone_entry *next;
   struct cairn__zone *zone;
+  uintptr_t number;
   char name[]; /* as it was asked for; "" is the host's */
 };
 
@@ -35,11 +36,32 @@ int cairn__engine_zone(struct cairn_engine *e, const char *name,
       cairn__free(z);
       return cairn__fail(err, why.id, "zone: %s", why.message);
     }
+    z->number = e->zones ? e->zones->number + 1 : 1;
     z->next = e->zones;
     e->zones = z;
   }
   *out = z->zone;
   return 0;
+}
+
+uintptr_t cairn__zone_number(const struct cairn_engine *e,
+                             const struct cairn__zone *zone)
+{
+  const struct cairn__zone_entry *z = e->zones;
+
+  while (z->zone != zone)
+    z = z->next;
+  return z->number;
+}
+
+const struct cairn__zone *cairn__zone_of_number(const struct cairn_engine *e,
+                                                uintptr_t number)
+{
+  const struct cairn__zone_entry *z = e->zones;
+
+  while (z->number != number)
+    z = z->next;
+  return z->zone;
 }
 
 void cairn__zones_free(struct cairn_engine *e)

@@ -51,6 +51,11 @@ struct cairn__job_due {
  * engine. */
 int cairn__engine_zone(struct cairn_engine *e, const char *name,
                        const struct cairn__zone **out, struct cairn_error *err);
+/* The zones are numbered in the order in which they were loaded, from 1. */
+uintptr_t cairn__zone_number(const struct cairn_engine *e,
+                             const struct cairn__zone *zone);
+const struct cairn__zone *cairn__zone_of_number(const struct cairn_engine *e,
+                                                uintptr_t number);
 /* Checks settings that have a calendar and finds the zone of this name (NULL:
  * the host's). 0 with *zone; NULL when there is no calendar. */
 int cairn__due_check(struct cairn_engine *e, const struct cairn__job *j,

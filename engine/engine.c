@@ -84,14 +84,17 @@ int cairn_engine_advance(cairn_engine *e, int64_t microseconds,
   return 0;
 }
 
-int cairn__engine_reserve_timers(struct cairn_engine *e, size_t more_jobs,
-                                 size_t more_timers)
+int cairn__engine_reserve(struct cairn_engine *e, size_t more_jobs,
+                          size_t more_timers)
 {
-  size_t total = 3 * (e->job_count + more_jobs) + e->work_count +
+  const struct cairn__roster *r = &e->roster;
+  size_t total = 3 * (r->awake + more_jobs) + e->work_count +
                  e->user_timer_count + more_timers + 1;
 
-  return cairn__timers_reserve(&e->monotonic, total) == 0 &&
-                 cairn__timers_reserve(&e->wall, total) == 0
+  return cairn__timers_reserve(&e->monotonic, total + r->asleep_on[0]) == 0 &&
+                 cairn__timers_reserve(&e->wall, total + r->asleep_on[1]) ==
+                     0 &&
+                 cairn__roster_reserve(&e->roster, more_jobs) == 0
              ? 0
              : -1;
 }
@@ -103,7 +106,7 @@ static int has_work(const struct cairn_engine *e)
 {
   const struct cairn__timer *wall, *monotonic;
 
-  if (e->close_next ||
+  if (e->is_close_left || e->is_rouse_left ||
       (e->closing < 0 && !cairn__store_error(e) && cairn__queue_is_ready(e)))
     return 1;
   if (!e->is_virtual)
@@ -137,6 +140,7 @@ void cairn__engine_settle(struct cairn_engine *e)
   uint64_t counter = 1;
 
   cairn__store_turn(e);
+  cairn__roster_rest(e);
   is_awake = cairn__events_ready(e) > 0 || has_work(e);
   if (is_awake != e->is_awake) {
     ssize_t n = is_awake ? write(e->wake_fd, &counter, sizeof counter)
@@ -260,15 +264,16 @@ static int open_parts(struct cairn_engine *e,
   if (!e->owner)
     return cairn__fail_memory(err);
   cairn__utf8_clean(e->owner);
-  if (cairn__table_init(&e->by_serial) != 0 ||
-      cairn__table_init(&e->by_uuid) != 0 ||
+  if (cairn__roster_open(&e->roster) != 0 ||
       cairn__table_init(&e->directories) != 0 ||
       cairn__table_init(&e->user_timers) != 0 ||
-      cairn__engine_reserve_timers(e, 0, 0) != 0)
+      cairn__engine_reserve(e, 0, 0) != 0)
     return cairn__fail_memory(err);
   if (cairn__processes_open(e, err) != 0)
     return -1;
-  return cairn__queues_open(e, o->queues_json, err);
+  if (cairn__queues_open(e, o->queues_json, err) != 0)
+    return -1;
+  return cairn__roster_begin(e) == 0 ? 0 : cairn__fail_memory(err);
 }
 
 int cairn_engine_open(const struct cairn_engine_options *options,
@@ -329,21 +334,14 @@ void cairn_engine_free(cairn_engine *e)
   cairn__store_close(e);
   cairn__mailbox_release(e->mailbox);
   cairn__processes_free(e);
-  while (e->first) {
-    struct cairn__job *j = e->first;
-
-    e->first = j->next;
-    j->directory = NULL; /* freed below, all of them */
-    cairn__job_free(e, j);
-  }
+  cairn__roster_free_jobs(e);
   free_user_timers(e);
   cairn__directories_free(e);
   cairn__queues_free(e);
   cairn__zones_free(e);
   cairn__names_free(e);
   cairn__history_free(e);
-  cairn__table_free(&e->by_serial);
-  cairn__table_free(&e->by_uuid);
+  cairn__roster_free(&e->roster);
   cairn__table_free(&e->directories);
   cairn__table_free(&e->user_timers);
   cairn__timers_free(&e->wall);
@@ -365,7 +363,8 @@ void cairn_engine_close(cairn_engine *e, enum cairn_close_mode mode)
   if ((int)mode <= e->closing)
     return; /* only harder */
   e->closing = (int)mode;
-  e->close_next = e->first;
+  e->is_close_left = 1;
+  e->closed_up_to = 0;
   cairn__engine_settle(e);
 }
 
@@ -388,7 +387,7 @@ int cairn_engine_is_idle(const cairn_engine *e)
   /* A question waits for its answer and nothing runs meanwhile. */
   if (e->closing == CAIRN_CLOSE_SUSPEND)
     busy -= e->querying;
-  if (e->close_next || busy > 0 || e->orphans > 0 ||
+  if (e->is_close_left || busy > 0 || e->orphans > 0 ||
       cairn__processes_running(e) > 0)
     return 0;
   if (cairn__store_is_pending(e) && !cairn__store_error(e))
@@ -430,7 +429,7 @@ int cairn_timer_start(cairn_engine *e, int64_t delay_us, uint64_t cookie,
   if (delay_us < 0)
     return cairn__fail(err, CAIRN_E_OUT_OF_RANGE,
                        "timer: the delay must not be negative");
-  if (cairn__engine_reserve_timers(e, 0, 1) != 0)
+  if (cairn__engine_reserve(e, 0, 1) != 0)
     return cairn__fail_memory(err);
   t = cairn__calloc(1, sizeof *t);
   if (!t)
@@ -438,7 +437,6 @@ int cairn_timer_start(cairn_engine *e, int64_t delay_us, uint64_t cookie,
   if (__builtin_add_overflow(cairn__monotonic(e), delay_us, &when))
     when = INT64_MAX;
   t->timer.kind = CAIRN__TIMER_USER;
-  t->timer.owner = t;
   e->user_timer_count++;
   cairn__table_add(&e->user_timers, &t->link, cookie);
   cairn__timer_arm(&e->monotonic, &t->timer, when);
@@ -508,9 +506,14 @@ static int step_timers(struct cairn_engine *e, struct cairn__timers *timers,
       return 0;
     if (cairn__events_reserve(e, CAIRN__EVENTS_PER_ACTION) != 0)
       return 1;
+    if (timer->kind == CAIRN__TIMER_SLEEPER) {
+      if (cairn__roster_timer(e, timer) != 0)
+        return 1;
+      continue; /* the job's own come next */
+    }
     cairn__timer_disarm(timer);
     if (timer->kind == CAIRN__TIMER_USER) {
-      struct user_timer *t = timer->owner;
+      struct user_timer *t = CAIRN__OF(timer, struct user_timer, timer);
 
       cairn__event_push(e, CAIRN_EVENT_TIMER, NULL)->cookie = t->link.key;
       user_timer_free(e, t);
@@ -525,15 +528,28 @@ static int step_timers(struct cairn_engine *e, struct cairn__timers *timers,
 
 static int step_closing(struct cairn_engine *e)
 {
-  for (int i = 0; i < BATCH && e->close_next; i++) {
-    struct cairn__job *j = e->close_next;
+  for (int i = 0; i < BATCH && e->is_close_left; i++) {
+    struct cairn__entry *entry =
+        cairn__roster_after(&e->roster, e->closed_up_to);
+    uint64_t serial = entry ? entry->serial : 0;
+    struct cairn__job *j;
 
-    if (cairn__events_reserve(e, CAIRN__EVENTS_PER_ACTION) != 0)
-      return 1;
-    e->close_next = j->next;
-    cairn__job_close(e, j);
+    if (!entry) {
+      e->is_close_left = 0;
+      break;
+    }
+    /* none that sleeps is to be suspended */
+    if (!entry->is_asleep || e->closing != CAIRN_CLOSE_SUSPEND) {
+      if (cairn__events_reserve(e, CAIRN__EVENTS_PER_ACTION) != 0)
+        return 1;
+      j = cairn__roster_wake(e, entry);
+      if (!j)
+        return 1;
+      cairn__job_close(e, j);
+    }
+    e->closed_up_to = serial;
   }
-  return e->close_next != NULL;
+  return e->is_close_left;
 }
 
 static int step_queues(struct cairn_engine *e)
@@ -562,6 +578,7 @@ int cairn_engine_step(cairn_engine *e)
   is_left |= step_timers(e, &e->monotonic, cairn__monotonic(e));
   is_left |= step_timers(e, &e->wall, cairn__wall(e));
   is_left |= step_closing(e);
+  is_left |= cairn__code_rouse(e);
   is_left |= step_queues(e);
   cairn__engine_settle(e);
   return is_left || cairn__events_ready(e) > 0 || has_work(e);
@@ -616,31 +633,22 @@ int cairn_engine_wait(cairn_engine *e, int64_t timeout_us)
 struct cairn__job *cairn__engine_job(struct cairn_engine *e, cairn_job serial,
                                      struct cairn_error *err)
 {
-  struct cairn__link *link = cairn__table_find(&e->by_serial, serial, NULL);
+  struct cairn__entry *entry = cairn__roster_find(&e->roster, serial);
+  struct cairn__job *j = entry ? cairn__roster_wake(e, entry) : NULL;
 
-  if (link)
-    return CAIRN__OF(link, struct cairn__job, by_serial);
-  cairn__fail(err, CAIRN_E_NOT_FOUND, "job %llu does not exist (any more)",
-              (unsigned long long)serial);
-  return NULL;
+  if (!entry)
+    cairn__fail(err, CAIRN_E_NOT_FOUND, "job %llu does not exist (any more)",
+                (unsigned long long)serial);
+  else if (!j)
+    cairn__fail_memory(err);
+  return j;
 }
 
 cairn_job cairn_job_next(cairn_engine *e, cairn_job after)
 {
-  struct cairn__link *link;
-  struct cairn__job *j = e->first;
+  const struct cairn__entry *entry = cairn__roster_after(&e->roster, after);
 
-  if (after != 0) {
-    link = cairn__table_find(&e->by_serial, after, NULL);
-    if (link) {
-      j = CAIRN__OF(link, struct cairn__job, by_serial)->next;
-    } else {
-      /* It was removed meanwhile; serials ascend. */
-      while (j && j->by_serial.key < after)
-        j = j->next;
-    }
-  }
-  return j ? j->by_serial.key : 0;
+  return entry ? entry->serial : 0;
 }
 
 int cairn__id_digits(const char *id, char digits[33])
@@ -684,12 +692,25 @@ int cairn__id_begins(const char *instance_id, const char *digits)
   return 1;
 }
 
+static const struct cairn__entry *whole_id(const struct cairn_engine *e,
+                                           const char digits[33])
+{
+  unsigned char uuid[16];
+
+  for (int i = 0; i < 16; i++) {
+    const char pair[3] = {digits[2 * i], digits[2 * i + 1], '\0'};
+
+    uuid[i] = (unsigned char)strtoul(pair, NULL, 16);
+  }
+  return cairn__roster_of_uuid(&e->roster, uuid);
+}
+
 /* A whole id costs a look-up, a prefix a walk over all jobs. */
 int cairn_job_find(cairn_engine *e, const char *id, cairn_job *out,
                    struct cairn_error *err)
 {
-  struct cairn__job *found = NULL;
-  char digits[33], shown[128];
+  const struct cairn__entry *found = NULL, *entry;
+  char digits[33], shown[128], this_id[48], other_id[48];
   int n = cairn__id_digits(id, digits);
 
   cairn__error_clear(err);
@@ -699,38 +720,26 @@ int cairn_job_find(cairn_engine *e, const char *id, cairn_job *out,
                        "\"%s\" is no job id: give an InstanceID, its GUID or "
                        "4 or more of the GUID's first digits",
                        cairn__printable(id, shown, sizeof shown));
-  if (n == 32) {
-    char head[17];
-    struct cairn__link *link = NULL;
-    uint64_t key;
-
-    memcpy(head, digits, 16);
-    head[16] = '\0';
-    key = strtoull(head, NULL, 16);
-    while ((link = cairn__table_find(&e->by_uuid, key, link)) != NULL) {
-      struct cairn__job *j = CAIRN__OF(link, struct cairn__job, by_uuid);
-
-      if (cairn__id_begins(j->instance_id, digits)) {
-        found = j;
-        break;
-      }
+  if (n == 32)
+    found = whole_id(e, digits);
+  entry = n < 32 ? cairn__roster_after(&e->roster, 0) : NULL;
+  for (; entry; entry = cairn__roster_after(&e->roster, entry->serial)) {
+    cairn__entry_id(entry, this_id);
+    if (!cairn__id_begins(this_id, digits))
+      continue;
+    if (found) {
+      cairn__entry_id(found, other_id);
+      return cairn__fail(err, CAIRN_E_AMBIGUOUS,
+                         "\"%s\" is the beginning of more than one job's id: "
+                         "%s, %s",
+                         cairn__printable(id, shown, sizeof shown), other_id,
+                         this_id);
     }
-  } else {
-    for (struct cairn__job *j = e->first; j; j = j->next) {
-      if (!cairn__id_begins(j->instance_id, digits))
-        continue;
-      if (found)
-        return cairn__fail(err, CAIRN_E_AMBIGUOUS,
-                           "\"%s\" is the beginning of more than one job's "
-                           "id: %s, %s",
-                           cairn__printable(id, shown, sizeof shown),
-                           found->instance_id, j->instance_id);
-      found = j;
-    }
+    found = entry;
   }
   if (!found)
     return cairn__fail(err, CAIRN_E_NOT_FOUND, "there is no job \"%s\"",
                        cairn__printable(id, shown, sizeof shown));
-  *out = found->by_serial.key;
+  *out = found->serial;
   return 0;
 }

@@ -11,6 +11,7 @@
 #include "io.h"
 #include "job.h"
 #include "queue.h"
+#include "roster.h"
 #include "run.h"
 #include "table.h"
 #include "timer.h"
@@ -21,6 +22,7 @@ enum cairn__timer_kind {
   CAIRN__TIMER_CONTROL,
   CAIRN__TIMER_ESCALATE,
   CAIRN__TIMER_SAMPLE,
+  CAIRN__TIMER_SLEEPER,
   CAIRN__TIMER_USER
 };
 
@@ -60,9 +62,9 @@ struct cairn_engine {
   struct cairn__timer sample;
   struct cairn__table user_timers;
 
-  struct cairn__job *first, *last;
-  struct cairn__table by_serial, by_uuid;
-  size_t job_count;
+  struct cairn__roster roster;
+  int is_rouse_left; /* some that slept for want of code have it, and sleep on
+                      */
   uint64_t next_serial;
   struct cairn__queue *queues;
   struct cairn__zone_entry *zones; /* those that jobs have named */
@@ -80,8 +82,9 @@ struct cairn_engine {
   size_t busy, querying; /* jobs in 3, 4, 6, 12; of them in 12 */
   size_t orphans;        /* works without a job */
 
-  int closing; /* -1, or enum cairn_close_mode */
-  struct cairn__job *close_next;
+  int closing;           /* -1, or enum cairn_close_mode */
+  int is_close_left;     /* jobs were not asked to end yet: those... */
+  uint64_t closed_up_to; /* ...behind this serial */
 
   struct cairn__processes *processes;
 
@@ -102,13 +105,14 @@ int64_t cairn__wall(const struct cairn_engine *e);
 int64_t cairn__monotonic(const struct cairn_engine *e);
 /* Called at the end of every public function that could have left work. */
 void cairn__engine_settle(struct cairn_engine *e);
-/* Room for all timers that could be armed at once, with so many more jobs and
- * other timers; 0, or -1 when out of memory. */
-int cairn__engine_reserve_timers(struct cairn_engine *e, size_t more_jobs,
-                                 size_t more_timers);
+/* Room for so many more jobs that are awake, and for all timers that could be
+ * armed at once with these and other timers; 0, or -1 when out of memory. */
+int cairn__engine_reserve(struct cairn_engine *e, size_t more_jobs,
+                          size_t more_timers);
 /* A fresh random id (RFC 9562 version 4); 0, or -1 without any change. */
 int cairn__engine_id(struct cairn_engine *e, unsigned char id[16],
                      struct cairn_error *err);
+/* The job, awake. NULL: there is none, or memory is lacking to wake it. */
 struct cairn__job *cairn__engine_job(struct cairn_engine *e, cairn_job serial,
                                      struct cairn_error *err);
 
@@ -119,6 +123,13 @@ int cairn__id_digits(const char *id, char digits[33]);
 int cairn__id_begins(const char *instance_id, const char *digits);
 
 /* ---- task.c ---- */
+
+/* The embedding program has said to have this code. */
+int cairn__has_code(const struct cairn_engine *e, const char *name,
+                    size_t length);
+/* Goes on with jobs that slept when their code came, and could not be woken;
+ * returns 1 when some still cannot. */
+int cairn__code_rouse(struct cairn_engine *e);
 
 void cairn__names_free(struct cairn_engine *e);
 /* The embedding program has said to have this handler. */

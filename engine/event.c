@@ -123,7 +123,7 @@ struct cairn_event *cairn__event_push(struct cairn_engine *e, int type,
   event->type = (uint32_t)type;
   event->time = cairn__wall(e);
   if (j) {
-    event->job = j->by_serial.key;
+    event->job = j->entry.serial;
     event->run = j->run_number;
     memcpy(event->instance_id, j->instance_id, sizeof event->instance_id);
   }

@@ -475,7 +475,7 @@ static int find_id(cairn_engine *e, const char *id, char found[48],
   cairn_job job;
 
   if (cairn_job_find(e, id, &job, err) == 0) {
-    memcpy(found, cairn__engine_job(e, job, err)->instance_id, 48);
+    cairn__entry_id(cairn__roster_find(&e->roster, job), found);
     return 0;
   }
   if (!err || err->id != CAIRN_E_NOT_FOUND)

@@ -440,7 +440,9 @@ static void start_recovery(struct cairn_engine *e, struct cairn__job *j,
   char text[256];
   cairn_job serial;
 
-  if (id && cairn_job_find(e, id, &serial, NULL) == 0)
+  int is_there = id && cairn_job_find(e, id, &serial, NULL) == 0;
+
+  if (is_there)
     other = cairn__engine_job(e, serial, NULL);
   if (other && !other->is_live &&
       (other->state == CAIRN_NEW || other->state == CAIRN_SUSPENDED)) {
@@ -453,9 +455,10 @@ static void start_recovery(struct cairn_engine *e, struct cairn__job *j,
   }
   snprintf(text, sizeof text, "the recovery job %s was not started: %s",
            id ? id : "(none)",
-           !id      ? "RecoveryJob is not set"
-           : !other ? "it does not exist any more"
-                    : "it is neither New nor Suspended");
+           !id         ? "RecoveryJob is not set"
+           : !is_there ? "it does not exist any more"
+           : !other    ? "memory has run out"
+                       : "it is neither New nor Suspended");
   cairn__job_warn(e, j, text);
 }
 
@@ -691,7 +694,7 @@ static int start_thread(struct cairn_engine *e, struct cairn__job *j,
 
   if (!work)
     return cairn__fail_memory(error);
-  if (cairn__engine_reserve_timers(e, 0, 1) != 0) {
+  if (cairn__engine_reserve(e, 0, 1) != 0) {
     cairn__free(work);
     return cairn__fail_memory(error);
   }
@@ -727,7 +730,6 @@ static int start_thread(struct cairn_engine *e, struct cairn__job *j,
   work->run = run;
   work->job = j;
   work->escalate.kind = CAIRN__TIMER_ESCALATE;
-  work->escalate.owner = work;
   work->directory = j->directory;
   if (work->directory)
     cairn__directory_take(work->directory);
@@ -964,6 +966,7 @@ char *cairn_job_spec(cairn_engine *e, cairn_job job, struct cairn_error *err)
   char *text = NULL;
 
   cairn__error_clear(err);
+  cairn__roster_rest(e);
   j = cairn__engine_job(e, job, err);
   if (!j)
     return NULL;
@@ -1294,7 +1297,7 @@ static void kill_now(struct cairn_engine *e, struct cairn__job *j)
     leave_run(e, j);
   }
   j->is_last_well = 0;
-  cairn__processes_kill(e, j->by_serial.key);
+  cairn__processes_kill(e, j->entry.serial);
   set_error_text(e, j, CAIRN_E_KILLED, "killed at a client's request");
   if (was_live)
     cairn__history_run(e, j, CAIRN_KILLED);
@@ -1313,7 +1316,7 @@ static uint32_t kill_job(struct cairn_engine *e, struct cairn__job *j)
   }
   j->asked = CAIRN__ASKED_KILL;
   cairn__run_request(j->work->run, CAIRN__RUN_KILL);
-  cairn__processes_kill(e, j->by_serial.key);
+  cairn__processes_kill(e, j->entry.serial);
   cairn__job_set_state(e, j, CAIRN_SHUTTING_DOWN);
   cairn__timer_arm(&e->monotonic, &j->work->escalate,
                    cairn__monotonic(e) + CAIRN__KILL_GRACE_US);
@@ -1423,10 +1426,11 @@ void cairn__job_notice(struct cairn_engine *e, struct cairn__run *run,
 
 void cairn__job_timer(struct cairn_engine *e, struct cairn__timer *timer)
 {
-  struct cairn__job *j = timer->owner;
+  struct cairn__job *j;
 
   switch (timer->kind) {
   case CAIRN__TIMER_SCHEDULE:
+    j = CAIRN__OF(timer, struct cairn__job, schedule);
     if (j->heap && j->queue->max_time_us > 0 && is_run_new(j) &&
         cairn__monotonic(e) - j->eligible_us >= j->queue->max_time_us)
       leave_queue(e, j);
@@ -1434,9 +1438,10 @@ void cairn__job_timer(struct cairn_engine *e, struct cairn__timer *timer)
       cairn__job_reconsider(e, j);
     break;
   case CAIRN__TIMER_UNTIL:
-    until_passed(e, j);
+    until_passed(e, CAIRN__OF(timer, struct cairn__job, until));
     break;
   case CAIRN__TIMER_CONTROL:
+    j = CAIRN__OF(timer, struct cairn__job, control);
     if (cairn_state_is_final(j->state))
       cairn__job_remove(e, j);
     else
@@ -1445,7 +1450,7 @@ void cairn__job_timer(struct cairn_engine *e, struct cairn__timer *timer)
                                         : CAIRN_RC_TIMEOUT);
     break;
   case CAIRN__TIMER_ESCALATE:
-    kill_now(e, ((struct cairn__work *)timer->owner)->job);
+    kill_now(e, CAIRN__OF(timer, struct cairn__work, escalate)->job);
     break;
   }
 }
@@ -1837,18 +1842,6 @@ void cairn__job_remove(struct cairn_engine *e, struct cairn__job *j)
   cairn__timer_disarm(&j->schedule);
   cairn__timer_disarm(&j->until);
   cairn__timer_disarm(&j->control);
-  if (e->close_next == j)
-    e->close_next = j->next;
-  if (j->prev)
-    j->prev->next = j->next;
-  else
-    e->first = j->next;
-  if (j->next)
-    j->next->prev = j->prev;
-  else
-    e->last = j->prev;
-  e->job_count--;
-  cairn__table_remove(&e->by_serial, &j->by_serial);
-  cairn__table_remove(&e->by_uuid, &j->by_uuid);
+  cairn__roster_remove(&e->roster, j);
   cairn__job_free(e, j);
 }

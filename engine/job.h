@@ -30,8 +30,8 @@
 #include "export/kinds.h"
 #include "json.h"
 #include "queue.h"
+#include "roster.h"
 #include "run.h"
-#include "table.h"
 #include "timer.h"
 
 #define CAIRN__EVENTS_PER_ACTION 16
@@ -120,9 +120,8 @@ enum cairn__deciding { /* who says what becomes of a failed run */
 };
 
 struct cairn__job {
-  struct cairn__job *prev, *next; /* in order of submission */
-  struct cairn__link by_serial;   /* key: the serial */
-  struct cairn__link by_uuid;     /* key: its first 8 bytes */
+  struct cairn__entry entry;
+  struct cairn__job *awake_prev, *awake_next; /* roster.h */
   char instance_id[48];
   char *name;
   struct cairn__details *details;
@@ -210,6 +209,8 @@ struct cairn__job *cairn__job_make(struct cairn_engine *e, json_t *spec,
 
 /* One that nothing knows, in the state New; NULL: out of memory. */
 struct cairn__job *cairn__job_blank(void);
+/* Makes one of this memory. */
+void cairn__job_init(struct cairn__job *j);
 /* Its kind, directory and queue, when it comes from a store. A kind that this
  * build lacks becomes one whose runs say so, a queue that the engine was not
  * opened with is made. */
@@ -224,7 +225,8 @@ const json_t *cairn__job_spec(struct cairn_engine *e,
 void cairn__job_forget_spec(struct cairn_engine *e, const struct cairn__job *j);
 /* A value of its own, which the caller frees. NULL: out of memory. */
 json_t *cairn__job_copy_spec(const struct cairn__job *j);
-/* The engine knows it from now on. There must be room for its timers. */
+/* The engine knows it from now on. There must be room (cairn__engine_reserve).
+ */
 void cairn__job_link(struct cairn_engine *e, struct cairn__job *j,
                      uint64_t serial);
 

@@ -801,6 +801,7 @@ int cairn_job_get(cairn_engine *e, cairn_job job, int id,
 
   cairn__error_clear(err);
   give_null(out);
+  cairn__roster_rest(e);
   j = cairn__engine_job(e, job, err);
   if (!j)
     return -1;
@@ -905,6 +906,7 @@ int cairn_job_json(cairn_engine *e, cairn_job job, int is_numbers, char **out,
 
   cairn__error_clear(err);
   *out = NULL;
+  cairn__roster_rest(e);
   j = cairn__engine_job(e, job, err);
   if (!j)
     return -1;
@@ -934,6 +936,7 @@ int cairn_job_report(cairn_engine *e, cairn_job job, char **out,
 
   cairn__error_clear(err);
   *out = NULL;
+  cairn__roster_rest(e);
   j = cairn__engine_job(e, job, err);
   if (!j)
     return -1;
@@ -950,6 +953,7 @@ int cairn_job_warnings(cairn_engine *e, cairn_job job, char **out,
 
   cairn__error_clear(err);
   *out = NULL;
+  cairn__roster_rest(e);
   j = cairn__engine_job(e, job, err);
   if (!j)
     return -1;

@@ -60,7 +60,7 @@ static int is_before(const struct cairn__job *a, const struct cairn__job *b)
 {
   __int128 ta = turn_of(a), tb = turn_of(b);
 
-  return ta != tb ? ta < tb : a->by_serial.key < b->by_serial.key;
+  return ta != tb ? ta < tb : a->entry.serial < b->entry.serial;
 }
 
 static void place(struct cairn__job_heap *h, size_t i, struct cairn__job *j)

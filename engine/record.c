@@ -2,6 +2,7 @@
 #include "record.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,71 +16,63 @@
 #include "memory.h"
 #include "store.h"
 
+enum { FULL_PRECISION = 20, MORE_MAX = 1024 };
+
 /* ---- members that are stored as they are --------------------------------- */
 
+/* A member that is stored as it is: in a column of "state", or by its name in
+ * the column "more". */
 struct field {
+  const char *name; /* NULL: it has a column */
   uint8_t column, size, is_signed;
   uint16_t offset;
 };
 
 #define TYPE_OF(member) __typeof__(((struct cairn__job *)0)->member)
-#define FIELD(name, member)                                                    \
+#define FIELD(NAME, COLUMN, member)                                            \
   {                                                                            \
-    CAIRN__STATE_##name, sizeof(TYPE_OF(member)),                              \
+    NAME, COLUMN, sizeof(TYPE_OF(member)),                                     \
         (TYPE_OF(member)) - 1 < (TYPE_OF(member))1,                            \
         offsetof(struct cairn__job, member)                                    \
   }
+#define COLUMN(name, member) FIELD(NULL, CAIRN__STATE_##name, member)
+#define MORE(name, member)   FIELD(#name, 0, member)
 
 static const struct field fields[] = {
-    FIELD(JobState, state),
-    FIELD(ErrorCode, error_id),
-    FIELD(TimeOfLastStateChange, changed_us),
-    FIELD(StartTime, started_us),
-    FIELD(PercentComplete, percent),
-    FIELD(run_number, run_number),
-    FIELD(runs_succeeded, runs_succeeded),
-    FIELD(attempts, attempts),
-    FIELD(epoch, epoch),
-    FIELD(bytes_total, bytes_total),
-    FIELD(bytes_done, bytes_done),
-    FIELD(lost_warnings, lost_warnings),
-    FIELD(settings, settings.set),
-    FIELD(JobRunTimes, settings.run_times),
-    FIELD(Priority, settings.priority),
-    FIELD(RunMonth, settings.month),
-    FIELD(RunDay, settings.day),
-    FIELD(RunDayOfWeek, settings.day_of_week),
-    FIELD(RunStartInterval, settings.start_interval.microseconds),
-    FIELD(RunStartInterval_precision, settings.start_interval.precision),
-    FIELD(LocalOrUtcTime, settings.local_or_utc),
-    FIELD(DeleteOnCompletion, settings.is_delete),
-    FIELD(TimeBeforeRemoval, settings.removal_us),
-    FIELD(TimeBeforeRemoval_precision, settings.removal_precision),
-    FIELD(ScheduledStartTime_kind, settings.scheduled.kind),
-    FIELD(ScheduledStartTime_offset, settings.scheduled.utc_offset),
-    FIELD(ScheduledStartTime_precision, settings.scheduled.precision),
-    FIELD(UntilTime_kind, settings.until.kind),
-    FIELD(UntilTime_offset, settings.until.utc_offset),
-    FIELD(UntilTime_precision, settings.until.precision),
-    FIELD(due_settled, due.after_us),
-    FIELD(due_run, due.run_us),
-    FIELD(due_next, due.next_us),
-    FIELD(due_has_come, due.has_come),
-    FIELD(asked, asked),
-    FIELD(has_changed, has_changed),
-    FIELD(is_start_now, settings.is_start_now),
-    FIELD(is_held, is_held),
-    FIELD(is_start_asked, is_start_asked),
-    FIELD(is_live, is_live),
-    FIELD(is_until_passed, is_until_passed),
-    FIELD(is_removable, is_removable),
-    FIELD(is_backing_off, is_backing_off),
-    FIELD(is_recovering, is_recovering),
-    FIELD(is_interrupted, is_interrupted),
-    FIELD(is_deciding, is_deciding),
-    FIELD(is_stray, is_stray),
-    FIELD(has_ended, has_ended),
-    FIELD(is_last_well, is_last_well),
+    COLUMN(JobState, state),
+    COLUMN(ErrorCode, error_id),
+    COLUMN(TimeOfLastStateChange, changed_us),
+    COLUMN(StartTime, started_us),
+    COLUMN(PercentComplete, percent),
+    COLUMN(run_number, run_number),
+    COLUMN(runs_succeeded, runs_succeeded),
+    COLUMN(attempts, attempts),
+    COLUMN(epoch, epoch),
+    COLUMN(settings, settings.set),
+    COLUMN(JobRunTimes, settings.run_times),
+    COLUMN(Priority, settings.priority),
+    COLUMN(RunStartInterval, settings.start_interval.microseconds),
+    COLUMN(TimeBeforeRemoval, settings.removal_us),
+    COLUMN(due_settled, due.after_us),
+    COLUMN(due_run, due.run_us),
+    COLUMN(due_next, due.next_us),
+    MORE(bytes_total, bytes_total),
+    MORE(bytes_done, bytes_done),
+    MORE(lost_warnings, lost_warnings),
+    MORE(RunMonth, settings.month),
+    MORE(RunDay, settings.day),
+    MORE(RunDayOfWeek, settings.day_of_week),
+    MORE(RunStartInterval_precision, settings.start_interval.precision),
+    MORE(LocalOrUtcTime, settings.local_or_utc),
+    MORE(TimeBeforeRemoval_precision, settings.removal_precision),
+    MORE(ScheduledStartTime_kind, settings.scheduled.kind),
+    MORE(ScheduledStartTime_offset, settings.scheduled.utc_offset),
+    MORE(ScheduledStartTime_precision, settings.scheduled.precision),
+    MORE(UntilTime_kind, settings.until.kind),
+    MORE(UntilTime_offset, settings.until.utc_offset),
+    MORE(UntilTime_precision, settings.until.precision),
+    MORE(asked, asked),
+    MORE(is_deciding, is_deciding),
 };
 
 #define FIELD_COUNT (sizeof fields / sizeof fields[0])
@@ -129,6 +122,64 @@ static int set_field(struct cairn__job *j, const struct field *f, int64_t value)
   return get_field(j, f) == value;
 }
 
+struct flag {
+  uint8_t bit;
+  uint16_t offset; /* of a uint8_t */
+};
+
+#define FLAG(name, member)                                                     \
+  {                                                                            \
+    CAIRN__FLAG_##name, offsetof(struct cairn__job, member)                    \
+  }
+
+static const struct flag flags[] = {
+    FLAG(due_has_come, due.has_come),
+    FLAG(has_changed, has_changed),
+    FLAG(is_start_now, settings.is_start_now),
+    FLAG(is_held, is_held),
+    FLAG(is_start_asked, is_start_asked),
+    FLAG(is_live, is_live),
+    FLAG(is_until_passed, is_until_passed),
+    FLAG(is_removable, is_removable),
+    FLAG(is_backing_off, is_backing_off),
+    FLAG(is_recovering, is_recovering),
+    FLAG(is_interrupted, is_interrupted),
+    FLAG(is_stray, is_stray),
+    FLAG(has_ended, has_ended),
+    FLAG(is_last_well, is_last_well),
+    FLAG(DeleteOnCompletion, settings.is_delete),
+};
+
+_Static_assert(sizeof flags / sizeof flags[0] == CAIRN__FLAG_COUNT,
+               "every flag has a member");
+
+static int64_t get_flags(const struct cairn__job *j)
+{
+  int64_t bits = 0;
+
+  for (size_t i = 0; i < CAIRN__FLAG_COUNT; i++)
+    bits |= (int64_t)(((const uint8_t *)j)[flags[i].offset] != 0)
+            << flags[i].bit;
+  return bits;
+}
+
+/* Returns 0 when there are others. */
+static int set_flags(struct cairn__job *j, int64_t bits)
+{
+  for (size_t i = 0; i < CAIRN__FLAG_COUNT; i++)
+    ((uint8_t *)j)[flags[i].offset] = (uint8_t)(bits >> flags[i].bit & 1);
+  return bits >> CAIRN__FLAG_COUNT == 0;
+}
+
+/* What a member has that is not in "more": what most jobs have there. */
+static void set_usual(struct cairn__settings *s, uint16_t set)
+{
+  s->scheduled.precision = set & CAIRN__SET_SCHEDULED ? FULL_PRECISION : 0;
+  s->until.precision = set & CAIRN__SET_UNTIL ? FULL_PRECISION : 0;
+  s->start_interval.precision =
+      set & CAIRN__SET_START_INTERVAL ? FULL_PRECISION : 0;
+}
+
 /* ---- moments ------------------------------------------------------------- */
 
 static int64_t moved(int64_t moment, int64_t by)
@@ -165,26 +216,65 @@ static int64_t loaded_time(const struct cairn_engine *e,
 
 /* ---- to rows ------------------------------------------------------------- */
 
+/* Appends a member of a JSON object, whose first one has no comma. */
+static void add_more(char **p, const char *name, int64_t value)
+{
+  *p += sprintf(*p, ",\"%s\":%lld", name, (long long)value);
+}
+
+/* What the column "more" has, without the braces; at most MORE_MAX bytes. */
+static void format_more(const struct cairn_engine *e,
+                        const struct cairn__job *j, char *out)
+{
+  struct cairn__job usual;
+  char *p = out;
+
+  *p = '\0';
+  cairn__job_init(&usual);
+  set_usual(&usual.settings, j->settings.set);
+  for (size_t i = 0; i < FIELD_COUNT; i++) {
+    const struct field *f = &fields[i];
+    int64_t value = get_field(j, f);
+
+    if (f->name && value != get_field(&usual, f) &&
+        !(f->offset == offsetof(struct cairn__job, asked) && j->is_closing &&
+          value == CAIRN__ASKED_SUSPEND)) /* no client's wish */
+      add_more(&p, f->name, value);
+  }
+  if (j->settings.set & CAIRN__SET_SCHEDULED)
+    add_more(&p, "ScheduledStartTime", stored_time(e, &j->settings.scheduled));
+  if (j->settings.set & CAIRN__SET_UNTIL)
+    add_more(&p, "UntilTime", stored_time(e, &j->settings.until));
+  if (j->is_backing_off)
+    add_more(&p, "time_of_retry", to_wall(e, j->retry_us));
+}
+
 static int put_state(struct cairn_engine *e, const struct cairn__job *j,
                      struct cairn__rows *rows)
 {
   int64_t v[CAIRN__STATE_INTEGER_COUNT] = {0};
+  struct cairn__text t[CAIRN__STATE_TEXT_COUNT] = {{NULL, 0}};
+  char more[1 + MORE_MAX + 2];
+  size_t length;
 
-  v[CAIRN__STATE_serial] = (int64_t)j->by_serial.key;
+  v[CAIRN__STATE_serial] = (int64_t)j->entry.serial;
   for (size_t i = 0; i < FIELD_COUNT; i++)
-    v[fields[i].column] = get_field(j, &fields[i]);
-  if (j->is_closing && j->asked == CAIRN__ASKED_SUSPEND)
-    v[CAIRN__STATE_asked] = CAIRN__ASKED_NOTHING; /* no client's wish */
+    if (!fields[i].name)
+      v[fields[i].column] = get_field(j, &fields[i]);
+  v[CAIRN__STATE_flags] = get_flags(j);
   v[CAIRN__STATE_ElapsedTime] = j->elapsed_us;
   if (j->is_executing)
     v[CAIRN__STATE_ElapsedTime] += cairn__monotonic(e) - j->executing_since_us;
   v[CAIRN__STATE_time_finished] =
       cairn_state_is_final(j->state) ? to_wall(e, j->finished_us) : 0;
-  v[CAIRN__STATE_time_of_retry] =
-      j->is_backing_off ? to_wall(e, j->retry_us) : 0;
-  v[CAIRN__STATE_ScheduledStartTime] = stored_time(e, &j->settings.scheduled);
-  v[CAIRN__STATE_UntilTime] = stored_time(e, &j->settings.until);
-  return cairn__rows_put(rows, CAIRN__TABLE_STATE, v, NULL);
+  format_more(e, j, more);
+  length = strlen(more);
+  if (length > 0) {
+    more[0] = '{'; /* for the first comma */
+    more[length] = '}';
+    t[CAIRN__STATE_more] = (struct cairn__text){more, length + 1};
+  }
+  return cairn__rows_put(rows, CAIRN__TABLE_STATE, v, t);
 }
 
 static struct cairn__text text(const char *s)
@@ -208,14 +298,13 @@ static int put_text(const struct cairn__job *j, struct cairn__rows *rows)
   const struct cairn__failure *f = j->failure;
   const struct cairn__details *d = j->details;
   struct cairn__text t[CAIRN__TEXT_TEXT_COUNT] = {{NULL, 0}};
-  int64_t v[CAIRN__TEXT_INTEGER_COUNT] = {(int64_t)j->by_serial.key, 0, -1};
+  int64_t v[CAIRN__TEXT_INTEGER_COUNT] = {(int64_t)j->entry.serial, 0, -1};
   char *warnings, *report, *choices, point[37];
   int is_well = 1, has_any = 0;
 
   warnings = dump(j->warnings, &is_well);
   report = dump(j->report, &is_well);
   choices = dump(d ? d->choices : NULL, &is_well);
-  t[CAIRN__TEXT_Notify] = text(j->settings.notify);
   if (f) {
     v[CAIRN__TEXT_errno_of_failure] = f->system_errno;
     v[CAIRN__TEXT_offset] = f->offset;
@@ -251,7 +340,7 @@ static int put_job(const struct cairn__job *j, struct cairn__rows *rows)
   struct cairn__text t[CAIRN__JOB_TEXT_COUNT] = {{NULL, 0}};
   int64_t v[CAIRN__JOB_INTEGER_COUNT];
 
-  v[CAIRN__JOB_serial] = (int64_t)j->by_serial.key;
+  v[CAIRN__JOB_serial] = (int64_t)j->entry.serial;
   v[CAIRN__JOB_TimeSubmitted] = j->submitted_us;
   v[CAIRN__JOB_policy_version] = (int64_t)j->policy_version;
   v[CAIRN__JOB_RecoveryAction] =
@@ -266,6 +355,7 @@ static int put_job(const struct cairn__job *j, struct cairn__rows *rows)
   t[CAIRN__JOB_kind] = text(j->kind ? j->kind->name : "run");
   t[CAIRN__JOB_spec] = text(j->spec);
   t[CAIRN__JOB_queue] = text(j->queue->name);
+  t[CAIRN__JOB_Notify] = text(j->settings.notify);
   if (d) {
     t[CAIRN__JOB_Caption] = text(d->caption);
     t[CAIRN__JOB_Description] = text(d->description);
@@ -286,8 +376,7 @@ int cairn__record_put(struct cairn_engine *e, const struct cairn__job *j,
 {
   if ((j->touched & CAIRN__TOUCHED_JOB) && put_job(j, rows) != 0)
     return -1;
-  if ((j->touched & (CAIRN__TOUCHED_JOB | CAIRN__TOUCHED_TEXT)) &&
-      put_text(j, rows) != 0)
+  if ((j->touched & CAIRN__TOUCHED_TEXT) && put_text(j, rows) != 0)
     return -1;
   return put_state(e, j, rows);
 }
@@ -345,19 +434,37 @@ static int has_details(const struct cairn__text *t)
          t[CAIRN__JOB_policy_file].bytes || t[CAIRN__JOB_decisions].bytes;
 }
 
+static int digit_of(char c)
+{
+  return c >= '0' && c <= '9'   ? c - '0'
+         : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                : -1;
+}
+
+/* "Cairn:" and a GUID in upper case. */
 static int load_id(struct cairn__job *j, const struct cairn__text *t)
 {
   unsigned char id[16];
-  uint64_t key = 0;
+  const char *p;
 
-  if (!t->bytes || t->length != 42 || strncmp(t->bytes, "Cairn:", 6) != 0)
+  if (!t->bytes || t->length != 42 || memcmp(t->bytes, "Cairn:", 6) != 0)
     return 0;
+  p = t->bytes + 6;
+  for (int i = 0; i < 16; i++, p += 2) {
+    int high, low;
+
+    if (i == 4 || i == 6 || i == 8 || i == 10) {
+      if (*p++ != '-')
+        return 0;
+    }
+    high = digit_of(p[0]);
+    low = digit_of(p[1]);
+    if (high < 0 || low < 0)
+      return 0;
+    id[i] = (unsigned char)(high << 4 | low);
+  }
   memcpy(j->instance_id, t->bytes, 42);
-  if (uuid_parse(j->instance_id + 6, id) != 0)
-    return 0;
-  for (int i = 0; i < 8; i++)
-    key = key << 8 | id[i];
-  j->by_uuid.key = key;
+  cairn__entry_set_uuid(&j->entry, id);
   return 1;
 }
 
@@ -425,8 +532,10 @@ static int load_job(struct cairn_engine *e, struct cairn__job *j,
                     const int64_t *v, const struct cairn__text *t,
                     struct cairn_error *err)
 {
+  const struct cairn__text *text = &t[CAIRN__JOB_spec];
   const char *column = load_integers(j, v);
-  json_t *spec = NULL;
+  struct cairn__json_region region; /* the job keeps no value of it */
+  json_t *spec;
   char *kind = NULL;
   int code;
 
@@ -439,18 +548,24 @@ static int load_job(struct cairn_engine *e, struct cairn__job *j,
   if (!t[CAIRN__JOB_Name].bytes || !t[CAIRN__JOB_kind].bytes ||
       !t[CAIRN__JOB_queue].bytes)
     return damaged(err, v[0], "Name, kind or queue");
-  code = parse(&t[CAIRN__JOB_spec], &spec);
-  if (code > 0 || (code == 0 && !spec))
+  if (!text->bytes)
     return damaged(err, v[0], "spec");
-  if (code < 0)
-    return cairn__fail_memory(err);
-  if (copy(&t[CAIRN__JOB_Name], &j->name) &&
-      copy(&t[CAIRN__JOB_spec], &j->spec) && copy(&t[CAIRN__JOB_kind], &kind))
+  cairn__json_region_open(&region);
+  spec = cairn__json_load_in(&region, text->bytes, text->length,
+                             JSON_DECODE_ANY, NULL);
+  if (!spec)
+    code =
+        errno == ENOMEM ? cairn__fail_memory(err) : damaged(err, v[0], "spec");
+  else if (copy(&t[CAIRN__JOB_Name], &j->name) &&
+           copy(&t[CAIRN__JOB_Notify], &j->settings.notify) &&
+           copy(&t[CAIRN__JOB_spec], &j->spec) &&
+           copy(&t[CAIRN__JOB_kind], &kind))
     code = load_spec(e, j, t, kind, spec, err);
   else
     code = cairn__fail_memory(err);
   cairn__free(kind);
   json_decref(spec);
+  cairn__json_region_close(&region);
   return code;
 }
 
@@ -464,8 +579,7 @@ struct cairn__job *cairn__record_job(struct cairn_engine *e, const int64_t *v,
     cairn__fail_memory(err);
     return NULL;
   }
-  if (load_job(e, j, v, t, err) != 0 ||
-      cairn__engine_reserve_timers(e, 1, 0) != 0) {
+  if (load_job(e, j, v, t, err) != 0 || cairn__engine_reserve(e, 1, 0) != 0) {
     cairn__job_free(e, j);
     return NULL;
   }
@@ -507,27 +621,89 @@ static const char *check_state(const struct cairn__job *j)
   return NULL;
 }
 
+static const struct field *field_named(const char *name)
+{
+  for (size_t i = 0; i < FIELD_COUNT; i++) {
+    if (fields[i].name && strcmp(fields[i].name, name) == 0)
+      return &fields[i];
+  }
+  return NULL;
+}
+
+/* One member of "more"; 0 when it cannot be. Times are those of the wall. */
+static int set_more(struct cairn__job *j, const char *name, const json_t *value)
+{
+  const struct field *f = field_named(name);
+  int64_t n = json_integer_value(value);
+
+  if (!json_is_integer(value))
+    return 0;
+  if (f)
+    return set_field(j, f, n);
+  if (strcmp(name, "ScheduledStartTime") == 0)
+    j->settings.scheduled.microseconds = n;
+  else if (strcmp(name, "UntilTime") == 0)
+    j->settings.until.microseconds = n;
+  else if (strcmp(name, "time_of_retry") == 0)
+    j->retry_us = n;
+  else
+    return 0;
+  return 1;
+}
+
+/* 0; 1: it cannot be; -1: memory. */
+static int load_more(struct cairn__job *j, const struct cairn__text *more)
+{
+  const char *name;
+  json_t *object, *value;
+  int code = parse(more, &object);
+
+  if (code != 0 || !object)
+    return code;
+  if (!json_is_object(object))
+    code = 1;
+  json_object_foreach(object, name, value)
+  {
+    if (!set_more(j, name, value))
+      code = 1;
+  }
+  json_decref(object);
+  return code;
+}
+
 int cairn__record_state(struct cairn_engine *e, struct cairn__job *j,
-                        const int64_t *v, struct cairn_error *err)
+                        const int64_t *v, const struct cairn__text *t,
+                        struct cairn_error *err)
 {
   struct cairn__settings *s = &j->settings;
   const char *column = NULL;
+  int code;
 
   for (size_t i = 0; i < FIELD_COUNT && !column; i++) {
-    if (!set_field(j, &fields[i], v[fields[i].column]))
+    if (!fields[i].name && !set_field(j, &fields[i], v[fields[i].column]))
       column = "a value out of its range";
   }
+  set_usual(s, s->set);
+  if (!set_flags(j, v[CAIRN__STATE_flags]))
+    column = "flags";
+  code = load_more(j, &t[CAIRN__STATE_more]);
+  if (code < 0)
+    return cairn__fail_memory(err);
+  if (code > 0)
+    column = "more";
   if (!column)
     column = check_state(j);
   if (column)
     return damaged(err, v[0], column);
   s->start_interval.kind = CAIRN_INTERVAL;
   s->scheduled.microseconds =
-      loaded_time(e, &s->scheduled, v[CAIRN__STATE_ScheduledStartTime]);
-  s->until.microseconds = loaded_time(e, &s->until, v[CAIRN__STATE_UntilTime]);
+      loaded_time(e, &s->scheduled, s->scheduled.microseconds);
+  s->until.microseconds = loaded_time(e, &s->until, s->until.microseconds);
   j->elapsed_us = v[CAIRN__STATE_ElapsedTime];
-  j->finished_us = to_monotonic(e, v[CAIRN__STATE_time_finished]);
-  j->retry_us = to_monotonic(e, v[CAIRN__STATE_time_of_retry]);
+  if (cairn_state_is_final(j->state))
+    j->finished_us = to_monotonic(e, v[CAIRN__STATE_time_finished]);
+  if (j->is_backing_off)
+    j->retry_us = to_monotonic(e, j->retry_us);
   return 0;
 }
 
@@ -542,12 +718,7 @@ int cairn__record_text(struct cairn__job *j, const int64_t *v,
       {CAIRN__TEXT_warnings, &j->warnings, 0},
       {CAIRN__TEXT_report, &j->report, 1},
       {CAIRN__TEXT_choices, j->details ? &j->details->choices : NULL, 0}};
-  char *notify;
 
-  if (!copy(&t[CAIRN__TEXT_Notify], &notify))
-    return cairn__fail_memory(err);
-  cairn__free(j->settings.notify);
-  j->settings.notify = notify;
   for (size_t i = 0; i < sizeof values / sizeof values[0]; i++) {
     int code;
 

@@ -25,7 +25,9 @@ struct cairn__job *cairn__record_job(struct cairn_engine *e,
                                      struct cairn_error *err);
 /* The rest of it. STORE_FAILED: the row cannot be a job's. */
 int cairn__record_state(struct cairn_engine *e, struct cairn__job *j,
-                        const int64_t *integers, struct cairn_error *err);
+                        const int64_t *integers,
+                        const struct cairn__text *texts,
+                        struct cairn_error *err);
 int cairn__record_text(struct cairn__job *j, const int64_t *integers,
                        const struct cairn__text *texts,
                        struct cairn_error *err);

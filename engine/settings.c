@@ -452,7 +452,7 @@ int cairn_job_set(cairn_engine *e, cairn_job job,
   struct cairn__job *j;
   struct cairn__settings s;
   const struct cairn__zone *zone;
-  int is_calendar_new;
+  int is_calendar_new, notify_is_new;
 
   cairn__error_clear(err);
   j = cairn__engine_job(e, job, err);
@@ -483,12 +483,14 @@ int cairn_job_set(cairn_engine *e, cairn_job job,
     cairn__fail_memory(err);
     goto fail;
   }
-  if (s.notify != j->settings.notify)
+  notify_is_new = s.notify != j->settings.notify;
+  if (notify_is_new)
     cairn__free(j->settings.notify);
   is_calendar_new = !cairn__settings_same_calendar(&s, &j->settings);
   j->settings = s;
   j->due.zone = zone;
-  cairn__store_touch(e, j, CAIRN__TOUCHED_TEXT); /* Notify */
+  cairn__store_touch(e, j,
+                     notify_is_new ? CAIRN__TOUCHED_JOB : CAIRN__TOUCHED_STATE);
   cairn__event_push(e, CAIRN_EVENT_CHANGED, j);
   cairn__job_settings_changed(e, j, is_calendar_new);
   cairn__engine_settle(e);

@@ -791,28 +791,11 @@ int cairn_backup_error(cairn_engine *e, struct cairn_error *err)
 
 /* ---- open and close ------------------------------------------------------ */
 
-/* Rows come in the order of their serials, as jobs do. */
-struct loading {
-  struct cairn_engine *engine;
-  struct cairn__job *last; /* whose row was read last, or NULL */
-};
-
-static struct cairn__job *job_of_row(struct loading *l, int64_t serial)
-{
-  struct cairn__job *j = l->last ? l->last->next : l->engine->first;
-
-  if (!j || j->by_serial.key != (uint64_t)serial)
-    j = cairn__engine_job(l->engine, (cairn_job)serial, NULL);
-  if (j)
-    l->last = j;
-  return j;
-}
-
 static int load_counter(void *context, const int64_t *v,
                         const struct cairn__text *texts,
                         struct cairn_error *err)
 {
-  struct cairn_engine *e = ((struct loading *)context)->engine;
+  struct cairn_engine *e = context;
 
   (void)texts;
   if (v[CAIRN__COUNTER_serial] < 0 || v[CAIRN__COUNTER_sequence] < 0 ||
@@ -826,71 +809,89 @@ static int load_counter(void *context, const int64_t *v,
   return 0;
 }
 
-static int load_job(void *context, const int64_t *v,
-                    const struct cairn__text *texts, struct cairn_error *err)
-{
-  struct cairn_engine *e = ((struct loading *)context)->engine;
-
-  if (v[CAIRN__JOB_serial] > (int64_t)e->next_serial)
-    return cairn__fail(err, CAIRN_E_STORE_FAILED,
-                       "the store is damaged: job %lld, but the last one is "
-                       "%llu",
-                       (long long)v[CAIRN__JOB_serial],
-                       (unsigned long long)e->next_serial);
-  return cairn__record_job(e, v, texts, err) ? 0 : -1;
-}
-
-static int load_state(void *context, const int64_t *v,
-                      const struct cairn__text *texts, struct cairn_error *err)
-{
-  struct loading *l = context;
-  struct cairn__job *j = job_of_row(l, v[CAIRN__STATE_serial]);
-
-  (void)texts;
-  return j ? cairn__record_state(l->engine, j, v, err) : 0;
-}
-
-static int load_text(void *context, const int64_t *v,
-                     const struct cairn__text *texts, struct cairn_error *err)
-{
-  struct cairn__job *j = job_of_row(context, v[CAIRN__TEXT_serial]);
-
-  return j ? cairn__record_text(j, v, texts, err) : 0;
-}
-
 static int load_record(void *context, const int64_t *v,
                        const struct cairn__text *texts, struct cairn_error *err)
 {
-  return cairn__history_load(((struct loading *)context)->engine, v, texts,
-                             err);
+  return cairn__history_load(context, v, texts, err);
+}
+
+/* Brings a cursor to the row of this serial, which ascend. 1: it is there; 0:
+ * there is none; -1: failed. */
+static int row_of(struct cairn__cursor *c, int64_t serial,
+                  struct cairn_error *err)
+{
+  while (c->has_row && c->integers[0] < serial) {
+    if (cairn__cursor_next(c, err) != 0)
+      return -1;
+  }
+  return c->has_row && c->integers[0] == serial;
+}
+
+static int load_job(struct cairn_engine *e, struct cairn__cursor *job,
+                    struct cairn__cursor *state, struct cairn__cursor *text,
+                    struct cairn_error *err)
+{
+  int64_t serial = job->integers[0];
+  struct cairn__job *j;
+  int is_there;
+
+  if (serial > (int64_t)e->next_serial)
+    return cairn__fail(err, CAIRN_E_STORE_FAILED,
+                       "the store is damaged: job %lld, but the last one is "
+                       "%llu",
+                       (long long)serial, (unsigned long long)e->next_serial);
+  j = cairn__record_job(e, job->integers, job->texts, err);
+  if (!j)
+    return -1;
+  is_there = row_of(state, serial, err);
+  if (is_there < 0 || (is_there && cairn__record_state(e, j, state->integers,
+                                                       state->texts, err) != 0))
+    return -1;
+  is_there = row_of(text, serial, err);
+  if (is_there < 0 || (is_there && cairn__record_text(j, text->integers,
+                                                      text->texts, err) != 0))
+    return -1;
+  if (cairn__events_reserve(e, CAIRN__EVENTS_PER_ACTION) != 0)
+    return cairn__fail_memory(err);
+  return cairn__job_revive(e, j, err);
+}
+
+/* One after the other, so that most of them are asleep again before the next
+ * are read. */
+static int load_jobs(struct cairn_engine *e, struct cairn_error *err)
+{
+  struct cairn__database *db = e->store->db;
+  struct cairn__cursor job = {0}, state = {0}, text = {0};
+  int code = -1;
+
+  if (cairn__cursor_open(db, CAIRN__TABLE_JOB, INT64_MIN, &job, err) == 0 &&
+      cairn__cursor_open(db, CAIRN__TABLE_STATE, INT64_MIN, &state, err) == 0 &&
+      cairn__cursor_open(db, CAIRN__TABLE_TEXT, INT64_MIN, &text, err) == 0) {
+    code = 0;
+    while (code == 0 && job.has_row) {
+      code = load_job(e, &job, &state, &text, err);
+      if (code == 0)
+        code = cairn__cursor_next(&job, err);
+      cairn__roster_rest(e);
+    }
+  }
+  cairn__cursor_close(&job);
+  cairn__cursor_close(&state);
+  cairn__cursor_close(&text);
+  return code;
 }
 
 static int load(struct cairn_engine *e, struct cairn_error *err)
 {
-  static const struct {
-    enum cairn__table_id table;
-    int (*row)(void *, const int64_t *, const struct cairn__text *,
-               struct cairn_error *);
-  } steps[] = {{CAIRN__TABLE_COUNTER, load_counter},
-               {CAIRN__TABLE_JOB, load_job},
-               {CAIRN__TABLE_STATE, load_state},
-               {CAIRN__TABLE_TEXT, load_text},
-               {CAIRN__TABLE_HISTORY, load_record}};
+  struct cairn__database *db = e->store->db;
 
-  for (size_t i = 0; i < sizeof steps / sizeof steps[0]; i++) {
-    struct loading l = {.engine = e};
-
-    if (cairn__database_each(e->store->db, steps[i].table, INT64_MIN,
-                             steps[i].row, &l, err) != 0)
-      return -1;
-  }
-  for (struct cairn__job *j = e->first; j; j = j->next) {
-    if (cairn__events_reserve(e, CAIRN__EVENTS_PER_ACTION) != 0)
-      return cairn__fail_memory(err);
-    if (cairn__job_revive(e, j, err) != 0)
-      return -1;
-  }
-  return 0;
+  return cairn__database_each(db, CAIRN__TABLE_COUNTER, INT64_MIN, load_counter,
+                              e, err) == 0 &&
+                 cairn__database_each(db, CAIRN__TABLE_HISTORY, INT64_MIN,
+                                      load_record, e, err) == 0 &&
+                 load_jobs(e, err) == 0 && cairn__database_ready(db, err) == 0
+             ? 0
+             : -1;
 }
 
 static int make_parts(struct cairn__store *s, struct cairn_error *err)

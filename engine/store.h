@@ -35,7 +35,7 @@ struct cairn__store;
 enum cairn__touched {
   CAIRN__TOUCHED_STATE = 1,
   CAIRN__TOUCHED_TEXT = 2, /* and state */
-  CAIRN__TOUCHED_JOB = 4   /* and all of it: it is new */
+  CAIRN__TOUCHED_JOB = 4   /* and state: it is new, or defined anew */
 };
 
 /* After so long a commit that failed is tried again; tests make it short. */

@@ -200,10 +200,13 @@ static int read_recovery_job(struct cairn_engine *e, struct cairn__job *j,
 
   if (!d || expect_string("RecoveryJob", value, err) != 0)
     return -1;
-  if (cairn_job_find(e, json_string_value(value), &other, &why) != 0)
+  const struct cairn__job *found = NULL;
+
+  if (cairn_job_find(e, json_string_value(value), &other, &why) == 0)
+    found = cairn__engine_job(e, other, &why);
+  if (!found)
     return cairn__fail(err, why.id, "RecoveryJob: %s", why.message);
-  d->recovery_job =
-      cairn__strdup(cairn__engine_job(e, other, NULL)->instance_id);
+  d->recovery_job = cairn__strdup(found->instance_id);
   return d->recovery_job ? 0 : cairn__fail_memory(err);
 }
 
@@ -506,8 +509,8 @@ static int check_recovery_queue(struct cairn_engine *e,
   if (!id || cairn_job_find(e, id, &serial, err) != 0)
     return id ? -1 : 0;
   other = cairn__engine_job(e, serial, err);
-  if (other->queue == queue)
-    return 0;
+  if (!other || other->queue == queue)
+    return other ? 0 : -1;
   return cairn__fail(err, CAIRN_E_INVALID_ARGUMENT,
                      "RecoveryJob: %s is in the queue \"%s\", this job in "
                      "\"%s\"; both must be in one",
@@ -518,15 +521,12 @@ static int make_id(struct cairn_engine *e, struct cairn__job *j,
                    struct cairn_error *err)
 {
   unsigned char id[16];
-  uint64_t key = 0;
 
   if (cairn__engine_id(e, id, err) != 0)
     return -1;
   memcpy(j->instance_id, "Cairn:", 6);
   uuid_unparse_upper(id, j->instance_id + 6);
-  for (int i = 0; i < 8; i++)
-    key = key << 8 | id[i];
-  j->by_uuid.key = key;
+  cairn__entry_set_uuid(&j->entry, id);
   return 0;
 }
 
@@ -563,12 +563,9 @@ static int fill(struct cairn_engine *e, struct cairn__job *j, json_t *spec,
   return make_id(e, j, err);
 }
 
-struct cairn__job *cairn__job_blank(void)
+void cairn__job_init(struct cairn__job *j)
 {
-  struct cairn__job *j = cairn__calloc(1, sizeof *j);
-
-  if (!j)
-    return NULL;
+  memset(j, 0, sizeof *j);
   j->state = CAIRN_NEW; /* where every job begins; no change, no event */
   j->rate = j->eta = -1;
   j->due.next_us = j->due.run_us = CAIRN__NEVER_US;
@@ -576,7 +573,14 @@ struct cairn__job *cairn__job_blank(void)
   j->schedule.kind = CAIRN__TIMER_SCHEDULE;
   j->until.kind = CAIRN__TIMER_UNTIL;
   j->control.kind = CAIRN__TIMER_CONTROL;
-  j->schedule.owner = j->until.owner = j->control.owner = j;
+}
+
+struct cairn__job *cairn__job_blank(void)
+{
+  struct cairn__job *j = cairn__malloc(sizeof *j);
+
+  if (j)
+    cairn__job_init(j);
   return j;
 }
 
@@ -631,16 +635,8 @@ int cairn__job_place(struct cairn_engine *e, struct cairn__job *j,
 void cairn__job_link(struct cairn_engine *e, struct cairn__job *j,
                      uint64_t serial)
 {
-  j->prev = e->last;
-  if (e->last)
-    e->last->next = j;
-  else
-    e->first = j;
-  e->last = j;
-  e->job_count++;
   j->queue->unfinished++; /* until finish(); or, from a store, recovery */
-  cairn__table_add(&e->by_serial, &j->by_serial, serial);
-  cairn__table_add(&e->by_uuid, &j->by_uuid, j->by_uuid.key);
+  cairn__roster_add(&e->roster, j, serial);
 }
 
 /* The engine gets to know the job. Cannot fail. */
@@ -654,7 +650,7 @@ static cairn_job adopt(struct cairn_engine *e, struct cairn__job *j)
     j->is_on_demand = 0;
   j->is_held = j->is_on_demand;
   cairn__job_settings_changed(e, j, 1);
-  return j->by_serial.key;
+  return j->entry.serial;
 }
 
 /* Far below what a row of a store can hold. */
@@ -682,7 +678,7 @@ static int reserve(struct cairn_engine *e, size_t jobs, struct cairn_error *err)
 {
   /* Submitted, and Skipped when the clock is set meanwhile */
   if (cairn__events_reserve(e, 2 * jobs) != 0 ||
-      cairn__engine_reserve_timers(e, jobs, 0) != 0)
+      cairn__engine_reserve(e, jobs, 0) != 0)
     return cairn__fail_memory(err);
   return 0;
 }
@@ -894,7 +890,7 @@ static int check_no_cycle(struct cairn_engine *e, const struct cairn__job *j,
   const char *id = other->details ? other->details->recovery_job : NULL;
   cairn_job serial;
 
-  for (size_t i = 0; id && i <= e->job_count; i++) {
+  for (size_t i = 0; id && i <= e->roster.count; i++) {
     const struct cairn__job *next;
 
     if (strcmp(id, j->instance_id) == 0)
@@ -904,7 +900,9 @@ static int check_no_cycle(struct cairn_engine *e, const struct cairn__job *j,
                          j->instance_id);
     if (cairn_job_find(e, id, &serial, NULL) != 0)
       break;
-    next = cairn__engine_job(e, serial, NULL);
+    next = cairn__engine_job(e, serial, err);
+    if (!next)
+      return -1;
     id = next->details ? next->details->recovery_job : NULL;
   }
   return 0;
@@ -965,8 +963,10 @@ int cairn_job_update(cairn_engine *e, cairn_job job, const char *json,
 
 const char *cairn_job_policy_file(cairn_engine *e, cairn_job job)
 {
-  struct cairn__job *j = cairn__engine_job(e, job, NULL);
+  struct cairn__job *j;
 
+  cairn__roster_rest(e);
+  j = cairn__engine_job(e, job, NULL);
   return j && j->details ? j->details->policy_file : NULL;
 }
 

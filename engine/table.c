@@ -69,6 +69,17 @@ void cairn__table_remove(struct cairn__table *t, struct cairn__link *link)
   }
 }
 
+void cairn__table_replace(struct cairn__table *t, struct cairn__link *old,
+                          struct cairn__link *link)
+{
+  struct cairn__link **p = bucket_of(t, old->key);
+
+  while (*p != old)
+    p = &(*p)->next;
+  *link = *old;
+  *p = link;
+}
+
 struct cairn__link *cairn__table_find(const struct cairn__table *t,
                                       uint64_t key,
                                       const struct cairn__link *after)

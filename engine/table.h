@@ -26,6 +26,9 @@ int cairn__table_init(struct cairn__table *t);
 void cairn__table_add(struct cairn__table *t, struct cairn__link *link,
                       uint64_t key);
 void cairn__table_remove(struct cairn__table *t, struct cairn__link *link);
+/* Another node, which has the same key, takes the place of one. */
+void cairn__table_replace(struct cairn__table *t, struct cairn__link *old,
+                          struct cairn__link *link);
 /* The first node of a key, or the next one after `after`; NULL: none. */
 struct cairn__link *cairn__table_find(const struct cairn__table *t,
                                       uint64_t key,

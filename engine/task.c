@@ -34,6 +34,16 @@ static int has_name(const struct cairn__name *c, const char *name)
   return c != NULL;
 }
 
+int cairn__has_code(const struct cairn_engine *e, const char *name,
+                    size_t length)
+{
+  const struct cairn__name *c = e->codes;
+
+  while (c && (strlen(c->name) != length || memcmp(c->name, name, length) != 0))
+    c = c->next;
+  return c != NULL;
+}
+
 const char *cairn__job_missing_code(const struct cairn_engine *e,
                                     const struct cairn__job *j)
 {
@@ -46,7 +56,7 @@ const char *cairn__job_missing_code(const struct cairn_engine *e,
 
 static int is_same(const char *a, const char *b)
 {
-  return a && strcmp(a, b) == 0;
+  return a && b && strcmp(a, b) == 0;
 }
 
 /* Adds the name, with room for the events of so many jobs that wait for it. */
@@ -65,6 +75,51 @@ static int add_name(struct cairn_engine *e, struct cairn__name **list,
   return 0;
 }
 
+/* Settles where the jobs belong that wait for this code; NULL: those for which
+ * it was there before, but no memory to wake them. There is room for the events
+ * of so many that are awake. */
+static void rouse(struct cairn_engine *e, const char *name, size_t waiting)
+{
+  size_t room = (waiting + 1) * CAIRN__EVENTS_PER_ACTION;
+  struct cairn__entry *entry;
+  uint64_t last = 0;
+
+  e->is_rouse_left = 0;
+  while ((entry = cairn__roster_after(&e->roster, last)) != NULL) {
+    int was_asleep = entry->is_asleep;
+    struct cairn__job *j;
+
+    last = entry->serial;
+    if (was_asleep) {
+      if (!cairn__roster_is_roused(e, entry, name))
+        continue;
+      j = cairn__events_reserve(e, room) == 0 ? cairn__roster_wake(e, entry)
+                                              : NULL;
+      if (!j) {
+        e->is_rouse_left = 1;
+        continue;
+      }
+    } else {
+      j = CAIRN__OF(entry, struct cairn__job, entry);
+      if (!is_same(code_of(j), name) && !is_same(decisions_of(j), name))
+        continue;
+    }
+    if (j->is_deciding == CAIRN__BY_POLICY && is_same(decisions_of(j), name))
+      cairn__event_push(e, CAIRN_EVENT_TASK_RECOVER, j)->status =
+          CAIRN__BY_POLICY;
+    cairn__job_reconsider(e, j);
+    if (was_asleep)
+      cairn__roster_rest_one(e, j);
+  }
+}
+
+int cairn__code_rouse(struct cairn_engine *e)
+{
+  if (e->is_rouse_left)
+    rouse(e, NULL, 0);
+  return e->is_rouse_left;
+}
+
 int cairn_code_add(cairn_engine *e, const char *name, struct cairn_error *err)
 {
   size_t waiting = 0;
@@ -72,18 +127,12 @@ int cairn_code_add(cairn_engine *e, const char *name, struct cairn_error *err)
   cairn__error_clear(err);
   if (has_name(e->codes, name))
     return 0;
-  for (struct cairn__job *j = e->first; j; j = j->next)
+  for (struct cairn__job *j = e->roster.first_awake; j; j = j->awake_next)
     waiting +=
         (size_t)(is_same(code_of(j), name) || is_same(decisions_of(j), name));
   if (add_name(e, &e->codes, name, waiting, err) != 0)
     return -1;
-  for (struct cairn__job *j = e->first; j; j = j->next) {
-    if (is_same(decisions_of(j), name) && j->is_deciding == CAIRN__BY_POLICY)
-      cairn__event_push(e, CAIRN_EVENT_TASK_RECOVER, j)->status =
-          CAIRN__BY_POLICY;
-    if (is_same(code_of(j), name) || is_same(decisions_of(j), name))
-      cairn__job_reconsider(e, j);
-  }
+  rouse(e, name, waiting);
   cairn__engine_settle(e);
   return 0;
 }
@@ -101,11 +150,12 @@ int cairn_recovery_add(cairn_engine *e, const char *name,
   cairn__error_clear(err);
   if (has_name(e->handlers, name))
     return 0;
-  for (struct cairn__job *j = e->first; j; j = j->next)
+  /* a job that waits for it is awake */
+  for (struct cairn__job *j = e->roster.first_awake; j; j = j->awake_next)
     waiting += (size_t)is_same(cairn__job_handler(j), name);
   if (add_name(e, &e->handlers, name, waiting, err) != 0)
     return -1;
-  for (struct cairn__job *j = e->first; j; j = j->next) {
+  for (struct cairn__job *j = e->roster.first_awake; j; j = j->awake_next) {
     if (is_same(cairn__job_handler(j), name))
       cairn__event_push(e, CAIRN_EVENT_TASK_RECOVER, j)->status =
           CAIRN__BY_HANDLER;
@@ -132,8 +182,10 @@ void cairn__names_free(struct cairn_engine *e)
 
 const char *cairn_task_code(cairn_engine *e, cairn_job job)
 {
-  struct cairn__job *j = cairn__engine_job(e, job, NULL);
+  struct cairn__job *j;
 
+  cairn__roster_rest(e);
+  j = cairn__engine_job(e, job, NULL);
   return j ? code_of(j) : NULL;
 }
 

@@ -13,6 +13,8 @@ int cairn__timers_reserve(struct cairn__timers *t, size_t total)
 
   if (total <= t->capacity)
     return 0;
+  if (total > CAIRN__TIMERS_MAX)
+    return -1;
   while (capacity < total)
     capacity *= 2;
   items = cairn__realloc(t->items, capacity * sizeof(void *));
@@ -25,13 +27,14 @@ int cairn__timers_reserve(struct cairn__timers *t, size_t total)
 
 static int is_before(const struct cairn__timer *a, const struct cairn__timer *b)
 {
-  return a->when != b->when ? a->when < b->when : a->order < b->order;
+  return a->when != b->when ? a->when < b->when
+                            : (int32_t)(a->order - b->order) < 0;
 }
 
 static void place(struct cairn__timers *t, size_t i, struct cairn__timer *timer)
 {
   t->items[i] = timer;
-  timer->index = (uint32_t)i;
+  timer->index = (uint32_t)i & (CAIRN__TIMERS_MAX - 1);
 }
 
 static void sift_up(struct cairn__timers *t, size_t i,

@@ -13,17 +13,18 @@ struct cairn__timers;
 
 struct cairn__timer {
   int64_t when;               /* microseconds on the heap's clock */
-  uint64_t order;             /* arming order */
   struct cairn__timers *heap; /* NULL: not armed */
-  void *owner;
-  uint32_t index; /* in the heap */
-  uint8_t kind;   /* the owner's */
+  uint32_t order;             /* arming order, which comes round */
+  uint32_t index : 29;        /* in the heap */
+  uint32_t kind : 3;          /* the owner's */
 };
+
+#define CAIRN__TIMERS_MAX ((size_t)1 << 29)
 
 struct cairn__timers {
   struct cairn__timer **items;
   size_t count, capacity;
-  uint64_t next_order;
+  uint32_t next_order;
 };
 
 /* Makes room for `total` nodes armed at once; 0, or -1 when out of memory. */

@@ -11,7 +11,8 @@
  *   many       64 callers, each with one submit outstanding; p99 of its wait
  *   bulk       1,000 specifications of 300 bytes a call, two calls outstanding
  *   life       submit, start, end of tasks that do nothing, all of it durable
- *   resident   200,000 jobs with a calendar: memory of each, time to open again
+ *   resident   a million jobs with a calendar: memory of each, time to open
+ * again
  *
  * Beside other programs: tests/bench/store.py. */
 #include <errno.h>
@@ -27,7 +28,8 @@
 
 #define CALLERS  64
 #define BULK     1000
-#define RESIDENT 200000
+#define RESIDENT 1000000
+#define WAITS    "{\"code\":\"none\"}" /* for a body that nobody has */
 
 static char path[4096];
 
@@ -99,8 +101,8 @@ static cairn_engine *open_new(int is_new)
   return e;
 }
 
-/* About 300 bytes; it waits for a body that nobody has. */
-static int format(char *out, size_t size, unsigned n, const char *more)
+/* About 300 bytes. */
+static int format(char *out, size_t size, unsigned n, const char *run)
 {
   return snprintf(
       out, size,
@@ -108,8 +110,8 @@ static int format(char *out, size_t size, unsigned n, const char *more)
       "a site would have it: what it is for, whom to ask, which machines it is "
       "about, and since when\",\"ElementName\":\"web-farm\",\"Priority\":%u,"
       "\"Notify\":\"ops\",\"RecoveryAction\":\"Re-run Job\","
-      "\"run\":{\"code\":\"none\"}%s}",
-      n, n % 100, more);
+      "\"run\":%s}",
+      n, n % 100, run);
 }
 
 static void drain(cairn_engine *e)
@@ -131,7 +133,7 @@ static void one(double least)
   unsigned n = 0;
 
   for (; now() - begin < 2; n++) {
-    int length = format(spec, sizeof spec, n, "");
+    int length = format(spec, sizeof spec, n, WAITS);
 
     if (cairn_submit(e, spec, (size_t)length, &job, &err) != 0 ||
         cairn_engine_flush(e, -1, &err) != 0)
@@ -168,7 +170,7 @@ static void many(void)
         continue;
       if (turn[i] > 0 && count < room)
         waits[count++] = now() - since[i];
-      length = format(spec, sizeof spec, n++, "");
+      length = format(spec, sizeof spec, n++, WAITS);
       since[i] = now();
       if (cairn_submit(e, spec, (size_t)length, &job, &err) != 0)
         fail("many", &err);
@@ -187,7 +189,7 @@ static void many(void)
 }
 
 static size_t format_bulk(char *text, size_t size, unsigned first,
-                          const char *more)
+                          const char *run)
 {
   size_t length = 0;
 
@@ -195,7 +197,7 @@ static size_t format_bulk(char *text, size_t size, unsigned first,
   for (unsigned i = 0; i < BULK; i++) {
     if (i > 0)
       text[length++] = ',';
-    length += (size_t)format(text + length, size - length, first + i, more);
+    length += (size_t)format(text + length, size - length, first + i, run);
   }
   text[length++] = ']';
   return length;
@@ -212,7 +214,7 @@ static void bulk(void)
   unsigned n = 0;
 
   for (; now() - begin < 3; n += BULK) {
-    size_t length = format_bulk(text, sizeof text, n, "");
+    size_t length = format_bulk(text, sizeof text, n, WAITS);
 
     if (cairn_submit_all(e, text, length, jobs, BULK, &err) != 0)
       fail("bulk", &err);
@@ -279,7 +281,8 @@ static void resident(void)
 
   for (n = 0; n < RESIDENT; n += BULK) {
     size_t length = format_bulk(text, sizeof text, n,
-                                ",\"JobRunTimes\":0,\"zone\":\"Europe/Berlin\","
+                                "true,\"JobRunTimes\":0,"
+                                "\"zone\":\"Europe/Berlin\","
                                 "\"RunStartInterval\":"
                                 "\"00000000020000.000000:000\"");
 

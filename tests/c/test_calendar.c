@@ -18,19 +18,11 @@
 #include "datetime.h"
 #include "memory.h"
 #include "skip.h"
+#include "source.h"
 
 #define SECOND INT64_C(1000000)
 #define HOUR   (3600 * SECOND)
 #define DAY    (24 * HOUR)
-
-static const char *source_path(const char *below)
-{
-  static char path[4096];
-  const char *slash = strstr(__FILE__, "tests/c/");
-  snprintf(path, sizeof path, "%.*s%s", (int)(slash - __FILE__), __FILE__,
-           below);
-  return path;
-}
 
 static char *read_file(const char *path, size_t *size)
 {

@@ -5,6 +5,7 @@
 
 #include <jansson.h>
 
+#include "asleep.h"
 #include "engine.h"
 #include "error.h"
 #include "jobs.h"
@@ -535,5 +536,5 @@ int main(void)
   cairn__kind_register(&fake);
   /* for good: threads of runs may free at any time */
   cairn_set_allocator(failing_realloc, failing_free);
-  return cmocka_run_group_tests(tests, scratch_open, scratch_close);
+  return run_awake_and_asleep(tests, scratch_open, scratch_close);
 }

@@ -12,6 +12,7 @@
 #include <cmocka.h>
 #include <jansson.h>
 
+#include "asleep.h"
 #include "cairn.h"
 #include "due.h"
 #include "engine.h"
@@ -1076,5 +1077,5 @@ int main(void)
       TEST(over_restarts_too),
   };
 
-  return cmocka_run_group_tests(tests, NULL, NULL);
+  return run_awake_and_asleep(tests, NULL, NULL);
 }

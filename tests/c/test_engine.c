@@ -14,6 +14,7 @@
 #include <cmocka.h>
 #include <jansson.h>
 
+#include "asleep.h"
 #include "cairn.h"
 #include "engine.h"
 #include "error.h"
@@ -3279,5 +3280,5 @@ int main(void)
   cairn_set_allocator(limited_realloc, free);
   cairn__kind_register(&fake_verify);
   cairn__kind_register(&fake_export);
-  return cmocka_run_group_tests_name("engine", tests, NULL, NULL);
+  return run_awake_and_asleep(tests, NULL, NULL);
 }

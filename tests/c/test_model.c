@@ -14,6 +14,7 @@
 
 #include <cmocka.h>
 
+#include "asleep.h"
 #include "cairn.h"
 #include "error.h"
 #include "virtual_time.h"
@@ -467,5 +468,5 @@ int main(void)
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(every_short_order_of_events_is_as_the_model_has_it)};
 
-  return cmocka_run_group_tests(tests, NULL, NULL);
+  return run_awake_and_asleep(tests, NULL, NULL);
 }

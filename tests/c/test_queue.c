@@ -4,6 +4,7 @@
 
 #include <jansson.h>
 
+#include "asleep.h"
 #include "engine.h"
 #include "error.h"
 
@@ -59,11 +60,14 @@ static struct cairn__job *job_of(cairn_engine *e, cairn_job job)
 static const char *next(cairn_engine *e)
 {
   step(e);
-  for (struct cairn__job *j = e->first; j; j = j->next) {
-    if (j->state == CAIRN_RUNNING) {
-      const char *name = j->name;
+  for (cairn_job job = 0; (job = cairn_job_next(e, job)) != 0;) {
+    struct cairn__job *j = job_of(e, job);
 
-      assert_int_equal(cairn_task_finish(e, j->by_serial.key, NULL, NULL), 0);
+    if (j->state == CAIRN_RUNNING) {
+      static char name[64];
+
+      snprintf(name, sizeof name, "%s", j->name);
+      assert_int_equal(cairn_task_finish(e, job, NULL, NULL), 0);
       return name;
     }
   }
@@ -145,7 +149,7 @@ static void a_full_queue_refuses(void **state)
   assert_int_equal(cairn_submit_all(e, two, strlen(two), jobs + 1, 2, &err),
                    -1);
   assert_int_equal(err.id, CAIRN_E_QUEUE_FULL);
-  assert_int_equal(e->job_count, 2);
+  assert_int_equal(e->roster.count, 2);
   submit(e, "c", ",\"held\":true");
   assert_int_equal(cairn_submit(e, spec, strlen(spec), &job, &err), -1);
   assert_int_equal(err.id, CAIRN_E_QUEUE_FULL);
@@ -260,5 +264,5 @@ int main(void)
       cmocka_unit_test(options_are_checked),
   };
 
-  return cmocka_run_group_tests_name("queue", tests, NULL, NULL);
+  return run_awake_and_asleep(tests, NULL, NULL);
 }
