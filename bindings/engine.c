@@ -182,7 +182,8 @@ static int engine_now(lua_State *L)
 
 static void set_state(lua_State *L, const char *key, int state)
 {
-  const char *label = cairn_value_label(cairn_property_find("JobState"), state);
+  const char *label =
+      cairn_value_label(cairn_property_at(CAIRN_PROPERTY_JobState - 1), state);
   if (label != NULL)
     lua_pushstring(L, label);
   else

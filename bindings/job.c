@@ -33,9 +33,9 @@ void cairn__lua_push_job(lua_State *L, int engine, cairn_job serial)
   luaL_setmetatable(L, CAIRN__LUA_JOB);
   lua_pushvalue(L, engine);
   lua_setiuservalue(L, -2, 1);
-  const struct cairn_property_info *p = cairn_property_find("InstanceID");
   if (e->engine != NULL &&
-      cairn_job_get(e->engine, serial, p->id, &value, NULL) == 0 &&
+      cairn_job_get(e->engine, serial, CAIRN_PROPERTY_InstanceID, &value,
+                    NULL) == 0 &&
       value.kind == CAIRN_VALUE_STRING) {
     strncpy(job->instance_id, value.as.string, sizeof job->instance_id - 1);
   }
@@ -206,7 +206,7 @@ static void push_value(lua_State *L, const struct cairn_property_info *p,
 static void push_property(lua_State *L, int index,
                           const struct cairn_property_info *p, int is_number)
 {
-  struct cairn_error err = {0};
+  struct cairn_error err;
   struct cairn_value v;
   cairn_engine *engine;
   struct cairn__lua_job *job = cairn__lua_check_job(L, index, &engine);
@@ -233,9 +233,15 @@ static const struct cairn_property_info *check_property(lua_State *L,
   return p;
 }
 
-/* upvalue 1: the methods */
+/* upvalue 1: the methods; 2: what is known of each property, by its name */
 static int job_index(lua_State *L)
 {
+  lua_settop(L, 2);
+  lua_pushvalue(L, 2);
+  if (lua_rawget(L, lua_upvalueindex(2)) != LUA_TNIL) {
+    push_property(L, 1, lua_touserdata(L, 3), 0);
+    return 1;
+  }
   lua_settop(L, 2);
   lua_pushvalue(L, 2);
   if (lua_rawget(L, lua_upvalueindex(1)) != LUA_TNIL)
@@ -632,6 +638,16 @@ static const luaL_Reg functions[] = {
     {"requested_state", core_requested_state}, {"job_request", job_request},
     {"job_resume_code", job_resume_code},      {NULL, NULL}};
 
+static void push_properties(lua_State *L)
+{
+  const struct cairn_property_info *p;
+  lua_newtable(L);
+  for (size_t i = 0; (p = cairn_property_at(i)) != NULL; i++) {
+    lua_pushlightuserdata(L, (void *)(uintptr_t)p);
+    lua_setfield(L, -2, p->name);
+  }
+}
+
 void cairn__lua_open_job(lua_State *L)
 {
   cairn__lua_register(L, functions);
@@ -640,7 +656,8 @@ void cairn__lua_open_job(lua_State *L)
   luaL_newmetatable(L, CAIRN__LUA_JOB);
   luaL_setfuncs(L, metamethods, 0);
   lua_pushvalue(L, -2);
-  lua_pushcclosure(L, job_index, 1);
+  push_properties(L);
+  lua_pushcclosure(L, job_index, 2);
   lua_setfield(L, -2, "__index");
   lua_pop(L, 1);
   lua_setfield(L, -2, "job_methods");

@@ -112,14 +112,13 @@ uint32_t cairn_job_get_errors(cairn_engine *e, cairn_job job, int is_ex,
 
   cairn__error_clear(err);
   *out = NULL;
-  cairn__roster_rest(e);
-  j = cairn__engine_job(e, job, err);
+  j = cairn__engine_asked(e, job, err);
   if (!j) {
-    code = CAIRN_RC_UNKNOWN;
+    code = cairn__engine_absent(e, job, CAIRN_RC_UNKNOWN, CAIRN_RC_FAILED);
     return e->is_vendor_codes ? cairn_vendor_code(code) : code;
   }
   errors = json_array();
-  if (!errors)
+  if (!errors || cairn__job_unfold(j) != 0)
     is_ok = 0;
   if (is_ok && j->error_id != CAIRN_OK && tells_error(j->state))
     is_ok = add(errors, cim_error(j, j->error_id, cairn__job_message(j),

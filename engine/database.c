@@ -346,10 +346,12 @@ static const char *const migrations[] = {
     "DEFAULT 0; "
     "ALTER TABLE history ADD COLUMN lost_warnings INTEGER NOT NULL "
     "DEFAULT 0; "
-    "ALTER TABLE history ADD COLUMN warnings TEXT; "
+    "ALTER TABLE history ADD COLUMN warnings TEXT",
+
     "ALTER TABLE job ADD COLUMN Notify TEXT; "
     "UPDATE job SET Notify = (SELECT Notify FROM text "
-    "WHERE text.serial = job.serial); "
+    "WHERE text.serial = job.serial) "
+    "WHERE serial IN (SELECT serial FROM text WHERE Notify IS NOT NULL); "
     "ALTER TABLE text DROP COLUMN Notify; "
     "ALTER TABLE state RENAME TO old; "
     "CREATE TABLE state (serial INTEGER PRIMARY KEY, "

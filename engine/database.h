@@ -23,7 +23,7 @@
  * of a table is a new version, and a step in database.c that makes an older
  * file the same. */
 #define CAIRN__STORE_APPLICATION 0x4361726e /* "Carn" */
-#define CAIRN__STORE_VERSION     2
+#define CAIRN__STORE_VERSION     3
 
 /* Columns bear the class's names where they are the class's properties. Times
  * are microseconds, of the Unix epoch or long. What is 1 + a position in a

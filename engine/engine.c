@@ -84,17 +84,23 @@ int cairn_engine_advance(cairn_engine *e, int64_t microseconds,
   return 0;
 }
 
-int cairn__engine_reserve(struct cairn_engine *e, size_t more_jobs,
-                          size_t more_timers)
+int cairn__engine_reserve_timers(struct cairn_engine *e, size_t more_jobs,
+                                 size_t more_timers)
 {
   const struct cairn__roster *r = &e->roster;
   size_t total = 3 * (r->awake + more_jobs) + e->work_count +
                  e->user_timer_count + more_timers + 1;
 
   return cairn__timers_reserve(&e->monotonic, total + r->asleep_on[0]) == 0 &&
-                 cairn__timers_reserve(&e->wall, total + r->asleep_on[1]) ==
-                     0 &&
-                 cairn__roster_reserve(&e->roster, more_jobs) == 0
+                 cairn__timers_reserve(&e->wall, total + r->asleep_on[1]) == 0
+             ? 0
+             : -1;
+}
+
+int cairn__engine_reserve_jobs(struct cairn_engine *e, size_t more)
+{
+  return cairn__engine_reserve_timers(e, more, 0) == 0 &&
+                 cairn__roster_reserve(&e->roster, more) == 0
              ? 0
              : -1;
 }
@@ -267,7 +273,7 @@ static int open_parts(struct cairn_engine *e,
   if (cairn__roster_open(&e->roster) != 0 ||
       cairn__table_init(&e->directories) != 0 ||
       cairn__table_init(&e->user_timers) != 0 ||
-      cairn__engine_reserve(e, 0, 0) != 0)
+      cairn__engine_reserve_timers(e, 0, 0) != 0)
     return cairn__fail_memory(err);
   if (cairn__processes_open(e, err) != 0)
     return -1;
@@ -429,7 +435,7 @@ int cairn_timer_start(cairn_engine *e, int64_t delay_us, uint64_t cookie,
   if (delay_us < 0)
     return cairn__fail(err, CAIRN_E_OUT_OF_RANGE,
                        "timer: the delay must not be negative");
-  if (cairn__engine_reserve(e, 0, 1) != 0)
+  if (cairn__engine_reserve_timers(e, 0, 1) != 0)
     return cairn__fail_memory(err);
   t = cairn__calloc(1, sizeof *t);
   if (!t)
@@ -509,7 +515,7 @@ static int step_timers(struct cairn_engine *e, struct cairn__timers *timers,
     if (timer->kind == CAIRN__TIMER_SLEEPER) {
       if (cairn__roster_timer(e, timer) != 0)
         return 1;
-      continue; /* the job's own come next */
+      continue; /* its job's timer is in its place now */
     }
     cairn__timer_disarm(timer);
     if (timer->kind == CAIRN__TIMER_USER) {
@@ -633,7 +639,15 @@ int cairn_engine_wait(cairn_engine *e, int64_t timeout_us)
 struct cairn__job *cairn__engine_job(struct cairn_engine *e, cairn_job serial,
                                      struct cairn_error *err)
 {
-  struct cairn__entry *entry = cairn__roster_find(&e->roster, serial);
+  return cairn__engine_awake(e, cairn__roster_find(&e->roster, serial), serial,
+                             err);
+}
+
+struct cairn__job *cairn__engine_awake(struct cairn_engine *e,
+                                       struct cairn__entry *entry,
+                                       cairn_job serial,
+                                       struct cairn_error *err)
+{
   struct cairn__job *j = entry ? cairn__roster_wake(e, entry) : NULL;
 
   if (!entry)
@@ -642,6 +656,19 @@ struct cairn__job *cairn__engine_job(struct cairn_engine *e, cairn_job serial,
   else if (!j)
     cairn__fail_memory(err);
   return j;
+}
+
+struct cairn__job *cairn__engine_asked(struct cairn_engine *e, cairn_job serial,
+                                       struct cairn_error *err)
+{
+  cairn__roster_rest(e);
+  return cairn__engine_job(e, serial, err);
+}
+
+uint32_t cairn__engine_absent(const struct cairn_engine *e, cairn_job serial,
+                              uint32_t gone, uint32_t failed)
+{
+  return cairn__roster_find(&e->roster, serial) ? failed : gone;
 }
 
 cairn_job cairn_job_next(cairn_engine *e, cairn_job after)
@@ -697,7 +724,7 @@ static const struct cairn__entry *whole_id(const struct cairn_engine *e,
 {
   unsigned char uuid[16];
 
-  for (int i = 0; i < 16; i++) {
+  for (size_t i = 0; i < 16; i++) {
     const char pair[3] = {digits[2 * i], digits[2 * i + 1], '\0'};
 
     uuid[i] = (unsigned char)strtoul(pair, NULL, 16);

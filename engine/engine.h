@@ -105,16 +105,32 @@ int64_t cairn__wall(const struct cairn_engine *e);
 int64_t cairn__monotonic(const struct cairn_engine *e);
 /* Called at the end of every public function that could have left work. */
 void cairn__engine_settle(struct cairn_engine *e);
-/* Room for so many more jobs that are awake, and for all timers that could be
- * armed at once with these and other timers; 0, or -1 when out of memory. */
-int cairn__engine_reserve(struct cairn_engine *e, size_t more_jobs,
-                          size_t more_timers);
+/* Room for all timers that could be armed at once, with so many more jobs awake
+ * and other timers; 0, or -1 when out of memory. */
+int cairn__engine_reserve_timers(struct cairn_engine *e, size_t more_jobs,
+                                 size_t more_timers);
+/* The same, and room for so many jobs more. */
+int cairn__engine_reserve_jobs(struct cairn_engine *e, size_t more);
 /* A fresh random id (RFC 9562 version 4); 0, or -1 without any change. */
 int cairn__engine_id(struct cairn_engine *e, unsigned char id[16],
                      struct cairn_error *err);
 /* The job, awake. NULL: there is none, or memory is lacking to wake it. */
 struct cairn__job *cairn__engine_job(struct cairn_engine *e, cairn_job serial,
                                      struct cairn_error *err);
+
+/* The same of one that was found, or was not (NULL). */
+struct cairn__job *cairn__engine_awake(struct cairn_engine *e,
+                                       struct cairn__entry *entry,
+                                       cairn_job serial,
+                                       struct cairn_error *err);
+/* The same for whoever has just called the engine: no other job is in use, and
+ * those that could sleep may. */
+struct cairn__job *cairn__engine_asked(struct cairn_engine *e, cairn_job serial,
+                                       struct cairn_error *err);
+/* Why there was none: `gone`, or `failed` when there is one that cannot wake.
+ */
+uint32_t cairn__engine_absent(const struct cairn_engine *e, cairn_job serial,
+                              uint32_t gone, uint32_t failed);
 
 /* The hexadecimal digits of an id, upper case, without "Cairn:", braces and
  * dashes; their number, or -1 when there is anything else. */

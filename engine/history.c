@@ -181,7 +181,7 @@ static char *warnings_of(const struct cairn__job *j, uint32_t *lost)
   json_t *array, *warning;
   char *out = NULL;
 
-  *lost = j->lost_warnings;
+  *lost = j->lost_warnings + (j->folded_warnings != NULL);
   if (count == 0)
     return NULL;
   array = json_array();
@@ -203,7 +203,9 @@ static char *warnings_of(const struct cairn__job *j, uint32_t *lost)
 static int has_point(const struct cairn__job *j, int state)
 {
   return state == CAIRN_COMPLETED || state == CAIRN_COMPLETED_WITH_WARNINGS ||
-         json_is_string(json_object_get(j->report, "ReferencePointGroupId"));
+         json_is_string(json_object_get(j->report, "ReferencePointGroupId")) ||
+         (j->folded_report &&
+          strstr(j->folded_report, "\"ReferencePointGroupId\":\""));
 }
 
 void cairn__history_run(struct cairn_engine *e, struct cairn__job *j, int state)
@@ -212,8 +214,10 @@ void cairn__history_run(struct cairn_engine *e, struct cairn__job *j, int state)
   struct cairn_event *event = cairn__event_push(e, CAIRN_EVENT_RUN_ENDED, j);
   struct cairn__record *r;
   uint32_t lost;
-  char *warnings = warnings_of(j, &lost);
+  char *warnings;
 
+  (void)cairn__job_unfold(j); /* without memory its warnings count as lost */
+  warnings = warnings_of(j, &lost);
   event->new_state = (uint16_t)state;
   event->code = j->error_id;
   event->count = j->attempts;

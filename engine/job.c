@@ -144,6 +144,36 @@ static void set_error_text(struct cairn_engine *e, struct cairn__job *j, int id,
   set_error(e, j, &error);
 }
 
+static int unfold(char **text, json_t **value)
+{
+  if (!*text)
+    return 0;
+  *value = cairn__json_load(*text, strlen(*text), JSON_DECODE_ANY, NULL);
+  if (!*value)
+    return -1;
+  cairn__free(*text);
+  *text = NULL;
+  return 0;
+}
+
+int cairn__job_unfold(struct cairn__job *j)
+{
+  return unfold(&j->folded_warnings, &j->warnings) == 0 &&
+                 unfold(&j->folded_report, &j->report) == 0
+             ? 0
+             : -1;
+}
+
+static void forget_results(struct cairn__job *j)
+{
+  json_decref(j->warnings);
+  json_decref(j->report);
+  j->warnings = j->report = NULL;
+  cairn__free(j->folded_warnings);
+  cairn__free(j->folded_report);
+  j->folded_warnings = j->folded_report = NULL;
+}
+
 void cairn__job_warn(struct cairn_engine *e, struct cairn__job *j,
                      const char *message)
 {
@@ -151,7 +181,7 @@ void cairn__job_warn(struct cairn_engine *e, struct cairn__job *j,
 
   snprintf(text, sizeof text, "%s", message);
   cairn__utf8_clean(text);
-  if (!j->warnings)
+  if (cairn__job_unfold(j) == 0 && !j->warnings)
     j->warnings = json_array();
   if (!j->warnings || json_array_size(j->warnings) >= CAIRN__WARNINGS_MAX ||
       json_array_append_new(j->warnings, json_string(text)) != 0)
@@ -205,7 +235,8 @@ static void copy_warnings(struct cairn__job *j)
 
 static int has_warnings(const struct cairn__job *j)
 {
-  return json_array_size(j->warnings) > 0 || j->lost_warnings > 0;
+  return json_array_size(j->warnings) > 0 || j->folded_warnings ||
+         j->lost_warnings > 0;
 }
 
 void cairn__job_set_percent(struct cairn_engine *e, struct cairn__job *j,
@@ -328,7 +359,7 @@ static void finish(struct cairn_engine *e, struct cairn__job *j, int state)
   cairn__timer_disarm(&j->until);
   j->is_held = 0;
   j->is_start_asked = 0;
-  j->is_backing_off = j->is_deciding = 0;
+  j->is_backing_off = j->is_deciding = j->misses_code = 0;
   cairn__job_set_state(e, j, state);
   j->queue->unfinished--;
   if (state == CAIRN_COMPLETED || state == CAIRN_COMPLETED_WITH_WARNINGS)
@@ -583,7 +614,7 @@ int cairn_job_recover(cairn_engine *e, cairn_job job, int action,
   int was_recovering;
 
   cairn__error_clear(err);
-  j = cairn__engine_job(e, job, err);
+  j = cairn__engine_asked(e, job, err);
   if (!j)
     return -1;
   if (!j->is_deciding)
@@ -694,7 +725,7 @@ static int start_thread(struct cairn_engine *e, struct cairn__job *j,
 
   if (!work)
     return cairn__fail_memory(error);
-  if (cairn__engine_reserve(e, 0, 1) != 0) {
+  if (cairn__engine_reserve_timers(e, 0, 1) != 0) {
     cairn__free(work);
     return cairn__fail_memory(error);
   }
@@ -800,9 +831,7 @@ static void start_first_time(struct cairn_engine *e, struct cairn__job *j)
   j->run_version = j->policy_version;
   clear_error(j);
   cairn__store_touch(e, j, CAIRN__TOUCHED_TEXT);
-  json_decref(j->warnings);
-  json_decref(j->report);
-  j->warnings = j->report = NULL;
+  forget_results(j);
   j->lost_warnings = 0;
   j->has_ended = j->is_last_well = 0;
   j->elapsed_us = 0;
@@ -896,7 +925,7 @@ int cairn_job_decide(cairn_engine *e, cairn_job job, uint32_t number,
   json_t *spec = NULL;
 
   cairn__error_clear(err);
-  j = cairn__engine_job(e, job, err);
+  j = cairn__engine_asked(e, job, err);
   if (!j)
     return -1;
   if (!e->is_simulated) {
@@ -930,7 +959,7 @@ int cairn_job_warn(cairn_engine *e, cairn_job job, const char *message,
   struct cairn__job *j;
 
   cairn__error_clear(err);
-  j = cairn__engine_job(e, job, err);
+  j = cairn__engine_asked(e, job, err);
   if (!j)
     return -1;
   if (cairn_state_is_final(j->state) || (!j->is_live && !j->is_backing_off))
@@ -950,7 +979,7 @@ int cairn_job_throttle(cairn_engine *e, cairn_job job, uint64_t rate,
   struct cairn__job *j;
 
   cairn__error_clear(err);
-  j = cairn__engine_job(e, job, err);
+  j = cairn__engine_asked(e, job, err);
   if (!j)
     return -1;
   if (!j->work)
@@ -966,8 +995,7 @@ char *cairn_job_spec(cairn_engine *e, cairn_job job, struct cairn_error *err)
   char *text = NULL;
 
   cairn__error_clear(err);
-  cairn__roster_rest(e);
-  j = cairn__engine_job(e, job, err);
+  j = cairn__engine_asked(e, job, err);
   if (!j)
     return NULL;
   /* the thread of a run that waits leaves it alone */
@@ -1107,7 +1135,8 @@ void cairn__job_reconsider(struct cairn_engine *e, struct cairn__job *j)
       complete(e, j);
     return;
   }
-  if (cairn__job_missing_code(e, j))
+  j->misses_code = cairn__job_missing_code(e, j) != NULL;
+  if (j->misses_code)
     is_wanted = 0;
   else if (j->is_start_asked)
     is_wanted = 1;
@@ -1646,9 +1675,10 @@ uint32_t cairn_job_request_state_change(
   uint32_t code;
 
   cairn__error_clear(err);
-  j = cairn__engine_job(e, job, err);
+  j = cairn__engine_asked(e, job, err);
   if (!j)
-    return answer(e, CAIRN_RC_UNKNOWN);
+    return answer(
+        e, cairn__engine_absent(e, job, CAIRN_RC_UNKNOWN, CAIRN_RC_FAILED));
   if (requested < CAIRN_REQUEST_START || requested > CAIRN_REQUEST_SERVICE) {
     cairn__fail(err, CAIRN_E_OUT_OF_RANGE,
                 "%s: RequestedState must be 2 (Start), 3 (Suspend), 4 "
@@ -1692,9 +1722,10 @@ uint32_t cairn_job_kill(cairn_engine *e, cairn_job job, int delete_on_kill,
   struct cairn__job *j;
 
   cairn__error_clear(err);
-  j = cairn__engine_job(e, job, err);
+  j = cairn__engine_asked(e, job, err);
   if (!j)
-    return answer(e, CAIRN__KILL_NOT_FOUND);
+    return answer(e, cairn__engine_absent(e, job, CAIRN__KILL_NOT_FOUND,
+                                          CAIRN__KILL_FAILED));
   if (cairn_state_is_final(j->state)) {
     refuse_state(j, "KillJob", err);
     return answer(e, CAIRN__KILL_FAILED);
@@ -1721,9 +1752,10 @@ uint32_t cairn_job_resume(cairn_engine *e, cairn_job job,
   uint32_t code = CAIRN_RC_COMPLETED;
 
   cairn__error_clear(err);
-  j = cairn__engine_job(e, job, err);
+  j = cairn__engine_asked(e, job, err);
   if (!j)
-    return answer(e, CAIRN_RC_UNKNOWN);
+    return answer(
+        e, cairn__engine_absent(e, job, CAIRN_RC_UNKNOWN, CAIRN_RC_FAILED));
   if (cairn__events_reserve(e, CAIRN__EVENTS_PER_ACTION) != 0) {
     cairn__fail_memory(err);
     return answer(e, CAIRN_RC_FAILED);
@@ -1757,7 +1789,7 @@ int cairn_job_disown(cairn_engine *e, cairn_job job, struct cairn_error *err)
   struct cairn__job *j;
 
   cairn__error_clear(err);
-  j = cairn__engine_job(e, job, err);
+  j = cairn__engine_asked(e, job, err);
   if (!j)
     return -1;
   if (cairn__events_reserve(e, CAIRN__EVENTS_PER_ACTION) != 0)
@@ -1778,7 +1810,7 @@ int cairn_job_delete(cairn_engine *e, cairn_job job, struct cairn_error *err)
   struct cairn__job *j;
 
   cairn__error_clear(err);
-  j = cairn__engine_job(e, job, err);
+  j = cairn__engine_asked(e, job, err);
   if (!j)
     return -1;
   if (!cairn_state_is_final(j->state))
@@ -1827,8 +1859,7 @@ void cairn__job_free(struct cairn_engine *e, struct cairn__job *j)
   details_free(j->details);
   cairn__job_forget_spec(e, j);
   cairn_free(j->spec);
-  json_decref(j->warnings);
-  json_decref(j->report);
+  forget_results(j);
   cairn__free(j->failure);
   cairn__free(j->settings.notify);
   cairn__free(j->name);

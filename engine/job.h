@@ -9,8 +9,8 @@
  *   final              no run, no slot, in no heap; perhaps a removal timer
  *
  * Everything that can fail for want of memory is reserved before an action
- * changes anything: room in the heaps when the job is made, room for an
- * action's events (CAIRN__EVENTS_PER_ACTION) right before the action. Where
+ * changes anything: room in the heaps when the job is made or wakes, room for
+ * an action's events (CAIRN__EVENTS_PER_ACTION) right before the action. Where
  * memory is missing only for a text, the job keeps the error's number and the
  * text comes from the table of errors.
  *
@@ -155,6 +155,8 @@ struct cairn__job {
   double rate, eta; /* negative: unknown */
   json_t *warnings; /* of the last run, or NULL */
   json_t *report;
+  /* both as JSON, in a job that has slept, until cairn__job_unfold() */
+  char *folded_warnings, *folded_report;
   struct cairn__failure *failure;
   unsigned char point[16]; /* ReferencePointGroupId of the last run */
 
@@ -185,6 +187,7 @@ struct cairn__job {
   uint8_t is_deciding; /* enum cairn__deciding: it has failed, and the embedding
                           program says what becomes of that; it backs off
                           meanwhile, until no time */
+  uint8_t misses_code; /* what its body or its decisions need; it waits */
   uint8_t is_stray;    /* held because its policy has it no more */
   uint8_t is_closing;  /* asked to suspend by cairn_engine_close(): nobody holds
                            it, the next engine goes on */
@@ -235,8 +238,8 @@ void cairn__job_link(struct cairn_engine *e, struct cairn__job *j,
 /* The error of its last run; the text is left out without memory. */
 void cairn__job_set_error(struct cairn__job *j,
                           const struct cairn_error *error);
-/* Once all jobs of a store are there: one whose run was on is interrupted, one
- * that was asked to end has ended, all others wait for what they waited for.
+/* Once it was read from a store: one whose run was on is interrupted, one that
+ * was asked to end has ended, any other waits for what it waited for.
  * There must be room for events. -1: out of memory. */
 int cairn__job_revive(struct cairn_engine *e, struct cairn__job *j,
                       struct cairn_error *err);
@@ -264,6 +267,8 @@ void cairn__job_timer(struct cairn_engine *e, struct cairn__timer *timer);
 void cairn__job_run_ended(struct cairn_engine *e, struct cairn__job *j,
                           const struct cairn_error *error);
 void cairn__job_parked(struct cairn_engine *e, struct cairn__job *j);
+/* Makes values of what it has as text; -1: out of memory. */
+int cairn__job_unfold(struct cairn__job *j);
 /* Adds a warning to the run that is on. */
 void cairn__job_warn(struct cairn_engine *e, struct cairn__job *j,
                      const char *message);

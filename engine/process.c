@@ -490,7 +490,7 @@ static int check_options(struct cairn_engine *e, cairn_job job,
   if (e->closing == CAIRN_CLOSE_KILL)
     return cairn__fail(err, CAIRN_E_CLOSED, "process: the engine is closing");
   if (job != 0) {
-    struct cairn__job *j = cairn__engine_job(e, job, err);
+    struct cairn__job *j = cairn__engine_asked(e, job, err);
 
     if (!j)
       return -1;

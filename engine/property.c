@@ -793,21 +793,89 @@ static int get(struct cairn_engine *e, const struct cairn__job *j,
   return 0;
 }
 
+/* The report and the warnings are text in a job that has slept: these read
+ * them. */
+static int needs_results(int id)
+{
+  switch (id) {
+  case CAIRN_PROPERTY_ReferencePointGroupId:
+  case CAIRN_PROPERTY_BaseReferencePointGroupId:
+  case CAIRN_PROPERTY_VirtualMachineId:
+  case CAIRN_PROPERTY_ExportedDisks:
+  case CAIRN_PROPERTY_ExportedLogFilePaths:
+  case CAIRN_PROPERTY_ExportedConfigFilePaths:
+  case CAIRN_PROPERTY_ExportedRuntimeFilePaths:
+  case CAIRN_PROPERTY_ExportedGuestStateFilePaths:
+  case CAIRN_PROPERTY_JobStatus:
+  case CAIRN_PROPERTY_StatusDescriptions:
+    return 1;
+  default:
+    return 0;
+  }
+}
+
+/* What lists and figures of all jobs ask for is known of a job that sleeps
+ * without waking it. 1: it is in *out. */
+static int peek(struct cairn_engine *e, const struct cairn__entry *entry,
+                const struct cairn_property_info *p, struct cairn_value *out)
+{
+  struct cairn__job j;
+  int code;
+
+  switch (p->id) {
+  case CAIRN_PROPERTY_InstanceID:
+    cairn__entry_id(entry, e->text);
+    give_string(out, e->text);
+    return 1;
+  case CAIRN_PROPERTY_JobState:
+  case CAIRN_PROPERTY_phase:
+  case CAIRN_PROPERTY_queue:
+  case CAIRN_PROPERTY_run_number:
+  case CAIRN_PROPERTY_attempts:
+  case CAIRN_PROPERTY_ErrorCode:
+    cairn__roster_peek(e, entry, &j);
+    return get(e, &j, p, out, NULL) == 0;
+  case CAIRN_PROPERTY_Name:
+    code = cairn__roster_peek_text(entry, CAIRN__PEEKED_NAME, e->text,
+                                   sizeof e->text);
+    break;
+  case CAIRN_PROPERTY_policy:
+    code = cairn__roster_peek_text(entry, CAIRN__PEEKED_POLICY, e->text,
+                                   sizeof e->text);
+    break;
+  case CAIRN_PROPERTY_policy_key:
+    code = cairn__roster_peek_text(entry, CAIRN__PEEKED_KEY, e->text,
+                                   sizeof e->text);
+    break;
+  default:
+    return 0;
+  }
+  if (code > 0)
+    give_string(out, e->text);
+  return code >= 0;
+}
+
 int cairn_job_get(cairn_engine *e, cairn_job job, int id,
                   struct cairn_value *out, struct cairn_error *err)
 {
   const struct cairn_property_info *p = id > 0 ? info_of(id) : NULL;
+  struct cairn__entry *entry;
   struct cairn__job *j;
 
   cairn__error_clear(err);
   give_null(out);
   cairn__roster_rest(e);
-  j = cairn__engine_job(e, job, err);
+  entry = cairn__roster_find(&e->roster, job);
+  if (p && entry && entry->is_asleep && peek(e, entry, p, out))
+    return 0;
+  j = cairn__engine_awake(e, entry, job, err);
   if (!j)
     return -1;
   if (!p)
     return cairn__fail(err, CAIRN_E_NO_SUCH_PROPERTY,
                        "there is no property number %d", id);
+  if (needs_results(p->id) && cairn__job_unfold(j) != 0)
+    return cairn__fail_memory(err);
   return get(e, j, p, out, err);
 }
 
@@ -906,10 +974,11 @@ int cairn_job_json(cairn_engine *e, cairn_job job, int is_numbers, char **out,
 
   cairn__error_clear(err);
   *out = NULL;
-  cairn__roster_rest(e);
-  j = cairn__engine_job(e, job, err);
+  j = cairn__engine_asked(e, job, err);
   if (!j)
     return -1;
+  if (cairn__job_unfold(j) != 0)
+    return cairn__fail_memory(err);
   object = json_object();
   if (!object)
     return cairn__fail_memory(err);
@@ -936,10 +1005,11 @@ int cairn_job_report(cairn_engine *e, cairn_job job, char **out,
 
   cairn__error_clear(err);
   *out = NULL;
-  cairn__roster_rest(e);
-  j = cairn__engine_job(e, job, err);
+  j = cairn__engine_asked(e, job, err);
   if (!j)
     return -1;
+  if (cairn__job_unfold(j) != 0)
+    return cairn__fail_memory(err);
   return cairn__json_give(j->report ? json_incref(j->report) : json_null(), out,
                           err);
 }
@@ -953,10 +1023,11 @@ int cairn_job_warnings(cairn_engine *e, cairn_job job, char **out,
 
   cairn__error_clear(err);
   *out = NULL;
-  cairn__roster_rest(e);
-  j = cairn__engine_job(e, job, err);
+  j = cairn__engine_asked(e, job, err);
   if (!j)
     return -1;
+  if (cairn__job_unfold(j) != 0)
+    return cairn__fail_memory(err);
   array = j->warnings ? json_deep_copy(j->warnings) : json_array();
   if (array && j->work &&
       (cairn__run_warnings(j->work->run, &more, &lost) != 0 ||

@@ -93,7 +93,7 @@ static void sift(struct cairn__job_heap *h, size_t i, struct cairn__job *j)
 static void heap_push(struct cairn__job_heap *h, struct cairn__job *j)
 {
   if (h->count == h->capacity)
-    abort(); /* room is made when a job is made: a bug */
+    abort(); /* room is made when a job is made, or wakes: a bug */
   j->heap = h;
   h->count++;
   sift(h, h->count - 1, j);

@@ -35,7 +35,7 @@ struct cairn__queue {
   int64_t ageing_us;                   /* a step of priority; 0: never */
   int64_t max_time_us;                 /* on the queue; 0: no limit */
   size_t unfinished;                   /* jobs that have not ended */
-  size_t jobs; /* unfinished and finished ones: room the heap must have */
+  size_t jobs; /* those that are awake: room the heap must have */
   struct cairn__job_heap heap;
 };
 

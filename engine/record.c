@@ -302,8 +302,8 @@ static int put_text(const struct cairn__job *j, struct cairn__rows *rows)
   char *warnings, *report, *choices, point[37];
   int is_well = 1, has_any = 0;
 
-  warnings = dump(j->warnings, &is_well);
-  report = dump(j->report, &is_well);
+  warnings = j->folded_warnings ? NULL : dump(j->warnings, &is_well);
+  report = j->folded_report ? NULL : dump(j->report, &is_well);
   choices = dump(d ? d->choices : NULL, &is_well);
   if (f) {
     v[CAIRN__TEXT_errno_of_failure] = f->system_errno;
@@ -313,8 +313,8 @@ static int put_text(const struct cairn__job *j, struct cairn__rows *rows)
     t[CAIRN__TEXT_disk] = text(f->disk);
     t[CAIRN__TEXT_path] = text(f->path);
   }
-  t[CAIRN__TEXT_warnings] = text(warnings);
-  t[CAIRN__TEXT_report] = text(report);
+  t[CAIRN__TEXT_warnings] = text(warnings ? warnings : j->folded_warnings);
+  t[CAIRN__TEXT_report] = text(report ? report : j->folded_report);
   t[CAIRN__TEXT_question] = text(d ? d->question : NULL);
   t[CAIRN__TEXT_choices] = text(choices);
   t[CAIRN__TEXT_answer] = text(d ? d->answer : NULL);
@@ -579,7 +579,7 @@ struct cairn__job *cairn__record_job(struct cairn_engine *e, const int64_t *v,
     cairn__fail_memory(err);
     return NULL;
   }
-  if (load_job(e, j, v, t, err) != 0 || cairn__engine_reserve(e, 1, 0) != 0) {
+  if (load_job(e, j, v, t, err) != 0 || cairn__engine_reserve_jobs(e, 1) != 0) {
     cairn__job_free(e, j);
     return NULL;
   }

@@ -39,7 +39,8 @@ void cairn__roster_free(struct cairn__roster *r)
   *r = (struct cairn__roster){0};
 }
 
-/* Takes out the slots of jobs that are gone. */
+/* Takes out the slots of jobs that are gone; the array never becomes smaller.
+ */
 static void tidy(struct cairn__roster *r)
 {
   size_t n = 0;
@@ -106,6 +107,8 @@ struct cairn__entry *cairn__roster_find(const struct cairn__roster *r,
 struct cairn__entry *cairn__roster_after(const struct cairn__roster *r,
                                          uint64_t serial)
 {
+  if (serial == UINT64_MAX)
+    return NULL;
   for (size_t i = slot_from(r, serial + 1); i < r->end; i++) {
     if (entry_at(r, i))
       return entry_at(r, i);
@@ -153,7 +156,7 @@ void cairn__entry_id(const struct cairn__entry *entry, char id[48])
     uuid[8 + i] = (unsigned char)(entry->uuid_rest >> (56 - 8 * i));
   }
   memset(id, 0, 48);
-  memcpy(id, "Cairn:", 6);
+  memcpy(id, "Cairn:", 7);
   uuid_unparse_upper(uuid, id + 6);
 }
 
@@ -222,6 +225,8 @@ void cairn__roster_remove(struct cairn__roster *r, struct cairn__job *j)
     r->begin++;
   if (r->begin == r->end)
     r->begin = r->end = 0;
+  else if (r->end - r->begin > 2 * r->count)
+    tidy(r);
 }
 
 void cairn__roster_replace(struct cairn__roster *r, struct cairn__entry *from,

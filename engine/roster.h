@@ -5,9 +5,10 @@
  * moment or for a client, needs little: all but the latest few thousand of
  * these are asleep, packed into one block each (sleep.c). Whoever asks for a
  * job by its serial gets it awake (cairn__engine_job); its timer wakes it, too.
- * Jobs fall asleep when a function for everybody ends, or begins to read
- * (cairn__roster_rest), never in between: a pointer to a job is good until
- * then. */
+ * Jobs fall asleep when a function for everybody ends or begins
+ * (cairn__roster_rest), and where nobody has them when they were read from a
+ * store, or have got their code (cairn__roster_rest_one); never in between: a
+ * pointer to a job is good until then. */
 #ifndef CAIRN_ROSTER_H
 #define CAIRN_ROSTER_H
 
@@ -86,12 +87,26 @@ void cairn__entry_id(const struct cairn__entry *entry, char id[48]);
 /* The job, woken when it slept. NULL: out of memory; it sleeps on. */
 struct cairn__job *cairn__roster_wake(struct cairn_engine *e,
                                       struct cairn__entry *entry);
+/* What a job has that is asleep, which it stays: all but texts, and what lies
+ * in its heaps. */
+void cairn__roster_peek(const struct cairn_engine *e,
+                        const struct cairn__entry *entry,
+                        struct cairn__job *out);
+enum cairn__peeked_text {
+  CAIRN__PEEKED_NAME = 1,
+  CAIRN__PEEKED_POLICY,
+  CAIRN__PEEKED_KEY
+};
+/* The same of a text. 1: it is in `out`; 0: there is none; -1: it is longer. */
+int cairn__roster_peek_text(const struct cairn__entry *entry,
+                            enum cairn__peeked_text which, char *out,
+                            size_t size);
 /* The timer of one that is asleep has come: wakes it, so that its own timers
  * are armed. -1: out of memory; its timer is armed still. */
 int cairn__roster_timer(struct cairn_engine *e, struct cairn__timer *timer);
 /* Lets jobs fall asleep that could, if too many are awake. */
 void cairn__roster_rest(struct cairn_engine *e);
-/* The same of one, which nobody uses any more. */
+/* Lets one fall asleep if it can, however few are awake: nobody uses it. */
 void cairn__roster_rest_one(struct cairn_engine *e, struct cairn__job *j);
 /* The job, which is asleep, cannot run for want of code, of which this is one
  * name; or (NULL) all of it is there by now. */

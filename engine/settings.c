@@ -455,7 +455,7 @@ int cairn_job_set(cairn_engine *e, cairn_job job,
   int is_calendar_new, notify_is_new;
 
   cairn__error_clear(err);
-  j = cairn__engine_job(e, job, err);
+  j = cairn__engine_asked(e, job, err);
   if (!j || cairn__store_accepts(e, err) != 0)
     return -1;
   s = j->settings;

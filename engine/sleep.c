@@ -3,7 +3,9 @@
  *   1 byte      what it has (enum has)
  *   words       the memory of struct cairn__job, without what is below, where
  *               it differs from that of a blank job; their length before them
- *   timers      when each that is armed comes, after the first of them
+ *   timers      of each that is armed: 0 for the first of them, for the others
+ *               1 and how much later they come, and how much later they were
+ *               armed
  *   number      a bit for each of its texts
  *   texts       in their order; those that many jobs have in common as a
  *               pointer to one copy of all, the others with their length
@@ -25,7 +27,7 @@
 #include "roster.h"
 #include "state.h"
 
-size_t cairn__awake_max = 1024;
+size_t cairn__awake_max = 4096;
 
 enum {
   STEPS = 8,       /* jobs that are looked at even when no other woke up */
@@ -184,6 +186,19 @@ static int64_t sum(int64_t a, int64_t b)
   return (int64_t)((uint64_t)a + (uint64_t)b);
 }
 
+/* Without what lies between its members, which may be anything. */
+static void tidy_datetime(struct cairn_datetime *t)
+{
+  struct cairn_datetime clean;
+
+  memset(&clean, 0, sizeof clean);
+  clean.microseconds = t->microseconds;
+  clean.utc_offset = t->utc_offset;
+  clean.kind = t->kind;
+  clean.precision = t->precision;
+  memcpy(t, &clean, sizeof clean);
+}
+
 /* A copy without texts, timers and what only an awake job has; its times as
  * what has passed from one to the next, which is little, and its zone as a
  * number. */
@@ -199,6 +214,9 @@ static void strip(const struct cairn_engine *e, const struct cairn__job *j,
   out->details = NULL;
   out->failure = NULL;
   out->warnings = out->report = NULL;
+  out->folded_warnings = out->folded_report = NULL;
+  tidy_datetime(&out->settings.scheduled);
+  tidy_datetime(&out->settings.until);
   out->touched_prev = out->touched_next = NULL;
   out->awake_prev = out->awake_next = NULL;
   out->heap_index = 0;
@@ -322,44 +340,45 @@ enum { OF_JOB, OF_DETAILS };
 
 struct text {
   uint8_t owner, is_shared;
+  uint8_t peeked; /* enum cairn__peeked_text, or 0 */
   uint16_t offset;
 };
 
-#define JOB(member)                                                            \
+#define JOB(member, peeked)                                                    \
   {                                                                            \
-    OF_JOB, 0, offsetof(struct cairn__job, member)                             \
+    OF_JOB, 0, peeked, offsetof(struct cairn__job, member)                     \
   }
-#define DETAIL(member)                                                         \
+#define DETAIL(member, peeked)                                                 \
   {                                                                            \
-    OF_DETAILS, 0, offsetof(struct cairn__details, member)                     \
+    OF_DETAILS, 0, peeked, offsetof(struct cairn__details, member)             \
   }
-#define COMMON(member)                                                         \
+#define COMMON(member, peeked)                                                 \
   {                                                                            \
-    OF_DETAILS, 1, offsetof(struct cairn__details, member)                     \
+    OF_DETAILS, 1, peeked, offsetof(struct cairn__details, member)             \
   }
 
 enum { NAMES = 2 }; /* the first ones are those of what must be there */
 
-static const struct text texts[] = {COMMON(code),
-                                    COMMON(decisions),
-                                    JOB(name),
-                                    JOB(spec),
-                                    JOB(settings.notify),
-                                    COMMON(caption),
-                                    COMMON(description),
-                                    COMMON(element_name),
-                                    COMMON(other_recovery),
-                                    DETAIL(recovery_job),
-                                    COMMON(zone),
-                                    COMMON(policy),
-                                    DETAIL(policy_key),
-                                    COMMON(policy_file),
-                                    DETAIL(question),
-                                    DETAIL(answer)};
+static const struct text texts[] = {COMMON(code, 0),
+                                    COMMON(decisions, 0),
+                                    JOB(name, CAIRN__PEEKED_NAME),
+                                    JOB(spec, 0),
+                                    JOB(settings.notify, 0),
+                                    COMMON(caption, 0),
+                                    COMMON(description, 0),
+                                    COMMON(element_name, 0),
+                                    COMMON(other_recovery, 0),
+                                    DETAIL(recovery_job, 0),
+                                    COMMON(zone, 0),
+                                    COMMON(policy, CAIRN__PEEKED_POLICY),
+                                    DETAIL(policy_key, CAIRN__PEEKED_KEY),
+                                    COMMON(policy_file, 0),
+                                    DETAIL(question, 0),
+                                    DETAIL(answer, 0)};
 
 #define TEXT_COUNT (sizeof texts / sizeof texts[0])
 
-/* Behind these: values as JSON. */
+/* Behind these: values as JSON; the first two are parsed when somebody asks. */
 enum { WARNINGS = TEXT_COUNT, REPORT, CHOICES, ALL_TEXTS };
 
 static char **text_of(struct cairn__job *j, const struct text *t)
@@ -377,6 +396,14 @@ static json_t **value_of(struct cairn__job *j, size_t i)
                        : NULL;
 }
 
+/* The same as text, in a job that nobody has asked for it since it slept. */
+static char **folded_of(struct cairn__job *j, size_t i)
+{
+  return i == WARNINGS ? &j->folded_warnings
+         : i == REPORT ? &j->folded_report
+                       : NULL;
+}
+
 static uint64_t texts_of(struct cairn__job *j)
 {
   uint64_t mask = 0;
@@ -384,8 +411,10 @@ static uint64_t texts_of(struct cairn__job *j)
   for (size_t i = 0; i < ALL_TEXTS; i++) {
     char **text = i < TEXT_COUNT ? text_of(j, &texts[i]) : NULL;
     json_t **value = i < TEXT_COUNT ? NULL : value_of(j, i);
+    char **folded = folded_of(j, i);
 
-    if ((text && *text) || (value && *value))
+    if ((text && *text) || (folded && *folded) ||
+        (value && *value && (i != WARNINGS || json_array_size(*value) > 0)))
       mask |= (uint64_t)1 << i;
   }
   return mask;
@@ -422,11 +451,15 @@ static struct slice take_common(const unsigned char **p, struct shared **shared)
   return (struct slice){(*shared)->text, strlen((*shared)->text)};
 }
 
-static int put_value(struct packing *p, const json_t *value)
+static int put_value(struct packing *p, size_t i)
 {
-  char *text = cairn__json_dump(value, JSON_COMPACT | JSON_ENCODE_ANY);
-  int is_well = text && put_text(p, text);
+  char **folded = folded_of(p->job, i), *text;
+  int is_well;
 
+  if (folded && *folded)
+    return put_text(p, *folded);
+  text = cairn__json_dump(*value_of(p->job, i), JSON_COMPACT | JSON_ENCODE_ANY);
+  is_well = text && put_text(p, text);
   cairn_free(text);
   return is_well;
 }
@@ -444,7 +477,7 @@ static int put_texts(struct packing *p)
     if (!(mask & (uint64_t)1 << i))
       continue;
     if (i >= TEXT_COUNT)
-      is_well = put_value(p, *value_of(j, i));
+      is_well = put_value(p, i);
     else if (texts[i].is_shared)
       is_well = put_common(p, *text_of(j, &texts[i]));
     else
@@ -470,6 +503,8 @@ static int take_texts(struct cairn__job *j, const unsigned char **p)
                                              : take_slice(p);
     if (i < TEXT_COUNT)
       made = *text_of(j, &texts[i]) = cairn__strndup(s.text, s.length);
+    else if (folded_of(j, i))
+      made = *folded_of(j, i) = cairn__strndup(s.text, s.length);
     else
       made = *value_of(j, i) =
           cairn__json_load(s.text, s.length, JSON_DECODE_ANY, NULL);
@@ -554,7 +589,7 @@ static struct cairn__timer *first_timer(struct cairn__job *j, int *is_one)
       continue;
     if (first && t->heap != first->heap)
       *is_one = 0;
-    if (!first || t->when < first->when)
+    if (!first || (t->heap == first->heap && cairn__timer_is_before(t, first)))
       first = t;
   }
   return first;
@@ -565,13 +600,25 @@ static int put_timers(struct packing *p, const struct cairn__timer *first)
   for (int i = 0; i < TIMERS; i++) {
     const struct cairn__timer *t = timer_of(p->job, i);
 
-    if (t->heap && !put_number(p, (uint64_t)t->when - (uint64_t)first->when))
+    if (!t->heap)
+      continue;
+    if (t == first
+            ? !put_number(p, 0)
+            : !put_number(p, 1 + (uint64_t)t->when - (uint64_t)first->when) ||
+                  !put_number(p, t->order - first->order))
       return 0;
   }
   return 1;
 }
 
 /* ---- falling asleep ------------------------------------------------------ */
+
+/* A job whose timer has come already would be woken at once. */
+static int is_due(const struct cairn_engine *e, const struct cairn__timer *t)
+{
+  return t && t->when <=
+                  (t->heap == &e->wall ? cairn__wall(e) : cairn__monotonic(e));
+}
 
 static int can_sleep(const struct cairn__job *j)
 {
@@ -598,7 +645,7 @@ static int pack(struct packing *p, const struct cairn__timer *first)
     has |= HAS_DETAILS;
   if (j->failure)
     has |= HAS_FAILURE;
-  if (cairn__job_missing_code(p->engine, j))
+  if (j->misses_code)
     has |= MISSES_CODE;
   return put_bytes(p, &has, 1) && put_words(p) && put_timers(p, first) &&
          put_texts(p) && put_failure(p);
@@ -609,19 +656,13 @@ static int fall_asleep(struct cairn_engine *e, struct cairn__job *j)
 {
   struct packing p = {.engine = e, .job = j};
   struct cairn__roster *r = &e->roster;
-  struct cairn__timers *timers = NULL;
   struct cairn__sleeper *s = NULL;
   struct cairn__timer *first;
-  int64_t when = 0;
   int is_one;
 
   first = first_timer(j, &is_one);
-  if (!is_one || !can_sleep(j))
+  if (!is_one || !can_sleep(j) || is_due(e, first))
     return 0;
-  if (first) {
-    timers = first->heap;
-    when = first->when;
-  }
   if (pack(&p, first))
     s = cairn__calloc(1, sizeof *s + r->packed_size);
   if (!s) {
@@ -633,26 +674,40 @@ static int fall_asleep(struct cairn_engine *e, struct cairn__job *j)
   s->entry.is_asleep = 1;
   s->timer.kind = CAIRN__TIMER_SLEEPER;
   memcpy(s->bytes, r->packed, r->packed_size);
+  if (first) {
+    r->asleep_on[first->heap == &e->wall]++;
+    cairn__timer_replace(first, &s->timer);
+  }
   for (int i = 0; i < TIMERS; i++)
     cairn__timer_disarm(timer_of(j, i));
   cairn__roster_replace(r, &j->entry, &s->entry);
   cairn__roster_not_awake(r, j);
-  if (timers) { /* there is room: the job's timers had more */
-    cairn__timer_arm(timers, &s->timer, when);
-    r->asleep_on[timers == &e->wall]++;
-  }
   j->directory = NULL; /* the sleeper is counted as one of its jobs */
   cairn__job_free(e, j);
   return 1;
 }
 
+/* How many may be awake: those that run, stand still in a run or are queued
+ * cannot sleep. */
+static size_t awake_max(const struct cairn_engine *e)
+{
+  size_t n = cairn__awake_max + e->busy + e->work_count;
+
+  for (const struct cairn__queue *q = e->queues; q; q = q->next)
+    n += q->heap.count;
+  return n;
+}
+
 void cairn__roster_rest(struct cairn_engine *e)
 {
   struct cairn__roster *r = &e->roster;
-  size_t steps = STEPS + 2 * r->fresh;
+  size_t steps = STEPS + 2 * r->fresh, max;
 
   r->fresh = 0;
-  while (r->awake > cairn__awake_max && steps-- > 0) {
+  if (r->awake <= cairn__awake_max)
+    return;
+  max = awake_max(e);
+  while (r->awake > max && steps-- > 0) {
     struct cairn__job *j = r->first_awake;
 
     if (fall_asleep(e, j))
@@ -664,8 +719,7 @@ void cairn__roster_rest(struct cairn_engine *e)
 
 void cairn__roster_rest_one(struct cairn_engine *e, struct cairn__job *j)
 {
-  if (e->roster.awake > cairn__awake_max)
-    (void)fall_asleep(e, j);
+  (void)fall_asleep(e, j);
 }
 
 /* ---- waking up ----------------------------------------------------------- */
@@ -678,7 +732,7 @@ static const unsigned char *texts_at(const struct cairn__sleeper *s)
 
   (void)take_slice(&p);
   for (int i = 0; i < TIMERS; i++) {
-    if (has & (unsigned)(HAS_TIMER << i))
+    if ((has & (unsigned)(HAS_TIMER << i)) && take_number(&p) != 0)
       (void)take_number(&p);
   }
   return p;
@@ -719,38 +773,64 @@ void cairn__roster_free_jobs(struct cairn_engine *e)
   r->first_awake = r->last_awake = NULL;
 }
 
-/* Fills a blank job; 0: out of memory. */
-static int unpack(const struct cairn_engine *e, const struct cairn__sleeper *s,
-                  struct cairn__job *j, int64_t whens[TIMERS])
+/* Fills a blank job, but for its texts. */
+static void unpack(const struct cairn_engine *e, const struct cairn__sleeper *s,
+                   struct cairn__job *j)
 {
-  const unsigned char *p = s->bytes;
-  unsigned has = *p++;
+  const unsigned char *p = s->bytes + 1;
 
   j->entry = s->entry;
   j->entry.is_asleep = 0;
   take_words(e, j, &p);
-  for (int i = 0; i < TIMERS; i++) {
-    if (has & (unsigned)(HAS_TIMER << i))
-      whens[i] = (int64_t)((uint64_t)s->timer.when + take_number(&p));
-  }
-  if (has & HAS_DETAILS) {
+}
+
+static int unpack_texts(const struct cairn__sleeper *s, struct cairn__job *j)
+{
+  const unsigned char *p = texts_at(s);
+
+  if (s->bytes[0] & HAS_DETAILS) {
     j->details = cairn__calloc(1, sizeof *j->details);
     if (!j->details)
       return 0;
   }
-  return take_texts(j, &p) && (!(has & HAS_FAILURE) || take_failure(j, &p));
+  return take_texts(j, &p) &&
+         (!(s->bytes[0] & HAS_FAILURE) || take_failure(j, &p));
+}
+
+/* There is room: see wake(). */
+static void arm_timers(struct cairn_engine *e, struct cairn__sleeper *s,
+                       struct cairn__job *j)
+{
+  struct cairn__timers *timers =
+      s->bytes[0] & HAS_WALL ? &e->wall : &e->monotonic;
+  const unsigned char *p = s->bytes + 1;
+  int64_t when = s->timer.when;
+  uint32_t order = s->timer.order;
+
+  (void)take_slice(&p);
+  for (int i = 0; i < TIMERS; i++) {
+    uint64_t later;
+
+    if (!(s->bytes[0] & (unsigned)(HAS_TIMER << i)))
+      continue;
+    later = take_number(&p);
+    if (later == 0)
+      cairn__timer_replace(&s->timer, timer_of(j, i));
+    else
+      cairn__timer_arm_as(timers, timer_of(j, i),
+                          sum(when, (int64_t)(later - 1)),
+                          order + (uint32_t)take_number(&p));
+  }
 }
 
 static struct cairn__job *wake(struct cairn_engine *e, struct cairn__sleeper *s)
 {
   struct cairn__job *j = cairn__job_blank();
-  struct cairn__timers *timers =
-      s->bytes[0] & HAS_WALL ? &e->wall : &e->monotonic;
-  int64_t whens[TIMERS];
 
   if (!j)
     return NULL;
-  if (!unpack(e, s, j, whens) || cairn__engine_reserve(e, 1, 0) != 0 ||
+  unpack(e, s, j);
+  if (!unpack_texts(s, j) || cairn__engine_reserve_timers(e, 1, 0) != 0 ||
       cairn__queue_add_job(j->queue) != 0) {
     j->queue = NULL; /* both are still the sleeper's */
     j->directory = NULL;
@@ -760,13 +840,43 @@ static struct cairn__job *wake(struct cairn_engine *e, struct cairn__sleeper *s)
   cairn__roster_replace(&e->roster, &s->entry, &j->entry);
   cairn__roster_awake(&e->roster, j);
   e->roster.fresh++;
-  cairn__timer_disarm(&s->timer);
-  for (int i = 0; i < TIMERS; i++) {
-    if (s->bytes[0] & (unsigned)(HAS_TIMER << i))
-      cairn__timer_arm(timers, timer_of(j, i), whens[i]);
-  }
+  arm_timers(e, s, j);
   sleeper_free(e, s);
   return j;
+}
+
+void cairn__roster_peek(const struct cairn_engine *e,
+                        const struct cairn__entry *entry,
+                        struct cairn__job *out)
+{
+  cairn__job_init(out);
+  unpack(e, CAIRN__OF(entry, struct cairn__sleeper, entry), out);
+}
+
+int cairn__roster_peek_text(const struct cairn__entry *entry,
+                            enum cairn__peeked_text which, char *out,
+                            size_t size)
+{
+  const unsigned char *p =
+      texts_at(CAIRN__OF(entry, struct cairn__sleeper, entry));
+  uint64_t mask = take_number(&p);
+
+  for (size_t i = 0; i < TEXT_COUNT; i++) {
+    struct shared *shared;
+    struct slice s;
+
+    if (!(mask & (uint64_t)1 << i))
+      continue;
+    s = texts[i].is_shared ? take_common(&p, &shared) : take_slice(&p);
+    if (texts[i].peeked != which)
+      continue;
+    if (s.length >= size)
+      return -1;
+    memcpy(out, s.text, s.length);
+    out[s.length] = '\0';
+    return 1;
+  }
+  return 0;
 }
 
 struct cairn__job *cairn__roster_wake(struct cairn_engine *e,

@@ -499,8 +499,10 @@ void cairn__store_turn(struct cairn_engine *e)
   durable = s->durable;
   visible = s->visible;
   pthread_mutex_unlock(&s->lock);
-  while (s->first_touched)
+  while (s->first_touched) {
     cairn__store_forget(e, s->first_touched);
+    e->roster.fresh++; /* it may sleep now */
+  }
   cairn__history_written(e);
   s->events_removed = removed;
   e->events.written = e->events.pushed;
@@ -853,11 +855,13 @@ static int load_job(struct cairn_engine *e, struct cairn__cursor *job,
     return -1;
   if (cairn__events_reserve(e, CAIRN__EVENTS_PER_ACTION) != 0)
     return cairn__fail_memory(err);
-  return cairn__job_revive(e, j, err);
+  if (cairn__job_revive(e, j, err) != 0)
+    return -1;
+  cairn__roster_rest_one(e, j);
+  return 0;
 }
 
-/* One after the other, so that most of them are asleep again before the next
- * are read. */
+/* One after the other, so that each is asleep before the next one is read. */
 static int load_jobs(struct cairn_engine *e, struct cairn_error *err)
 {
   struct cairn__database *db = e->store->db;
@@ -872,7 +876,6 @@ static int load_jobs(struct cairn_engine *e, struct cairn_error *err)
       code = load_job(e, &job, &state, &text, err);
       if (code == 0)
         code = cairn__cursor_next(&job, err);
-      cairn__roster_rest(e);
     }
   }
   cairn__cursor_close(&job);

@@ -678,7 +678,7 @@ static int reserve(struct cairn_engine *e, size_t jobs, struct cairn_error *err)
 {
   /* Submitted, and Skipped when the clock is set meanwhile */
   if (cairn__events_reserve(e, 2 * jobs) != 0 ||
-      cairn__engine_reserve(e, jobs, 0) != 0)
+      cairn__engine_reserve_jobs(e, jobs) != 0)
     return cairn__fail_memory(err);
   return 0;
 }
@@ -876,7 +876,7 @@ static void exchange(struct cairn_engine *e, struct cairn__job *j,
   j->is_on_demand = other->is_once ? 0 : other->is_on_demand;
   j->recovery_action = other->recovery_action;
   j->has_recovery_action = other->has_recovery_action;
-  cairn__store_touch(e, j, CAIRN__TOUCHED_JOB);
+  cairn__store_touch(e, j, CAIRN__TOUCHED_JOB | CAIRN__TOUCHED_TEXT);
   cairn__event_push(e, CAIRN_EVENT_CHANGED, j);
   cairn__job_settings_changed(e, j, is_calendar_new);
 }
@@ -936,7 +936,7 @@ int cairn_job_update(cairn_engine *e, cairn_job job, const char *json,
 
   if (check_open(e, err) != 0 || check_length(length, err) != 0)
     return -1;
-  j = cairn__engine_job(e, job, err);
+  j = cairn__engine_asked(e, job, err);
   if (!j)
     return -1;
   spec = cairn__json_parse("specification", json, length, err);
@@ -965,8 +965,7 @@ const char *cairn_job_policy_file(cairn_engine *e, cairn_job job)
 {
   struct cairn__job *j;
 
-  cairn__roster_rest(e);
-  j = cairn__engine_job(e, job, NULL);
+  j = cairn__engine_asked(e, job, NULL);
   return j && j->details ? j->details->policy_file : NULL;
 }
 

@@ -75,6 +75,16 @@ static int add_name(struct cairn_engine *e, struct cairn__name **list,
   return 0;
 }
 
+/* A job that is awake and waits for this code or, when `name` is NULL, for code
+ * that is there by now. */
+static int is_roused(const struct cairn_engine *e, const struct cairn__job *j,
+                     const char *name)
+{
+  if (name)
+    return is_same(code_of(j), name) || is_same(decisions_of(j), name);
+  return j->misses_code && !cairn__job_missing_code(e, j);
+}
+
 /* Settles where the jobs belong that wait for this code; NULL: those for which
  * it was there before, but no memory to wake them. There is room for the events
  * of so many that are awake. */
@@ -84,25 +94,22 @@ static void rouse(struct cairn_engine *e, const char *name, size_t waiting)
   struct cairn__entry *entry;
   uint64_t last = 0;
 
-  e->is_rouse_left = 0;
   while ((entry = cairn__roster_after(&e->roster, last)) != NULL) {
     int was_asleep = entry->is_asleep;
     struct cairn__job *j;
 
     last = entry->serial;
-    if (was_asleep) {
-      if (!cairn__roster_is_roused(e, entry, name))
-        continue;
-      j = cairn__events_reserve(e, room) == 0 ? cairn__roster_wake(e, entry)
-                                              : NULL;
-      if (!j) {
-        e->is_rouse_left = 1;
-        continue;
-      }
-    } else {
-      j = CAIRN__OF(entry, struct cairn__job, entry);
-      if (!is_same(code_of(j), name) && !is_same(decisions_of(j), name))
-        continue;
+    if (was_asleep
+            ? !cairn__roster_is_roused(e, entry, name)
+            : !is_roused(e, CAIRN__OF(entry, struct cairn__job, entry), name))
+      continue;
+    j = !name || was_asleep ? cairn__events_reserve(e, room) == 0
+                                  ? cairn__roster_wake(e, entry)
+                                  : NULL
+                            : CAIRN__OF(entry, struct cairn__job, entry);
+    if (!j) {
+      e->is_rouse_left = 1;
+      continue;
     }
     if (j->is_deciding == CAIRN__BY_POLICY && is_same(decisions_of(j), name))
       cairn__event_push(e, CAIRN_EVENT_TASK_RECOVER, j)->status =
@@ -115,8 +122,10 @@ static void rouse(struct cairn_engine *e, const char *name, size_t waiting)
 
 int cairn__code_rouse(struct cairn_engine *e)
 {
-  if (e->is_rouse_left)
+  if (e->is_rouse_left) {
+    e->is_rouse_left = 0;
     rouse(e, NULL, 0);
+  }
   return e->is_rouse_left;
 }
 
@@ -184,8 +193,7 @@ const char *cairn_task_code(cairn_engine *e, cairn_job job)
 {
   struct cairn__job *j;
 
-  cairn__roster_rest(e);
-  j = cairn__engine_job(e, job, NULL);
+  j = cairn__engine_asked(e, job, NULL);
   return j ? code_of(j) : NULL;
 }
 
@@ -198,7 +206,7 @@ static struct cairn__job *live_task(struct cairn_engine *e, cairn_job job,
   struct cairn__job *j;
 
   cairn__error_clear(err);
-  j = cairn__engine_job(e, job, err);
+  j = cairn__engine_asked(e, job, err);
   if (!j)
     return NULL;
   if (!cairn__job_is_task(e, j)) {
@@ -364,7 +372,7 @@ uint32_t cairn_job_resume_with_input(cairn_engine *e, cairn_job job,
   uint32_t code = CAIRN_RC_UNKNOWN;
 
   cairn__error_clear(err);
-  j = cairn__engine_job(e, job, err);
+  j = cairn__engine_asked(e, job, err);
   if (j) {
     code = resume_with_input(e, j, text, err);
     cairn__engine_settle(e);
@@ -380,7 +388,7 @@ int cairn_job_query(cairn_engine *e, cairn_job job, char **out,
 
   cairn__error_clear(err);
   *out = NULL;
-  j = cairn__engine_job(e, job, err);
+  j = cairn__engine_asked(e, job, err);
   if (!j)
     return -1;
   if (j->state != CAIRN_QUERY_PENDING)
@@ -393,7 +401,7 @@ int cairn_job_query(cairn_engine *e, cairn_job job, char **out,
 
 const char *cairn_task_answer_text(cairn_engine *e, cairn_job job)
 {
-  struct cairn__job *j = cairn__engine_job(e, job, NULL);
+  struct cairn__job *j = cairn__engine_asked(e, job, NULL);
 
   return j && j->details ? j->details->answer : NULL;
 }

@@ -25,7 +25,8 @@ int cairn__timers_reserve(struct cairn__timers *t, size_t total)
   return 0;
 }
 
-static int is_before(const struct cairn__timer *a, const struct cairn__timer *b)
+int cairn__timer_is_before(const struct cairn__timer *a,
+                           const struct cairn__timer *b)
 {
   return a->when != b->when ? a->when < b->when
                             : (int32_t)(a->order - b->order) < 0;
@@ -40,7 +41,7 @@ static void place(struct cairn__timers *t, size_t i, struct cairn__timer *timer)
 static void sift_up(struct cairn__timers *t, size_t i,
                     struct cairn__timer *timer)
 {
-  while (i > 0 && is_before(timer, t->items[(i - 1) / 2])) {
+  while (i > 0 && cairn__timer_is_before(timer, t->items[(i - 1) / 2])) {
     place(t, i, t->items[(i - 1) / 2]);
     i = (i - 1) / 2;
   }
@@ -55,9 +56,10 @@ static void sift_down(struct cairn__timers *t, size_t i,
 
     if (child >= t->count)
       break;
-    if (child + 1 < t->count && is_before(t->items[child + 1], t->items[child]))
+    if (child + 1 < t->count &&
+        cairn__timer_is_before(t->items[child + 1], t->items[child]))
       child++;
-    if (!is_before(t->items[child], timer))
+    if (!cairn__timer_is_before(t->items[child], timer))
       break;
     place(t, i, t->items[child]);
     i = child;
@@ -77,22 +79,37 @@ void cairn__timer_disarm(struct cairn__timer *timer)
   last = t->items[--t->count];
   if (last == timer)
     return;
-  if (i > 0 && is_before(last, t->items[(i - 1) / 2]))
+  if (i > 0 && cairn__timer_is_before(last, t->items[(i - 1) / 2]))
     sift_up(t, i, last);
   else
     sift_down(t, i, last);
 }
 
-void cairn__timer_arm(struct cairn__timers *t, struct cairn__timer *timer,
-                      int64_t when)
+void cairn__timer_replace(struct cairn__timer *old, struct cairn__timer *timer)
+{
+  timer->when = old->when;
+  timer->order = old->order;
+  timer->heap = old->heap;
+  place(old->heap, old->index, timer);
+  old->heap = NULL;
+}
+
+void cairn__timer_arm_as(struct cairn__timers *t, struct cairn__timer *timer,
+                         int64_t when, uint32_t order)
 {
   cairn__timer_disarm(timer);
   if (t->count == t->capacity)
     abort(); /* the caller did not reserve: a bug */
   timer->when = when;
-  timer->order = t->next_order++;
+  timer->order = order;
   timer->heap = t;
   sift_up(t, t->count++, timer);
+}
+
+void cairn__timer_arm(struct cairn__timers *t, struct cairn__timer *timer,
+                      int64_t when)
+{
+  cairn__timer_arm_as(t, timer, when, t->next_order++);
 }
 
 struct cairn__timer *cairn__timers_first(const struct cairn__timers *t)

@@ -33,6 +33,15 @@ int cairn__timers_reserve(struct cairn__timers *t, size_t total);
 void cairn__timer_arm(struct cairn__timers *t, struct cairn__timer *timer,
                       int64_t when);
 void cairn__timer_disarm(struct cairn__timer *timer);
+/* As if it had been armed when that order was given. */
+void cairn__timer_arm_as(struct cairn__timers *t, struct cairn__timer *timer,
+                         int64_t when, uint32_t order);
+/* Another node takes the place of one that is armed, which is not any more: due
+ * at the same time, before and after the same others. */
+void cairn__timer_replace(struct cairn__timer *old, struct cairn__timer *timer);
+/* Both are armed in the same heap: a comes first. */
+int cairn__timer_is_before(const struct cairn__timer *a,
+                           const struct cairn__timer *b);
 /* The next one, or NULL. */
 struct cairn__timer *cairn__timers_first(const struct cairn__timers *t);
 void cairn__timers_free(struct cairn__timers *t);

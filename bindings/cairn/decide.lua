@@ -32,6 +32,7 @@ local HISTORY = 30      -- records that a function gets
 local THROTTLE_S = 5    -- between questions about the rate
 M.RECORDS = 200         -- decisions kept, for a reload to try on
 local event = core.event
+local time = os.time
 
 M.names = { "base", "select", "on_failure", "retain", "throttle", "notify" }
 
@@ -120,10 +121,15 @@ function M.with_trace(message, trace)
   return trace and trace ~= "" and message .. "\n" .. trace or message
 end
 
--- What became of a decision, with its arguments, of which there are at most
--- three: for engine:decisions, and for replays. The table of the oldest one is
--- used again.
-local function record(S, decider, name, answer, message, ...)
+-- What became of a decision, with its arguments: for engine:decisions, and for
+-- replays. The table of the oldest one is used again.
+local function record(S, decider, name, answer, message, n, a, b, c)
+  local base = decider.base or decider
+  local label = base.label
+  if not label then -- of it, nothing else is kept
+    label = { policy = base.policy, key = base.key, version = base.version }
+    base.label = label
+  end
   local at = S.last_decision % M.RECORDS + 1
   local kept = S.decisions[at]
   if not kept then
@@ -131,11 +137,9 @@ local function record(S, decider, name, answer, message, ...)
     S.decisions[at] = kept
   end
   S.last_decision = at
-  kept.policy, kept.key, kept.version = decider.policy, decider.key,
-    decider.version
-  kept.name, kept.answer, kept.error = name, answer, message
-  kept.time, kept.n = os.time(), select("#", ...)
-  kept[1], kept[2], kept[3] = ...
+  kept.label, kept.name, kept.answer = label, name, answer
+  kept.error, kept.time, kept.n = message, time(), n
+  kept[1], kept[2], kept[3] = a, b, c
 end
 
 -- Views in a value as tables.
@@ -153,8 +157,9 @@ function M.decisions(S)
     local kept = ring[(S.last_decision + i - 1) % #ring + 1]
     local arguments = {}
     for k = 1, kept.n do arguments[k] = thawed(kept[k]) end
-    list[i] = { policy = kept.policy, key = kept.key, name = kept.name,
-      version = kept.version, arguments = arguments,
+    local label = kept.label
+    list[i] = { policy = label.policy, key = label.key, name = kept.name,
+      version = label.version, arguments = arguments,
       answer = thawed(kept.answer), error = kept.error, time = kept.time }
   end
   return list
@@ -164,11 +169,19 @@ local function warn(engine, serial, text)
   return core.warn(engine, serial, text) -- nil when its run is over
 end
 
--- Asks a function that is there. answer | nil, whether it failed. check(answer)
--- -> message when it cannot be.
-local function ask_present(engine, S, decider, serial, name, check, ...)
-  local ok, answer, _, trace = decider.object:call(decider.key, name, ...)
-  local message
+-- Asks a function that is there, with n arguments, of which there are at most
+-- three. answer | nil, whether it failed. check(answer) -> message when it
+-- cannot be.
+local function ask_present(engine, S, decider, serial, name, check, n, a, b, c)
+  local object, key = decider.object, decider.key
+  local ok, answer, trace, message, _
+  if n == 1 then
+    ok, answer, _, trace = object:call(key, name, a)
+  elseif n == 2 then
+    ok, answer, _, trace = object:call(key, name, a, b)
+  else
+    ok, answer, _, trace = object:call(key, name, a, b, c)
+  end
   if not ok then
     message = answer
     shown_log(S, decider, name, M.with_trace(message, trace))
@@ -183,7 +196,7 @@ local function ask_present(engine, S, decider, serial, name, check, ...)
       answer = nil
     end
   end
-  record(S, decider, name, answer, message, ...)
+  record(S, decider, name, answer, message, n, a, b, c)
   if message and serial then
     warn(engine, serial, ("policy %s: %s failed (%s); as without it"):format(
       decider.policy, name, message))
@@ -192,9 +205,9 @@ local function ask_present(engine, S, decider, serial, name, check, ...)
 end
 
 -- The same of one that may be there; nil and false when it is not.
-local function ask(engine, S, decider, serial, name, check, ...)
+local function ask(engine, S, decider, serial, name, check, n, a, b, c)
   if not decider.object:has(decider.key, name) then return nil, false end
-  return ask_present(engine, S, decider, serial, name, check, ...)
+  return ask_present(engine, S, decider, serial, name, check, n, a, b, c)
 end
 
 -- ---- what they may say ------------------------------------------------------------------
@@ -269,7 +282,8 @@ local function selected(engine, S, decider, serial, view, machines)
       local seen = { machine = machine.ElementName,
         VirtualMachineId = machine.VirtualMachineId }
       for _, name in ipairs(disk_fields) do seen[name] = disk[name] end
-      if ask(engine, S, decider, serial, "select", is_selection, view, seen)
+      if ask(engine, S, decider, serial, "select", is_selection, 2,
+        view, seen)
         == false then
         left_out = left_out + 1
       else
@@ -316,7 +330,7 @@ end
 local function kept(engine, S, decider, serial, spec, zone)
   local points, known = points_of(S, spec, zone)
   if not points then return nil, known end
-  local answer = ask(engine, S, decider, serial, "retain", is_set(known),
+  local answer = ask(engine, S, decider, serial, "retain", is_set(known), 1,
     points)
   if answer then return ids_of(answer), #points end
   local ids = {}
@@ -330,7 +344,8 @@ local function amend(engine, S, decider, serial, spec, view, history, zone)
   local changed = false
   if type(spec.collection) == "table" and spec.input == nil
     and spec.action == nil then
-    local base = ask(engine, S, decider, serial, "base", is_base, view, history)
+    local base = ask(engine, S, decider, serial, "base", is_base, 2, view,
+      history)
     if base and base ~= spec.base then
       spec.base, changed = base, true
     end
@@ -406,7 +421,8 @@ local function throttle(engine, S, serial, decider)
     return
   end
   local view, now = view_of(engine, decider.job, decider)
-  local rate = ask(engine, S, decider, nil, "throttle", is_rate, view, now)
+  local rate = ask(engine, S, decider, nil, "throttle", is_rate, 2, view,
+    now)
   if core.throttle(engine, serial, rate and rate // 1 | 0 or 0) then
     E.start_timer(engine, S, THROTTLE_S * 1000000, function()
       throttle(engine, S, serial, decider)
@@ -420,7 +436,8 @@ local function begin(engine, S, ev)
   local decider, serial = S.deciders[ev.serial], ev.serial
   local spec
   if decider then
-    local deciding = setmetatable({ job = ev.job }, { __index = decider })
+    local deciding = setmetatable({ job = ev.job, base = decider },
+      { __index = decider })
     S.deciding[serial] = deciding
     local ok, err = xpcall(function()
       spec = decided(engine, S, decider, ev)
@@ -463,7 +480,7 @@ function M.simulate_rate(engine, S, job, us, total, done, rate)
   local decider = S.deciding[serial]
   if not decider then return nil end
   local now = M.clock(us / 1e6, job.zone)
-  return (ask(engine, S, decider, nil, "throttle", is_rate,
+  return (ask(engine, S, decider, nil, "throttle", is_rate, 2,
     copying_view(job, decider.key, now, total, done, rate), now))
 end
 
@@ -479,7 +496,7 @@ function M.recover(engine, S, ev)
     if candidate.ErrorCode == job.ErrorCode then row = candidate end
   end
   local answer = ask(engine, S, decider, serial, "on_failure", is_action,
-    (view_of(engine, job, decider)), { code = row and row.code,
+    3, (view_of(engine, job, decider)), { code = row and row.code,
       ErrorCode = job.ErrorCode, MessageID = row and row.MessageID,
       message = job.ErrorSummaryDescription or job.ErrorDescription },
     job.attempts)
@@ -500,7 +517,7 @@ function M.notify(engine, S, ev, state, code, text)
   local job = ev.job
   local view = job_view(job, decider.key, now_of(engine, job.zone), nil, nil,
     nil, state, ev.run_number, code, text or core.null) -- of the run
-  return (ask_present(engine, S, decider, nil, "notify", is_name, view))
+  return (ask_present(engine, S, decider, nil, "notify", is_name, 1, view))
 end
 
 -- After a good export of a policy that has retain and no prune job of its own:
@@ -564,8 +581,7 @@ end
 function M.set(engine, S, serial, decider, name)
   S.deciders[serial] = decider
   if decider then
-    local ok, message, code = core.code_add(engine, name)
-    if not ok then failure.raise(code, "%s", message) end
+    E.code_add(engine, S, name)
   elseif S.unfinished[serial] then
     local job = S.unfinished[serial]
     recovery.settle(engine, S, { InstanceID = job.InstanceID, serial = serial,

@@ -730,6 +730,7 @@ function M.open(options)
   S.answers = {}     -- serial -> function(text)
   S.notify = options.notify or {} -- name -> handler
   S.recovery = options.recovery or {} -- OtherRecoveryAction -> handler
+  S.codes = {}       -- name -> true: what the engine knows to be there
   S.deciders = {}    -- serial -> what decides about its next runs
   S.deciding = {}    -- serial -> what decides about the run that is on
   S.decisions = {}   -- the last ones, in a ring of at most decide.RECORDS
@@ -1223,6 +1224,14 @@ function M.policy_code(policy, key)
   return ("policy %s: %s"):format(policy, key)
 end
 
+-- The engine may begin what needs this code.
+function M.code_add(engine, S, name)
+  if S.codes[name] then return end
+  local ok, message, code = core.code_add(engine, name)
+  if not ok then failure.raise(code, "%s", message) end
+  S.codes[name] = true
+end
+
 -- The body of a job that was made just now, or given another specification.
 local function set_body(engine, S, serial, copy, body, decider, spec)
   S.handlers_of[serial] = spec.handlers
@@ -1233,8 +1242,7 @@ local function set_body(engine, S, serial, copy, body, decider, spec)
   if body then S.endings[serial] = false end
   if body and copy.run and copy.run.code then
     M.kinds[copy.run.code] = body
-    local ok, message, code = core.code_add(engine, copy.run.code)
-    if not ok then failure.raise(code, "%s", message) end
+    M.code_add(engine, S, copy.run.code)
   end
 end
 

@@ -491,8 +491,8 @@ CAIRN_API int cairn_submit_all(cairn_engine *engine, const char *json,
 CAIRN_API int cairn_job_update(cairn_engine *engine, cairn_job job,
                                const char *json, size_t length,
                                struct cairn_error *err);
-/* The file that its policy was read from, borrowed; NULL: not given, or the job
- * is gone. */
+/* The file that its policy was read from, borrowed; NULL: not given, the job is
+ * gone, or memory has run out. */
 CAIRN_API const char *cairn_job_policy_file(cairn_engine *engine,
                                             cairn_job job);
 /* Whoever gives the job its specification has none for it any more: it is held
@@ -566,12 +566,14 @@ CAIRN_API int cairn_job_warnings(cairn_engine *engine, cairn_job job,
                                  char **out, struct cairn_error *err);
 
 /* The class's methods. They return the DMTF code (or the vendor's when the
- * engine was opened so). A job that is gone: err filled, code 2. */
+ * engine was opened so). A job that is gone: err filled, code 2; one that
+ * sleeps and cannot be woken for want of memory: code 4. */
 CAIRN_API uint32_t cairn_job_request_state_change(
     cairn_engine *engine, cairn_job job, int64_t requested_state,
     const struct cairn_datetime *timeout_period, struct cairn_error *err);
 /* delete_on_kill: 1, 0, or -1 = null. Has codes of its own (value map
- * "KillJob"): 4 in a final state, 7 for a job that is gone. */
+ * "KillJob"): 4 in a final state and without memory, 7 for a job that is
+ * gone. */
 CAIRN_API uint32_t cairn_job_kill(cairn_engine *engine, cairn_job job,
                                   int delete_on_kill, struct cairn_error *err);
 /* GetErrorEx: *errors is "null" or a JSON array of CIM_Error objects of 15
@@ -603,7 +605,8 @@ CAIRN_API int cairn_job_query(cairn_engine *engine, cairn_job job, char **out,
  * engine. A task without a name is begun as soon as it is due. */
 CAIRN_API int cairn_code_add(cairn_engine *engine, const char *name,
                              struct cairn_error *err);
-/* The name, borrowed; NULL: it has none, is no task or is gone. */
+/* The name, borrowed; NULL: it has none, is no task or is gone, or memory has
+ * run out. A job that is to run has it. */
 CAIRN_API const char *cairn_task_code(cairn_engine *engine, cairn_job job);
 /* The program has the handler of this name, for jobs whose RecoveryAction is
  * Other and whose OtherRecoveryAction is the name. When a run of one fails, it

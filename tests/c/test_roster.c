@@ -124,6 +124,14 @@ static char *all_of(cairn_engine *e, cairn_job job)
   return all;
 }
 
+/* Asks for something for which the job must be awake. */
+static int has_settings(cairn_engine *e, cairn_job job)
+{
+  struct cairn_value v;
+
+  return cairn_job_get(e, job, CAIRN_PROPERTY_Notify, &v, NULL) == 0;
+}
+
 /* ---- who sleeps ---------------------------------------------------------- */
 
 static void what_waits_sleeps(void **state)
@@ -150,10 +158,12 @@ static void what_waits_sleeps(void **state)
   assert_int_equal(e->roster.awake, 1);
   assert_int_equal(e->roster.count, 5);
 
-  /* who is asked for is awake, until the next question */
-  assert_int_equal(state_of(e, later), CAIRN_NEW);
+  /* who is asked for is awake, until the next question; some answers are had
+   * without that */
+  assert_true(has_settings(e, later));
   assert_false(is_asleep(e, later));
   assert_int_equal(state_of(e, held), CAIRN_NEW);
+  assert_true(is_asleep(e, held));
   assert_true(is_asleep(e, later));
 
   pass(e, 6 * HOUR);
@@ -182,8 +192,8 @@ static void those_used_last_are_awake(void **state)
   for (int i = 0; i < 100; i++)
     assert_int_equal(is_asleep(e, jobs[i]), i < 90);
   for (int i = 0; i < 5; i++)
-    assert_int_equal(state_of(e, jobs[i]), CAIRN_NEW);
-  assert_int_equal(state_of(e, jobs[93]), CAIRN_NEW);
+    assert_true(has_settings(e, jobs[i]));
+  assert_true(has_settings(e, jobs[93]));
   drain(e);
   for (int i = 0; i < 100; i++)
     assert_int_equal(is_asleep(e, jobs[i]), !(i < 5 || i == 93 || i >= 96));
@@ -256,7 +266,7 @@ static void a_job_is_the_same_after_its_sleep(void **state)
   assert_int_not_equal(e->roster.texts.count, 0);
   cairn__awake_max = 1000;
   for (int i = 0; i < COUNT; i++)
-    (void)state_of(e, jobs[i]);
+    assert_true(has_settings(e, jobs[i]));
   assert_int_equal(e->roster.texts.count, 0);
   cairn_engine_free(e);
 }
@@ -301,6 +311,141 @@ static void timers_come_while_a_job_sleeps(void **state)
   assert_int_equal(state_of(e, until), CAIRN_NEW);
   pass(e, HOUR);
   assert_int_equal(state_of(e, until), CAIRN_EXCEPTION);
+  cairn_engine_free(e);
+}
+
+/* Two timers of a job keep their places among those of others. */
+static void timers_keep_their_order(void **state)
+{
+  static const char *const spec =
+      "{\"Name\":\"u\",\"run\":true,\"JobRunTimes\":0,\"zone\":\"UTC\","
+      "\"RunStartInterval\":\"00000000060000.000000:000\","
+      "\"UntilTime\":\"20250101030000.000000+000\"}";
+  cairn_engine *e = open_engine();
+  struct cairn_event events[64];
+  cairn_job last = 0;
+  size_t n;
+
+  (void)state;
+  cairn__awake_max = 0;
+  for (int i = 0; i < 5; i++)
+    submit(e, spec);
+  drain(e);
+  assert_true(has_settings(e, 1)); /* wakes it, and it sleeps again */
+  assert_true(has_settings(e, 3));
+  drain(e);
+  assert_int_equal(cairn_engine_advance(e, 4 * HOUR, NULL), 0);
+  cairn_engine_step(e);
+  while ((n = cairn_engine_next_events(e, events, 64)) > 0) {
+    for (size_t i = 0; i < n; i++) {
+      if (events[i].type != CAIRN_EVENT_STATE ||
+          events[i].new_state != CAIRN_EXCEPTION)
+        continue;
+      assert_int_equal(events[i].job, ++last);
+    }
+  }
+  assert_int_equal(last, 5);
+  cairn_engine_free(e);
+}
+
+/* Whatever sleeps: those due at one moment begin in the order of submission,
+ * and what comes after them is not kept waiting. */
+static void many_are_due_at_once(void **state)
+{
+  enum { JOBS = 3000 };
+
+  (void)state;
+  for (size_t max = 0; max <= 4000; max = max == 0 ? 10 : 20 * max) {
+    cairn_engine *e = open_engine();
+    struct cairn_event events[64];
+    cairn_job started = 0, after;
+    int count = 0;
+    size_t n;
+
+    cairn__awake_max = max;
+    for (int i = 0; i < JOBS; i++)
+      assert_int_equal(submit(e, LATER), i + 1);
+    after = submit(e, "{\"Name\":\"a\",\"run\":true,\"held\":true,"
+                      "\"UntilTime\":\"20250101060001.000000+000\"}");
+    drain(e);
+    assert_true(has_settings(e, JOBS / 2)); /* the order of use is another */
+    assert_int_equal(cairn_engine_advance(e, 6 * HOUR + 2 * SECOND, NULL), 0);
+    for (int i = 0; i < 200; i++) {
+      cairn_engine_step(e);
+      while ((n = cairn_engine_next_events(e, events, 64)) > 0) {
+        for (size_t k = 0; k < n; k++) {
+          if (events[k].type != CAIRN_EVENT_TASK_START)
+            continue;
+          assert_int_equal(events[k].job, started + 1);
+          started = events[k].job;
+          count++;
+          assert_int_equal(cairn_task_finish(e, started, NULL, NULL), 0);
+        }
+      }
+    }
+    assert_int_equal(count, JOBS);
+    assert_int_equal(state_of(e, after), CAIRN_EXCEPTION);
+    cairn_engine_free(e);
+  }
+}
+
+static int compare_value(const struct cairn_value *a,
+                         const struct cairn_value *b)
+{
+  if (a->kind != b->kind)
+    return 1;
+  if (a->kind == CAIRN_VALUE_STRING)
+    return strcmp(a->as.string, b->as.string) != 0;
+  return a->kind == CAIRN_VALUE_INTEGER && a->as.integer != b->as.integer;
+}
+
+/* Some properties are read of a job without waking it. */
+static void a_look_finds_what_a_job_that_is_awake_says(void **state)
+{
+  static const char *const specs[] = {
+      LATER,
+      "{\"Name\":\"h\",\"run\":true,\"held\":true,\"policy\":\"p\","
+      "\"policy_key\":\"a key that is long enough\",\"queue\":\"night\"}",
+      "{\"Name\":\"r\",\"verify\":{},\"RecoveryAction\":\"Re-run Job\"}",
+      "{\"Name\":\"f\",\"verify\":{}}"};
+  cairn_engine *e = open_engine();
+  const struct cairn_property_info *p;
+  char long_name[1000];
+  int seen = 0;
+
+  (void)state;
+  cairn__awake_max = 1000;
+  for (size_t i = 0; i < 4; i++)
+    submit(e, specs[i]);
+  snprintf(long_name, sizeof long_name,
+           "{\"run\":true,\"held\":true,\"Name\":\"%0200d\"}", 1);
+  submit(e, long_name);
+  drain(e);
+  while (state_of(e, 4) != CAIRN_EXCEPTION || state_of(e, 3) != CAIRN_SUSPENDED)
+    cairn_engine_wait(e, 1000);
+  drain(e);
+  for (cairn_job job = 1; job <= 5; job++) {
+    for (size_t i = 0; (p = cairn_property_at(i)) != NULL; i++) {
+      struct cairn_value asleep, awake;
+      char text[2048] = "";
+
+      cairn__awake_max = 0;
+      drain(e);
+      assert_true(is_asleep(e, job));
+      assert_int_equal(cairn_job_get(e, job, p->id, &asleep, NULL), 0);
+      seen += is_asleep(e, job);
+      if (asleep.kind == CAIRN_VALUE_STRING) {
+        snprintf(text, sizeof text, "%s", asleep.as.string);
+        asleep.as.string = text;
+      }
+      cairn__awake_max = 1000;
+      assert_non_null(cairn__engine_job(e, job, NULL));
+      assert_int_equal(cairn_job_get(e, job, p->id, &awake, NULL), 0);
+      if (compare_value(&asleep, &awake) != 0)
+        fail_msg("%s of job %d", p->name, (int)job);
+    }
+  }
+  assert_int_equal(seen, 5 * 10); /* these wake nobody */
   cairn_engine_free(e);
 }
 
@@ -397,6 +542,40 @@ static void code_that_comes_without_memory_wakes_them_later(void **state)
   }
 }
 
+/* What one name could not wake, another one, or a look, does not lose. */
+static void code_that_could_not_wake_them_is_not_forgotten(void **state)
+{
+  (void)state;
+  for (int read = 0; read < 2; read++) {
+    int is_short = 1;
+
+    for (long n = 0; is_short; n++) {
+      cairn_engine *e = open_engine();
+      cairn_job jobs[3];
+      int is_added;
+
+      cairn__awake_max = 0;
+      for (int i = 0; i < 3; i++)
+        jobs[i] = submit(e, CODED("a", "the first of the bodies"));
+      drain(e);
+      allocations_left = n;
+      is_added = cairn_code_add(e, "the first of the bodies", NULL) == 0;
+      is_short = allocations_left == 0;
+      allocations_left = -1;
+      if (!is_added)
+        assert_int_equal(cairn_code_add(e, "the first of the bodies", NULL), 0);
+      for (int i = 0; read && i < 3; i++)
+        assert_true(has_settings(e, jobs[i]));
+      if (!read)
+        assert_int_equal(cairn_code_add(e, "another", NULL), 0);
+      drain(e);
+      for (int i = 0; i < 3; i++)
+        assert_int_equal(state_of(e, jobs[i]), CAIRN_RUNNING);
+      cairn_engine_free(e);
+    }
+  }
+}
+
 /* ---- without memory ------------------------------------------------------ */
 
 static void without_memory_a_job_sleeps_on(void **state)
@@ -431,9 +610,15 @@ static void without_memory_a_job_sleeps_on(void **state)
     drain(e);
     assert_true(is_asleep(e, job));
     allocations_left = n;
-    if (cairn_job_get(e, job, CAIRN_PROPERTY_Name, &v, &err) != 0) {
+    if (cairn_job_get(e, job, CAIRN_PROPERTY_Notify, &v, &err) != 0) {
       assert_int_equal(err.id, CAIRN_E_NO_MEMORY);
-      assert_true(is_asleep(e, job));
+      assert_true(is_asleep(e, job) || n > 5);
+      allocations_left = 0;
+      if (is_asleep(e, job)) {
+        assert_int_equal(cairn_job_kill(e, job, -1, &err), 4);
+        assert_int_equal(cairn_job_resume(e, job, &err), CAIRN_RC_FAILED);
+        assert_int_equal(err.id, CAIRN_E_NO_MEMORY);
+      }
       refused++;
       is_short = 1;
     }
@@ -538,7 +723,9 @@ static void jobs_are_found_among_those_that_are_gone(void **state)
       }
     }
     assert_int_equal(cairn_job_next(e, job), 0);
+    assert_true(e->roster.end - e->roster.begin <= 2 * e->roster.count + 1);
   }
+  assert_int_equal(cairn_job_next(e, UINT64_MAX), 0);
   cairn_engine_free(e);
 }
 
@@ -549,9 +736,13 @@ int main(void)
       cmocka_unit_test(those_used_last_are_awake),
       cmocka_unit_test(a_job_is_the_same_after_its_sleep),
       cmocka_unit_test(timers_come_while_a_job_sleeps),
+      cmocka_unit_test(timers_keep_their_order),
+      cmocka_unit_test(many_are_due_at_once),
+      cmocka_unit_test(a_look_finds_what_a_job_that_is_awake_says),
       cmocka_unit_test(an_id_finds_who_sleeps),
       cmocka_unit_test(code_wakes_those_that_wait_for_it),
       cmocka_unit_test(code_that_comes_without_memory_wakes_them_later),
+      cmocka_unit_test(code_that_could_not_wake_them_is_not_forgotten),
       cmocka_unit_test(without_memory_a_job_sleeps_on),
       cmocka_unit_test(without_memory_nothing_due_is_lost),
       cmocka_unit_test(a_close_ends_those_that_sleep),

@@ -629,6 +629,31 @@ static void missed_times_are_accounted_for(void **state)
   cairn_engine_free(e);
 }
 
+static void jobs_with_missed_times_sleep_soon(void **state)
+{
+  size_t max = cairn__awake_max;
+  cairn_engine *e;
+
+  (void)state;
+  e = new_store();
+  for (int i = 0; i < 500; i++)
+    submit(e, "{\"Name\":\"h\",\"run\":true,\"JobRunTimes\":0,"
+              "\"zone\":\"UTC\",\"catch_up\":\"none\","
+              "\"RunStartInterval\":\"00000000000000.000000:000\"}");
+  flush(e);
+  open_at = cairn_engine_now(e) + 72 * HOUR;
+  cairn_engine_free(e);
+  cairn__awake_max = 10;
+  e = open_store("a.db");
+  flush(e);
+  for (int i = 0; i < 3; i++)
+    cairn_engine_step(e);
+  assert_int_equal(e->roster.count, 500);
+  assert_true(e->roster.awake <= 20);
+  cairn_engine_free(e);
+  cairn__awake_max = max;
+}
+
 static void a_retry_survives(void **state)
 {
   cairn_engine *e;
@@ -947,7 +972,7 @@ static void a_file_of_version_1_is_brought_up_to_date(void **state)
   end_run(e, job);
   flush(e);
   cairn_engine_free(e);
-  assert_sql("a.db", "PRAGMA user_version", "2");
+  assert_sql("a.db", "PRAGMA user_version", "3");
   assert_sql("a.db", "PRAGMA integrity_check", "ok");
   assert_sql(
       "a.db",
@@ -1839,6 +1864,7 @@ int main(void)
       cmocka_unit_test(a_run_that_waits_for_its_commit_can_be_suspended),
       cmocka_unit_test(an_interrupted_run_that_cannot_go_on_has_a_record),
       cmocka_unit_test(missed_times_are_accounted_for),
+      cmocka_unit_test(jobs_with_missed_times_sleep_soon),
       cmocka_unit_test(a_retry_survives),
       cmocka_unit_test(removal_survives),
       cmocka_unit_test(history_has_its_limit),

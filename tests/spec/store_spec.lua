@@ -42,8 +42,9 @@ describe("an engine with a store", function()
       assert.is_true(job:set { RunDay = 3 })
       id = job.InstanceID
     end
-    assert.equal("nightly|3|7|" .. id, sql("SELECT Name, RunDay, Priority, "
-      .. "InstanceID FROM job JOIN state USING (serial)"))
+    assert.equal("nightly|3|7|" .. id, sql("SELECT Name, "
+      .. "more ->> 'RunDay', Priority, InstanceID FROM job JOIN state "
+      .. "USING (serial)"))
     local engine <close> = open()
     local job = assert(engine:job(id))
     assert.equal("nightly", job.Name)
