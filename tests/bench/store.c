@@ -11,8 +11,9 @@
  *   many       64 callers, each with one submit outstanding; p99 of its wait
  *   bulk       1,000 specifications of 300 bytes a call, two calls outstanding
  *   life       submit, start, end of tasks that do nothing, all of it durable
- *   resident   a million jobs with a calendar: memory of each, time to open
- * again
+ *   due        10,000 jobs due at one moment: when the last of them has started
+ *   resident   a million jobs with a calendar: memory of each, and how long
+ *              it takes to open them again
  *
  * Beside other programs: tests/bench/store.py. */
 #include <errno.h>
@@ -28,6 +29,7 @@
 
 #define CALLERS  64
 #define BULK     1000
+#define DUE      10000
 #define RESIDENT 1000000
 #define WAITS    "{\"code\":\"none\"}" /* for a body that nobody has */
 
@@ -269,6 +271,48 @@ static void life(void)
   cairn_engine_free(e);
 }
 
+static void due(void)
+{
+  cairn_engine *e = open_new(1);
+  struct cairn_event events[256];
+  struct cairn_error err;
+  time_t moment = time(NULL) + 3;
+  char when[32], spec[200];
+  int64_t last = 0;
+  unsigned started = 0;
+  cairn_job job;
+  struct tm tm;
+
+  gmtime_r(&moment, &tm);
+  strftime(when, sizeof when, "%Y%m%d%H%M%S.000000+000", &tm);
+  for (unsigned n = 0; n < DUE; n++) {
+    int length = snprintf(spec, sizeof spec,
+                          "{\"Name\":\"job %u\",\"run\":true,"
+                          "\"ScheduledStartTime\":\"%s\"}",
+                          n, when);
+
+    if (cairn_submit(e, spec, (size_t)length, &job, &err) != 0)
+      fail("due", &err);
+  }
+  if (cairn_engine_flush(e, -1, &err) != 0)
+    fail("due", &err);
+  while (started < DUE) {
+    cairn_engine_wait(e, 100000);
+    for (size_t k; (k = cairn_engine_next_events(e, events, 256)) > 0;) {
+      for (size_t i = 0; i < k; i++) {
+        if (events[i].type != CAIRN_EVENT_TASK_START)
+          continue;
+        started++;
+        last = cairn_engine_now(e);
+        cairn_task_finish(e, events[i].job, NULL, NULL);
+      }
+    }
+  }
+  printf("due       %9u jobs, the last started after %.3f s\n", started,
+         (double)(last - (int64_t)moment * 1000000) / 1e6);
+  cairn_engine_free(e);
+}
+
 static void resident(void)
 {
   static char text[BULK * 600];
@@ -314,14 +358,12 @@ int main(int argc, char **argv)
   static const struct {
     const char *name;
     void (*run)(void);
-  } figures[] = {{"one", one_with_f},
-                 {"many", many},
-                 {"bulk", bulk},
-                 {"life", life},
-                 {"resident", resident}};
+  } figures[] = {{"one", one_with_f}, {"many", many}, {"bulk", bulk},
+                 {"life", life},      {"due", due},   {"resident", resident}};
 
   if (argc < 2) {
-    fprintf(stderr, "usage: %s DIRECTORY [one|many|bulk|life|resident]...\n",
+    fprintf(stderr,
+            "usage: %s DIRECTORY [one|many|bulk|life|due|resident]...\n",
             argv[0]);
     return 2;
   }
