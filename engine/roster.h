@@ -47,7 +47,7 @@ struct cairn__roster {
 
   struct cairn__job *first_awake, *last_awake; /* least recently used first */
   size_t awake;
-  size_t fresh;        /* awake since jobs were last looked at */
+  size_t fresh; /* woke up, or may sleep, since jobs were last looked at */
   size_t asleep_on[2]; /* timers of jobs asleep: on the monotonic clock, on the
                           wall clock */
   uint64_t *usual;     /* a job's words, where it is as most jobs are */

@@ -963,9 +963,8 @@ int cairn_job_update(cairn_engine *e, cairn_job job, const char *json,
 
 const char *cairn_job_policy_file(cairn_engine *e, cairn_job job)
 {
-  struct cairn__job *j;
+  struct cairn__job *j = cairn__engine_asked(e, job, NULL);
 
-  j = cairn__engine_asked(e, job, NULL);
   return j && j->details ? j->details->policy_file : NULL;
 }
 

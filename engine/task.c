@@ -191,9 +191,8 @@ void cairn__names_free(struct cairn_engine *e)
 
 const char *cairn_task_code(cairn_engine *e, cairn_job job)
 {
-  struct cairn__job *j;
+  struct cairn__job *j = cairn__engine_asked(e, job, NULL);
 
-  j = cairn__engine_asked(e, job, NULL);
   return j ? code_of(j) : NULL;
 }
 
@@ -369,13 +368,15 @@ uint32_t cairn_job_resume_with_input(cairn_engine *e, cairn_job job,
                                      const char *text, struct cairn_error *err)
 {
   struct cairn__job *j;
-  uint32_t code = CAIRN_RC_UNKNOWN;
+  uint32_t code;
 
   cairn__error_clear(err);
   j = cairn__engine_asked(e, job, err);
   if (j) {
     code = resume_with_input(e, j, text, err);
     cairn__engine_settle(e);
+  } else {
+    code = cairn__engine_absent(e, job, CAIRN_RC_UNKNOWN, CAIRN_RC_FAILED);
   }
   return e->is_vendor_codes ? cairn_vendor_code(code) : code;
 }

@@ -1319,6 +1319,24 @@ static void a_damaged_store_says_what_is_left(void **state)
       "sqlite3 whole.db 'UPDATE state SET JobState = 77 WHERE serial = 9'");
   expect_refused("whole.db", CAIRN_E_STORE_FAILED, "job 9");
   must_run("sqlite3 whole.db 'UPDATE state SET JobState = 7 WHERE serial = 9'");
+  must_run("sqlite3 whole.db 'UPDATE state SET flags = -1 WHERE serial = 9'");
+  expect_refused("whole.db", CAIRN_E_STORE_FAILED, "job 9");
+  must_run("sqlite3 whole.db 'UPDATE state SET flags = 0 WHERE serial = 9'");
+  for (int i = 0; i < 6; i++) {
+    /* within double quotes of the shell */
+    static const char *const wrong[] = {"[",
+                                        "[]",
+                                        "{\\\"x\\\":1}",
+                                        "{\\\"RunMonth\\\":\\\"3\\\"}",
+                                        "{\\\"RunMonth\\\":300}",
+                                        "{\\\"asked\\\":9}"};
+
+    must_run("sqlite3 whole.db \"UPDATE state SET more = '%s' "
+             "WHERE serial = 9\"",
+             wrong[i]);
+    expect_refused("whole.db", CAIRN_E_STORE_FAILED, "job 9");
+  }
+  must_run("sqlite3 whole.db 'UPDATE state SET more = NULL'");
   must_run("sqlite3 whole.db \"UPDATE job SET spec = '{' WHERE serial = 3\"");
   expect_refused("whole.db", CAIRN_E_STORE_FAILED, "job 3");
   must_run(
